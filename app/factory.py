@@ -22,7 +22,8 @@ from .http.auth import Authenticate
 from .http.errors import install_handlers
 from .http.hosts import CORS_METHODS, EXPOSED_HEADERS, AllowedHosts
 from .http.paths import is_protocol, whole
-from .http.predict import Fetch, HotRoutes, Predict, predict_route
+from .http.predict import HotRoutes, Predict, predict_route
+from .http.predict_call import Fetch
 from .http.restriction import Restricted, Restriction, restriction_of
 from .metrics import Metrics
 from .openapi.document import OpenAPI
@@ -118,19 +119,12 @@ class _App(FastAPI):
     """
 
     _hot: HotRoutes | None = None
+    _behind_key: HotRoutes | None = None  # the same, with or without the check of the API key
     _stack: ASGIApp | None = None  # the one that `_hot` was found in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._stack is not self.middleware_stack:
-            stack: Any = self.middleware_stack
-            self._stack = stack
-            added: set[Any] = {middleware.cls for middleware in self.user_middleware}
-            while type(stack) not in added and type(stack).__module__.partition(".")[0] in (
-                "fastapi",
-                "starlette",
-            ):
-                stack = getattr(stack, "app", None)
-            self._hot = stack if type(stack) is HotRoutes and not self.root_path else None
+            self._find_hot()
         if self._hot is not None:
             route = predict_route(scope)
             if route is not None:
@@ -140,6 +134,32 @@ class _App(FastAPI):
                 await self._hot.protocol(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
+
+    def hot_routes(self) -> HotRoutes | None:
+        """Return the hot routes if nothing else of the app sees their requests, except the check of
+        the API key, which is then left to the caller.
+
+        Called when it serves, as `__call__` is: no middleware can be added any more.
+        """
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        if self._stack is not self.middleware_stack:
+            self._find_hot()
+        return self._behind_key
+
+    def _find_hot(self) -> None:
+        stack: Any = self.middleware_stack
+        self._stack = stack
+        added: set[Any] = {middleware.cls for middleware in self.user_middleware}
+        while type(stack) not in added and type(stack).__module__.partition(".")[0] in (
+            "fastapi",
+            "starlette",
+        ):
+            stack = getattr(stack, "app", None)
+        self._hot = stack if type(stack) is HotRoutes and not self.root_path else None
+        if type(stack) is Authenticate:
+            stack = stack.app
+        self._behind_key = stack if type(stack) is HotRoutes and not self.root_path else None
 
 
 def create_router(

@@ -14,7 +14,7 @@ from penstock.backends.text import message_of
 from penstock.pipelines.pipeline import Pipeline
 
 from ..http.errors import status_of
-from ..http.predict import server_timing
+from ..http.predict_call import server_timing
 from ..http.render import fields_of, to_json
 from .client import HttpClient
 from .load import NO_ANSWER, Answer, Send, closed_loop, no_answer_from, open_loop

@@ -8,7 +8,6 @@ from __future__ import annotations
 import binascii
 import io
 import logging
-from collections.abc import Callable
 from functools import lru_cache, partial
 from math import inf
 from typing import Any, Literal
@@ -249,20 +248,33 @@ async def images_of(
     limit: int,
     json: JsonLimits,
 ) -> list[bytes] | Link:
+    """Take the images out of a body as `parse_images` does, a large one on a helper thread."""
+    parse = partial(
+        parse_images, body, form, content_type, memory, many=many, limit=limit, json=json
+    )
+    return await on_helper_thread(parse) if len(body) >= PARSE_OFF_LOOP_BYTES else parse()
+
+
+def parse_images(
+    body: bytes,
+    form: Form,
+    content_type: bytes | None,
+    memory: Reservation,
+    *,
+    many: bool,
+    limit: int,
+    json: JsonLimits,
+) -> list[bytes] | Link:
     """Take the images out of a JSON or multipart body: 1 to `limit` if `many`, else one or its URL.
 
     `memory` has the bytes of the body, and then those of the images alone. Raises `InvalidRequest`,
     `TooLarge` for too many, `MemoryFull`.
     """
-    parse: Callable[[], list[bytes] | Link]
+    images: list[bytes] | Link
     if form == "json":
-        parse = partial(_from_json, body, memory, json, many, limit)
+        images = _from_json(body, memory, json, many, limit)
     else:
-        parse = partial(_from_multipart, body, content_type or b"", memory, many, limit)
-    if len(body) >= PARSE_OFF_LOOP_BYTES:
-        images = await on_helper_thread(parse)
-    else:
-        images = parse()
+        images = _from_multipart(body, content_type or b"", memory, many, limit)
     memory.resize(sum(map(len, images)), "images")
     return images
 

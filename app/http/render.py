@@ -44,6 +44,11 @@ threads until it is done.
 """
 
 SMALL_BYTES = 1 << 14
+UNMEASURED_BYTES = 1 << 12
+"""A smaller answer is counted by its estimate: to count it again would take time that the bytes are
+not worth.
+"""
+
 WRITER_FACTOR = 16
 """orjson takes so many times the bytes of an answer at most."""
 
@@ -171,34 +176,67 @@ async def write_item(
     failed then, even if the pipeline has counted it as a success: it is counted as `unwritten`, and
     logged.
     """
-    fields = fields_of(item, pipeline.answer_keys)
-    if trace is not None:
-        fields["trace"] = trace.steps
+    small = write_small(item, run, pipeline, memory, trace)
+    if small is not None:
+        return small
+    fields = _fields_of(item, pipeline, trace)
     before = memory.size
     try:
-        size = json_size(fields)
-        memory.resize(before + size, "an answer")
-        if size > PIECE_BYTES:
-            text = await on_helper_thread(_write_large, fields, memory, before)
-        else:
-            text = to_json(fields, size)
+        memory.resize(before + json_size(fields), "an answer")
+        text = await on_helper_thread(_write_large, fields, memory, before)
         memory.resize(before + len(text), "an answer")
         return text
     except PenstockError as error:
-        error.logged = True  # below
-        future = run.future
-        if not future.done():  # a stream, of which this is a part
-            run.leave("unwritten")
-        elif not future.cancelled() and future.exception() is None:
-            pipeline.statistics.take_back(1)
-        if isinstance(error, BackendError):
-            logger.error(
-                "request %s: %s",
-                run.request_id,
-                error,
-                extra={"request_id": run.request_id, "pipeline": pipeline.name},
-            )
+        _count_unwritten(error, run, pipeline)
         raise
+
+
+def write_small(
+    item: Item,
+    run: Submission,
+    pipeline: Pipeline,
+    memory: Reservation,
+    trace: Trace | None = None,
+) -> bytes | None:
+    """Do as `write_item` does, at once. Returns None for a large item, which that has to write."""
+    fields = _fields_of(item, pipeline, trace)
+    size = json_size(fields)
+    if size > PIECE_BYTES:
+        return None
+    before = memory.size
+    try:
+        memory.resize(before + size, "an answer")
+        text = to_json(fields, size)
+        if size > UNMEASURED_BYTES:
+            memory.resize(before + len(text), "an answer")
+        return text
+    except PenstockError as error:
+        _count_unwritten(error, run, pipeline)
+        raise
+
+
+def _fields_of(item: Item, pipeline: Pipeline, trace: Trace | None) -> dict[str, Any]:
+    fields = fields_of(item, pipeline.answer_keys)
+    if trace is not None:
+        fields["trace"] = trace.steps
+    return fields
+
+
+def _count_unwritten(error: PenstockError, run: Submission, pipeline: Pipeline) -> None:
+    """Count and log a request whose answer can't be written."""
+    error.logged = True  # below
+    future = run.future
+    if not future.done():  # a stream, of which this is a part
+        run.leave("unwritten")
+    elif not future.cancelled() and future.exception() is None:
+        pipeline.statistics.take_back(1)
+    if isinstance(error, BackendError):
+        logger.error(
+            "request %s: %s",
+            run.request_id,
+            error,
+            extra={"request_id": run.request_id, "pipeline": pipeline.name},
+        )
 
 
 def _write_large(fields: dict[str, Any], memory: Reservation, before: int) -> bytes:
@@ -237,7 +275,13 @@ def json_size(value: Any, levels: int = 8) -> int:
     if not levels:
         return 0
     if kind is dict:
-        return sum([64 + json_size(member, levels - 1) for member in value.values()])
+        return sum(
+            [
+                64
+                + (MOST_CHARACTERS if type(member) in _SCALARS else json_size(member, levels - 1))
+                for member in value.values()
+            ]
+        )
     if kind is list or kind is tuple:
         if value and type(value[0]) in _SCALARS and type(value[-1]) in _SCALARS:
             return MOST_CHARACTERS * len(value)

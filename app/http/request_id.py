@@ -28,7 +28,9 @@ def choose_request_id(sent: bytes | None) -> str:
 
     A longer or stranger one would only carry trouble into logs.
     """
-    text = sent.decode("latin-1") if sent is not None else ""
+    if sent is None:
+        return new_request_id()
+    text = sent.decode("latin-1")
     return text if is_fit(text) else new_request_id()
 
 

@@ -10,7 +10,7 @@ import asyncio
 import http
 import logging
 import urllib.parse
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -281,23 +281,18 @@ class AsgiRequest:
         self.keep_alive = keep_alive
         self._head = head + b"\r\n"
         if self._access_log:
-            self._log_access(status)
+            scope = self.scope
+            line = AccessLine(
+                scope["client"],
+                scope["method"],
+                scope["path"],
+                scope["query_string"],
+                scope["http_version"],
+            )
+            line.log(status)
         # At most to the end of this iteration of the loop: a client of an answer whose body comes
         # later (a stream) must not wait for the head.
         self._loop.call_soon(self._flush)
-
-    def _log_access(self, status: int) -> None:
-        scope = self.scope
-        client = scope["client"]
-        query = scope["query_string"]
-        access_logger.info(
-            '%s - "%s %s HTTP/%s" %d',
-            f"{client[0]}:{client[1]}" if client else "",
-            scope["method"],
-            urllib.parse.quote(scope["path"]) + (f"?{query.decode('ascii')}" if query else ""),
-            scope["http_version"],
-            status,
-        )
 
     def _flush(self) -> None:
         head = self._head
@@ -335,6 +330,29 @@ class AsgiRequest:
             self.wire = None
             self._notify()
             wire.answered(self.keep_alive)
+
+
+class AccessLine(NamedTuple):
+    """What the access log says of a request, besides its status."""
+
+    client: tuple[str, int] | None
+    method: str
+    path: str
+    query: bytes
+    version: str
+
+    def log(self, status: int) -> None:
+        """Write the line, as uvicorn does."""
+        client = self.client
+        query = f"?{self.query.decode('ascii')}" if self.query else ""
+        access_logger.info(
+            '%s - "%s %s HTTP/%s" %d',
+            f"{client[0]}:{client[1]}" if client else "",
+            self.method,
+            urllib.parse.quote(self.path) + query,
+            self.version,
+            status,
+        )
 
 
 _KNOWN_NAMES: dict[bytes, bytes] = {}

@@ -37,9 +37,10 @@ from uvicorn.server import ServerState
 from penstock.backends.errors import InvalidRequest, NotReady, PenstockError
 from penstock.backends.memory import budget
 
-from .asgi import AsgiRequest, access_logger
+from .asgi import AccessLine, AsgiRequest, access_logger
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
+from .direct import Direct, DirectRoutes
 from .head import RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
 
@@ -58,6 +59,8 @@ connection stays open. Go's server reads as much.
 
 CHUNKS_AT_ONCE = 4096
 """So many chunks are decoded before the loop may do something else: 3 ms."""
+
+DIRECT_METHODS = frozenset({b"POST", b"PUT"})
 
 CLOSE_WAIT, TCP_CLOSE = 8, 7  # states of TCP in the first byte of TCP_INFO
 PROBE_SECONDS = 0.05
@@ -100,6 +103,7 @@ class Connection(asyncio.Protocol):
         "_remaining",
         "_request",
         "_root_path",
+        "_routes",
         "_server",
         "_server_state",
         "_settings",
@@ -135,13 +139,15 @@ class Connection(asyncio.Protocol):
         self._app_state = app_state
         self._root_path = config.root_path
         self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
+        # None: every request goes to the app.
+        self._routes = None if config.root_path else shared.direct_routes(config.loaded_app)
         self._access_log = config.access_log and access_logger.hasHandlers()
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until it is made
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int | None] | None = None
         self._buffer = b""  # received and not parsed: a part of a head, or the requests behind this
-        self._request: AsgiRequest | None = None
+        self._request: AsgiRequest | Direct | None = None
         self._reading = True
         self._half_closed = False  # the client has sent all that it will send
         self._counted = 0  # bytes counted in the memory budget
@@ -277,6 +283,8 @@ class Connection(asyncio.Protocol):
         except PenstockError as error:
             self._refuse_malformed(error)
             return
+        if self._routes is not None and self._answer_directly(self._routes, data, end):
+            return
         path = head.path.decode("ascii")
         shared = self._shared
         self._request = request = AsgiRequest(
@@ -325,6 +333,66 @@ class Connection(asyncio.Protocol):
             self._count_or_fail()
         if len(data) > end + length:
             self._hold(data[end + length :])
+
+    def _answer_directly(self, routes: DirectRoutes, data: bytes, end: int) -> bool:
+        """Begin a small request of a hot route.
+
+        Returns False for anything else, and if anything is unusual: the app answers that.
+        """
+        head, settings = self._head, self._settings
+        end_of_body = end + head.length
+        if (
+            not 0 < head.length <= KEPT_BODY_BYTES
+            or end > UNCOUNTED_BYTES
+            or head.method not in DIRECT_METHODS
+            or head.coding
+            or head.expects
+            or head.offers_upgrade
+            or head.http_1_0
+            or self._counted
+            or self.writing_paused
+        ):
+            return False
+        shared = self._shared
+        call = routes.call_of(
+            head,
+            self,
+            default_head=shared.default_head(self._server_state.default_headers),
+            keep_alive=head.keep_alive and not shared.draining,
+            access=self._access_line() if self._access_log else None,
+        )
+        if call is None:
+            return False
+        self._buffer = b""
+        self._request = call
+        self._head_bytes = end
+        if end_of_body > len(data):
+            head.drop_parser()
+            self.state = BODY
+            timeout = settings.drain_grace if shared.draining else call.body_timeout
+            self.deadline = self._loop.time() + timeout
+            self._remaining = head.length
+            call.start()
+            if len(data) > end:
+                self.data_received(data[end:])
+            return True
+        body = data[end:end_of_body]
+        if head.keep_alive:
+            head.skip_body(body)
+        else:
+            head.drop_parser()
+        self.state = HANDLING
+        self.deadline = math.inf
+        if len(data) > end_of_body:
+            self._hold(data[end_of_body:])
+        call.start(body)
+        return True
+
+    def _access_line(self) -> AccessLine:
+        head = self._head
+        return AccessLine(
+            self._client, head.method.decode("ascii"), head.path.decode("ascii"), head.query, "1.1"
+        )
 
     def _wait_for_head(self, data: bytes) -> None:
         """Wait for the rest of a head, of which `data` has come."""
@@ -380,7 +448,8 @@ class Connection(asyncio.Protocol):
             except ChunksError as error:
                 self._refuse_malformed(InvalidRequest(f"malformed: {error}"))
                 return
-            request.scope["penstock.chunks"] = chunks.chunks
+            if isinstance(request, AsgiRequest):
+                request.scope["penstock.chunks"] = chunks.chunks
             ended = chunks.done
         self._buffer = b""
         if piece:
@@ -390,10 +459,11 @@ class Connection(asyncio.Protocol):
             self._chunks = None
             self.state = ANSWERING if request.started else HANDLING
             self.deadline = math.inf
-            request.feed_end()
             if rest:
                 self._hold(rest)
+                request.feed_end()  # may answer at once, and go on with the rest
                 return
+            request.feed_end()
         elif rest:
             self._buffer = rest
             self._loop.call_soon(self._go_on)
@@ -414,11 +484,11 @@ class Connection(asyncio.Protocol):
     def _fail_body(self, error: PenstockError) -> None:
         """Raise `error` to the app that reads the body, and read no more of it."""
         request = self._request
-        if request is not None:
-            request.keep_alive = False
-            request.fail(error)
         self._buffer = b""
         self.deadline = math.inf
+        if request is not None:
+            request.keep_alive = False
+            request.fail(error)  # a direct one answers at once
         self._set_reading()
 
     def _hold(self, data: bytes) -> None:
@@ -662,10 +732,13 @@ class Connection(asyncio.Protocol):
             self._count_late("head_timeout")
             self._refuse(draining if self._shared.draining else late)
         elif self.state is BODY:
+            request = self._request
+            timeout = request.body_timeout if isinstance(request, Direct) else settings.body_timeout
             late_body = InvalidRequest(
-                f"the body did not arrive within {settings.body_timeout:g} s (body_timeout)"
+                f"the body did not arrive within {timeout:g} s (body_timeout)"
             )
-            self._count_late("body_timeout")
+            if self._shared.draining or not isinstance(request, Direct):
+                self._count_late("body_timeout")
             self._fail_body(draining if self._shared.draining else late_body)
         elif self.state is DISCARDING:
             if self._transport.get_write_buffer_size():

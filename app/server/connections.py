@@ -13,6 +13,7 @@ import sys
 from typing import Protocol
 
 from ..settings import Settings
+from .direct import DirectRoutes, routes_of
 
 logger = logging.getLogger("penstock.connection")
 
@@ -64,6 +65,12 @@ class Connections:
         self.refused: set[Tracked] = set()
         """Refused connections that are still open, so that their clients can read why."""
         self.draining = False
+        self.direct = True
+        """Connections answer small requests themselves where that is possible (direct.py). Tests
+        turn it off.
+        """
+        self._direct_app: object = None
+        self._direct_routes: DirectRoutes | None = None
         self.closed: dict[str, int] = dict.fromkeys(REASONS, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._probed_at = 0.0
@@ -103,6 +110,13 @@ class Connections:
         self.draining = True
         for connection in tuple(self.open):
             connection.shutdown()
+
+    def direct_routes(self, app: object) -> DirectRoutes | None:
+        """Return the routes of an app whose requests its connections may answer themselves."""
+        if self._direct_app is not app:
+            self._direct_app = app
+            self._direct_routes = routes_of(app) if self.direct else None
+        return self._direct_routes
 
     def close(self, reason: str, message: str, *values: object) -> None:
         """Count and log that the server ends a connection."""

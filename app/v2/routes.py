@@ -60,15 +60,20 @@ class ProtocolApp:
     """The protocol as an ASGI app."""
 
     def __init__(
-        self, routes: Iterable[Route], settings: Settings, guard: Guard = lambda group, scope: None
+        self,
+        infer: Infer,
+        routes: Iterable[Route],
+        settings: Settings,
+        guard: Guard = lambda group, scope: None,
     ) -> None:
+        self.infer = infer
+        self.guard = guard
         self._settings = settings
-        self._guard = guard
         # Clients ask for few paths, again and again.
         self._remembered: dict[tuple[str, str], tuple[Route, dict[str, str]]] = {}
         self._table: list[tuple[re.Pattern[str], dict[str, Route]]] = []
         by_pattern: dict[str, dict[str, Route]] = {}
-        for route in routes:
+        for route in (infer.route, *routes):
             methods = by_pattern.get(route.pattern)
             if methods is None:
                 methods = by_pattern[route.pattern] = {}
@@ -82,7 +87,7 @@ class ProtocolApp:
         call: ProtocolCall | None = None
         try:
             route, names = self._find(scope["method"], path_of(scope) if path is None else path)
-            self._guard(route.group, scope)
+            self.guard(route.group, scope)
             call = ProtocolCall(scope, receive, names, self._settings)
             result = await route.handler(call)
             if isinstance(result, ProtocolAnswer):
@@ -105,6 +110,14 @@ class ProtocolApp:
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))
+
+    def names_of_infer(self, path: str) -> dict[str, str] | None:
+        """Return the names in the path of an infer request; None for any other path."""
+        try:
+            route, names = self._find("POST", path)
+        except _NoRoute:
+            return None
+        return names if route is self.infer.route else None
 
     def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         match = self._remembered.get((method, path))
@@ -169,10 +182,10 @@ def protocol_app(repository: Repository, settings: Settings) -> ProtocolApp:
     """Return the protocol's app for the pipelines of a repository."""
     models = Models(repository)
     memory = SharedMemory(settings.map_shared_memory)
-    # The table is searched in this order: infer is by far the most frequent, and the statistics'
-    # /v2/models/stats has to come before the description's /v2/models/{model}.
+    infer = Infer(models, settings, memory)
+    # The table is searched in this order, after infer, which is by far the most frequent: the
+    # statistics' /v2/models/stats has to come before the description's /v2/models/{model}.
     routes: Sequence[Route] = (
-        *Infer(models, settings, memory).routes,
         *health_routes(repository, EXTENSIONS, settings.ready_when),
         *statistics_routes(repository, models),
         *RepositoryRoutes(repository, settings).routes,
@@ -181,4 +194,4 @@ def protocol_app(repository: Repository, settings: Settings) -> ProtocolApp:
     )
     restriction = restriction_of(settings.restricted_api)
     guard = [restriction.check] if restriction else []
-    return ProtocolApp(routes, settings, *guard)
+    return ProtocolApp(infer, routes, settings, *guard)

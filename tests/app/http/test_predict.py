@@ -84,7 +84,7 @@ def config(**pipeline: Any) -> Any:
 
 @pytest.fixture(scope="module", params=["httptools", "penstock"])
 def client(running: Any, request: Any) -> Any:
-    """A server on uvicorn's protocol class, and one on ours."""
+    """A server, once uvicorn's and once ours, which answers many requests past ASGI."""
     settings = Settings(max_body=100_000, max_images=3, body_timeout=5)
     app = create_app(config(), settings=settings)
     with running(app, http=request.param, proxy_headers=False) as client:

@@ -1,0 +1,326 @@
+"""`PredictCall`: one predict request, without what carries it.
+
+Every rule of a predict request is here once: keys, limits, deadlines, budget, priorities, trace,
+the answer and its errors. What carries the bytes calls the steps in order: `begin` with the head,
+`take` with the body, `submit`, then `write` or `failure`. `Predict` (predict.py) does so as an
+ASGI app, `DirectCall` (direct.py) from a connection's callbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from penstock.backends.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    UnsupportedMedia,
+    forget_frames,
+)
+from penstock.backends.item import Item
+from penstock.backends.memory import Reservation, budget
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.runs.run import Run, Submission
+from penstock.pipelines.runs.trace import Trace
+
+from ..settings import Settings
+from .auth import check_trace
+from .body import Form, form_of, reserve_body, sniff
+from .compression import window_of
+from .errors import Problem, log_failure, problem
+from .json_text import JsonLimits
+from .render import write_item, write_small
+from .request_id import choose_request_id
+from .restriction import restriction_of
+
+JSON_HEADER = (b"content-type", b"application/json")
+
+
+CLIENT_LEFT_STATUS = 499
+"""nginx's status for a client that left.
+
+The client reads no answer, but a host's middleware may wait for one, and would take its absence for
+a failure.
+"""
+
+
+class Pipelines(Protocol):
+    """The pipelines by name, such as a `Repository`."""
+
+    @property
+    def pipelines(self) -> dict[str, Pipeline]: ...
+    def get(self, name: str) -> Pipeline: ...
+
+
+Fetch = Callable[[str, float | None, Reservation], Awaitable[bytes]]
+"""Fetches the image at a URL within a number of seconds, and reserves its memory (`fetch.py`)."""
+
+
+class PredictRules:
+    """What holds for all predict requests of an app.
+
+    `fetch`: None if images by URL are not allowed.
+    """
+
+    __slots__ = ("fetch", "json", "pipelines", "restriction", "settings")
+
+    def __init__(self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None) -> None:
+        self.pipelines = pipelines
+        self.settings = settings
+        self.fetch = fetch
+        self.restriction = restriction_of(settings.restricted_api)
+        self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
+
+
+class PredictCall:
+    """A predict request: the values of its head, and how far it has come.
+
+    `came` is when its first byte came, on the loop's clock, in seconds.
+    """
+
+    __slots__ = (
+        "accept",
+        "came",
+        "content_type",
+        "deadline",
+        "encoding",
+        "fields",
+        "form",
+        "length",
+        "many",
+        "memory",
+        "name",
+        "pipeline",
+        "priority",
+        "request_id",
+        "rules",
+        "timeout",
+        "trace",
+        "traced",
+        "window",
+    )
+
+    def __init__(
+        self,
+        rules: PredictRules,
+        name: str,
+        many: bool,
+        fields: Sequence[tuple[bytes, bytes]],
+        came: float,
+        *,
+        request_id: str | None = None,
+    ) -> None:
+        """`many`: of several images, each gets a result or a problem. `fields`: the head's."""
+        self.rules = rules
+        self.name = name
+        self.many = many
+        self.fields = fields
+        self.came = came
+        # One pass. If a header is repeated, the last one counts.
+        get = dict(fields).get
+        self.content_type = get(b"content-type")
+        self.length = get(b"content-length")
+        self.encoding = get(b"content-encoding")
+        self.deadline = get(b"penstock-deadline-ms")
+        self.accept = get(b"accept")
+        self.traced = get(b"penstock-trace")
+        self.priority: Any = get(b"penstock-priority")
+        self.trace: Trace | None = None
+        self.memory = Reservation(budget)
+        self.request_id = request_id or choose_request_id(get(b"x-request-id"))
+
+    def begin(self) -> None:
+        """Check what the head asks for, before the body is read.
+
+        Raises the error of a request that has to be refused; so do the other steps.
+        """
+        rules = self.rules
+        if rules.restriction:
+            rules.restriction.check("inference", {"headers": self.fields})
+        name = self.name
+        pipelines = rules.pipelines
+        self.pipeline = pipeline = pipelines.pipelines.get(name) or pipelines.get(name)
+        self.form: Form = form_of(self.content_type)
+        self.window = 0 if self.encoding is None else _window(self.encoding)
+        self.timeout = None if self.deadline is None else seconds_left(self.deadline, 0.0)
+        if self.priority is not None:
+            self.priority = _priority(self.priority)
+        if self.traced is not None:
+            self.trace = self._trace(self.traced)
+        pipeline.check_admission(self.timeout, self.priority)
+        if self.length is not None:
+            reserve_body(self.length, rules.settings.max_body, self.memory)
+
+    def take(self, body: bytes) -> bytes | None:
+        """Return the body if it is the image; None if the image has to be parsed from it."""
+        if self.form == "sniff":
+            self.form = sniff(body, self.content_type)
+        return _whole(body, self.many) if self.form == "raw" else None
+
+    def ready(self, now: float) -> None:
+        """Bring up to date what may have changed while the body was read: the time that is left,
+        and the pipeline.
+        """
+        if self.deadline is not None:
+            self.timeout = seconds_left(self.deadline, now - self.came)
+        if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
+            self.pipeline = self.rules.pipelines.get(self.name)
+
+    def submit(self, image: bytes, future: asyncio.Future[Item] | None = None) -> Submission:
+        """Submit the image of a request that has one."""
+        return self.pipeline.submit_nowait(
+            {"data": image},
+            self.timeout,
+            self.priority,
+            future,
+            trace=self.trace,
+            request_id=self.request_id,
+        )
+
+    def write(self, item: Item, run: Submission) -> bytes | None:
+        """Write the body of the answer from the final item; None if `write_large` has to.
+
+        Raises the item's error, if it has one. `success` makes the answer from the body.
+        """
+        if "error" in item:
+            raise item["error"]
+        return write_small(item, run, self.pipeline, self.memory, self.trace)
+
+    async def write_large(self, item: Item, run: Submission) -> bytes:
+        """Write the same on a helper thread."""
+        return await write_item(item, run, self.pipeline, self.memory, self.trace)
+
+    def failure(self, error: BaseException) -> Problem:
+        """Make the answer to a request that ended with `error`, and log it if it is ours."""
+        log_failure(error, self.request_id, self.name)
+        more = {} if self.trace is None else {"trace": self.trace.steps}
+        answer = problem(error, self.request_id, **more)
+        forget_frames(error)
+        return answer
+
+    def _trace(self, wanted: bytes) -> Trace | None:
+        """Make the request's trace; None if `wanted`, its Penstock-Trace, is 0.
+
+        Raises `Forbidden` or `Unauthorized` if the client may not see one, `InvalidRequest`.
+        """
+        if wanted == b"0":
+            return None
+        check_trace({"headers": self.fields}, self.rules.settings)
+        if wanted != b"1" or self.many:
+            raise InvalidRequest(
+                "Penstock-Trace is malformed: expected 0, or 1 with a request of one image"
+            )
+        return Trace()
+
+
+def urls_are_off() -> InvalidRequest:
+    """Make the error of a request with the URL of an image, if the app fetches none."""
+    return InvalidRequest(
+        "images by URL are off: the operator has not allowed them (allow_url); "
+        "send the image itself"
+    )
+
+
+def client_left() -> Problem:
+    """Make the answer to a client that has left."""
+    return CLIENT_LEFT_STATUS, [(b"content-length", b"0")], b""
+
+
+def _whole(body: bytes, many: bool) -> bytes:
+    """Return the body as the one image. Raises `UnsupportedMedia`, `InvalidRequest`."""
+    if many:
+        raise UnsupportedMedia(
+            "several images must come as multipart/form-data (field 'images') or as JSON "
+            '{"images": [base64, …]}'
+        )
+    if not body:
+        raise InvalidRequest("the body is empty: expected an image")
+    return body
+
+
+def _window(encoding: bytes) -> int:
+    """Return zlib's `wbits` for a Content-Encoding. Raises `UnsupportedMedia`."""
+    try:
+        return window_of(encoding)
+    except KeyError as error:
+        raise UnsupportedMedia(
+            f"the content encoding {error.args[0]!r} is not understood; send gzip, deflate or an "
+            "uncompressed body"
+        ) from None
+
+
+def seconds_left(deadline: bytes, elapsed: float) -> float:
+    """Parse Penstock-Deadline-Ms, which counts from the first byte of the request.
+
+    Returns the seconds that are left after `elapsed` seconds. Raises `InvalidRequest`,
+    `DeadlineExceeded`.
+    """
+    try:
+        milliseconds = float(deadline)
+    except ValueError:
+        milliseconds = -1.0
+    if not 0 < milliseconds < float("inf"):
+        raise InvalidRequest(
+            "Penstock-Deadline-Ms is malformed: expected a positive number of milliseconds"
+        )
+    seconds = milliseconds / 1000 - elapsed
+    if seconds <= 0:
+        raise DeadlineExceeded("the deadline passed before the body arrived")
+    return seconds
+
+
+def _priority(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 9:
+        raise InvalidRequest(
+            "Penstock-Priority is malformed: expected a whole number, of which 1 is the highest"
+        )
+    return int(value)
+
+
+def success(body: bytes, timing: bytes) -> Problem:
+    """Make the answer to a request of one image. `timing`: its `server_timing`."""
+    headers = [
+        JSON_HEADER,
+        (b"content-length", b"%d" % len(body)),
+        (b"server-timing", timing),
+    ]
+    return 200, headers, body
+
+
+def success_lines(body: bytes, timing: bytes) -> bytes:
+    """Write the headers of `success` as HTTP/1.1 does."""
+    return b"content-type: application/json\r\ncontent-length: %d\r\nserver-timing: %b\r\n" % (
+        len(body),
+        timing,
+    )
+
+
+def server_timing(run: Submission) -> bytes:
+    """Make the `Server-Timing` header.
+
+    It has, for each node, the milliseconds in its queue and on its executor, and the rows of the
+    batch.
+    """
+    if type(run) is Run and run.stages is None and (batch := run.batch) is not None:
+        # One node, the usual case: no list, no tuple.
+        return _timing(
+            batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size
+        )
+    return b", ".join([_timing(*stage) for stage in run.timings()])
+
+
+def _timing(node: str, queue: float, seconds: float, size: int) -> bytes:
+    before, after = _shared_timing(node, seconds, size)
+    return b"%b%.3f%b" % (before, queue * 1000, after)
+
+
+@lru_cache(64)
+def _shared_timing(node: str, seconds: float, size: int) -> tuple[bytes, bytes]:
+    """Make what the items of a batch share: all but the milliseconds in the queue."""
+    run = f'run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'
+    return (
+        f"queue.{node};dur=".encode("latin-1", "replace"),
+        f", {run}".encode("latin-1", "replace"),
+    )

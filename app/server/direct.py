@@ -1,0 +1,451 @@
+"""Requests that the connection itself submits and answers, past ASGI.
+
+No task, no scope, no coroutine: the run takes the call as its future, so the outcome comes as a
+callback, and the answer leaves in it. What a predict or infer request is, and how it is answered,
+is in `PredictCall` and `InferCall`, for this way and for ASGI. `Connection` decides which requests
+come here: small ones without anything unusual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+from penstock.backends.errors import forget_frames
+from penstock.backends.item import Item
+from penstock.backends.memory import Reservation, budget
+from penstock.pipelines.runs.run import Submission, as_future
+
+from ..http.auth import check_key
+from ..http.body import Link, parse_images, reserve_body
+from ..http.errors import Problem, Unauthorized, log_failure
+from ..http.events import wants_events
+from ..http.helper_thread import on_helper_thread
+from ..http.predict import HotRoutes, route_of
+from ..http.predict_call import (
+    PredictCall,
+    PredictRules,
+    client_left,
+    server_timing,
+    success_lines,
+    urls_are_off,
+)
+from ..v2.call import error_answer, split
+from ..v2.infer.infer_call import READ_OFF_LOOP_BYTES, InferCall
+from ..v2.infer.response import Chosen, Headers, takes_long
+from ..v2.routes import ProtocolApp
+from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, AccessLine, Wire
+from .head import RequestHead
+
+logger = logging.getLogger("penstock.http")
+
+route_of_path = lru_cache(256)(route_of)
+
+
+class Direct:
+    """One request. The connection sees it as it sees an `AsgiRequest`, its run as a future.
+
+    `wire` is None once the answer is written or the client has left: a late outcome must not answer
+    the connection's next request. The run refers to the call, so the call lets go of the run as
+    soon as it is answered: else every request would be a cycle.
+    """
+
+    if not TYPE_CHECKING:  # mypy takes these for all slots, but the subclasses have more
+        __slots__ = ()
+
+    body = b""
+    """What the connection holds for the request: nothing, the body is counted in `memory`."""
+    http_1_0 = False
+    started = False
+    """An answer leaves in one piece."""
+    failed = None
+
+    # Fields of the subclasses: of several bases only one may have slots.
+    _access: AccessLine | None
+    _cancelled: bool
+    _default_head: bytes
+    _done: bool
+    _pieces: list[bytes] | None
+    _run: Submission | None
+    _writing: asyncio.Task[None] | None  # of an answer that takes long to write
+    fields: Sequence[tuple[bytes, bytes]]
+    keep_alive: bool
+    memory: Reservation
+    request_id: str
+    rules: Any  # those of the subclass
+    wire: Wire | None
+
+    def _attach(
+        self, wire: Wire, default_head: bytes, keep_alive: bool, access: AccessLine | None
+    ) -> None:
+        self.wire = wire
+        self.keep_alive = keep_alive
+        self._default_head = default_head
+        self._access = access
+        self._run = None
+        self._pieces = None
+        self._writing = None
+        self._done = self._cancelled = False
+
+    @property
+    @abstractmethod
+    def is_unusual(self) -> bool:
+        """True if this way can't answer what the head asks for."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Check what the head asks for, and reserve the memory of the body."""
+
+    def _wait(self) -> None:
+        """Note that the body comes in pieces."""
+
+    def _arrive(self) -> None:
+        """Note that all pieces have come."""
+
+    @abstractmethod
+    def _submit(self, body: bytes) -> Submission:
+        """Submit the request, with itself as the future."""
+
+    @abstractmethod
+    def _finish(self, item: Item, run: Submission) -> None:
+        """Answer the request by its final item, by `_send_lines`. May raise."""
+
+    @abstractmethod
+    def failure(self, error: BaseException) -> Problem:
+        """Make the answer to a request that ended with `error`."""
+
+    def _release(self) -> None:
+        """Let go of what the request holds besides memory."""
+
+    # From the connection.
+
+    @property
+    def body_timeout(self) -> float:
+        timeout: float = self.rules.settings.body_timeout
+        return timeout
+
+    def start(self, body: bytes | None = None) -> None:
+        """Begin the request, and submit it if its body is here. Answers one that is refused.
+
+        None: the body will come by `feed`.
+        """
+        settings = self.rules.settings
+        try:
+            if settings.api_key is not None:
+                check_key({"headers": self.fields}, settings)
+        except Unauthorized as error:
+            self.fail(error)  # closes, as `refuse` does
+            return
+        try:
+            self._begin()
+            if body is None:
+                self._pieces = []
+                self._wait()
+            else:
+                self._run = self._submit(body)
+        except Exception as error:
+            self._fail(error)
+
+    def feed(self, piece: bytes) -> None:
+        """Add a piece of the body, whose memory is reserved."""
+        if self._pieces is not None:
+            self._pieces.append(piece)
+
+    def feed_end(self) -> None:
+        """Submit the request: its body is complete."""
+        pieces, self._pieces = self._pieces, None
+        if pieces is None:  # answered
+            return
+        try:
+            self._arrive()
+            self._run = self._submit(b"".join(pieces))
+        except Exception as error:
+            self._fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Answer by `error`: the rest of the body will not be read."""
+        self._pieces = None
+        self.keep_alive = False
+        self._fail(error)
+
+    def leave(self) -> None:
+        """End the work for a client that has left.
+
+        If a batch runs already, it holds the run and so `memory` until it lets go of its items.
+        """
+        self.wire = self._pieces = None
+        run, self._run = self._run, None
+        if run is not None:
+            run.leave()
+            self._release()
+
+    # From the run, to which this is a future. None of these raises: it would disturb the delivery
+    # of the other items of the batch.
+
+    def done(self) -> bool:
+        return self._done
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def exception(self) -> None:
+        """An answer is made only from a result."""
+
+    def set_result(self, item: Item, /) -> None:
+        self._done = True
+        try:
+            self._finish(item, cast("Submission", self._run))
+        except Exception as error:
+            self._fail(error)
+
+    def set_exception(self, error: BaseException, /) -> None:
+        self._fail(error)
+
+    def cancel(self) -> bool:
+        if self._done:
+            return False
+        self._done = self._cancelled = True
+        self._send(client_left())
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        self._done = True
+        self._send(self.failure(error))
+
+    def _send(self, answer: Problem) -> None:
+        status, headers, body = answer
+        self._send_lines(status, _lines(headers), body)
+
+    def _send_lines(self, status: int, lines: bytes, body: bytes) -> None:
+        """Write the answer, once, unless the client has left. `lines` are its own headers."""
+        wire, self.wire = self.wire, None
+        self._run = None
+        if wire is None:
+            return
+        self.memory.close()
+        try:
+            self._release()
+            keep_alive = self.keep_alive and wire.may_stay_open()
+            head = b"%b%b%bx-request-id: %b\r\n%b\r\n" % (
+                STATUS_LINES[status],
+                self._default_head,
+                lines,
+                self.request_id.encode("ascii"),
+                b"" if keep_alive else b"connection: close\r\n",
+            )
+            if self._access is not None:
+                self._access.log(status)
+            if len(body) < JOIN_BELOW_BYTES:
+                wire.write(head + body)
+            else:
+                wire.write_both(head, body)
+            wire.answered(keep_alive)
+        except Exception:
+            logger.exception("request %s could not be answered", self.request_id)
+            wire.break_off()
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+_SLOTS = (
+    "_access",
+    "_cancelled",
+    "_default_head",
+    "_done",
+    "_pieces",
+    "_run",
+    "_writing",
+    "keep_alive",
+    "wire",
+)
+
+
+class DirectPredict(PredictCall, Direct):
+    """A predict request with one image."""
+
+    __slots__ = _SLOTS
+
+    def __init__(self, rules: PredictRules, name: str, head: RequestHead) -> None:
+        super().__init__(rules, name, False, head.fields, 0.0)
+
+    @property
+    def is_unusual(self) -> bool:
+        return self.encoding is not None or (
+            self.accept is not None and self.accept != b"*/*" and wants_events(self.accept)
+        )
+
+    def _begin(self) -> None:
+        self.begin()
+
+    def _wait(self) -> None:
+        self.came = asyncio.get_running_loop().time()
+
+    def _arrive(self) -> None:
+        self.ready(asyncio.get_running_loop().time())
+
+    def _submit(self, body: bytes) -> Submission:
+        image = self.take(body)
+        return self.submit(self._parsed(body) if image is None else image, as_future(self))
+
+    def _parsed(self, body: bytes) -> bytes:
+        rules = self.rules
+        content = parse_images(
+            body,
+            self.form,
+            self.content_type,
+            self.memory,
+            many=False,
+            limit=rules.settings.max_images,
+            json=rules.json,
+        )
+        if isinstance(content, Link):
+            raise urls_are_off()
+        return content[0]
+
+    def _finish(self, item: Item, run: Submission) -> None:
+        body = self.write(item, run)
+        if body is None:
+            loop = asyncio.get_running_loop()
+            self._writing = loop.create_task(self._write_on_helper_thread(item, run))
+        else:
+            self._send_lines(200, success_lines(body, server_timing(run)), body)
+
+    async def _write_on_helper_thread(self, item: Item, run: Submission) -> None:
+        try:
+            body = await self.write_large(item, run)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._send_lines(200, success_lines(body, server_timing(run)), body)
+        finally:
+            self._writing = None  # the task holds the call
+
+
+class DirectInfer(InferCall, Direct):
+    """An infer request."""
+
+    __slots__ = (*_SLOTS, "fields", "_length", "_protocol")
+
+    def __init__(self, protocol: ProtocolApp, names: Mapping[str, str], head: RequestHead) -> None:
+        super().__init__(protocol.infer.rules, names, head.fields, Reservation(budget))
+        self._protocol = protocol
+        self.fields = head.fields
+        self._length = head.length
+
+    @property
+    def is_unusual(self) -> bool:
+        # Whether an answer is worth compressing shows when it is written. What takes long to read
+        # is read on a helper thread.
+        headers = self.headers
+        return (
+            b"content-encoding" in headers
+            or b"accept-encoding" in headers
+            or max(self._length, self.rules.regions.largest) >= READ_OFF_LOOP_BYTES
+        )
+
+    def _begin(self) -> None:
+        self._protocol.guard("inference", {"headers": self.fields})
+        self.begin()
+        reserve_body(b"%d" % self._length, self.rules.settings.max_body, self.memory)
+
+    def _submit(self, body: bytes) -> Submission:
+        text, blobs = split(body, self.size, self.memory)
+        if not self.take(text, blobs):  # not even then: `is_unusual`
+            self.read(text, blobs)
+        return self.submit(as_future(self))
+
+    def _finish(self, item: Item, run: Submission) -> None:
+        if "error" in item:
+            raise item["error"]
+        answered = time.monotonic()
+        try:
+            chosen = self.choose(item)
+            if takes_long(chosen):
+                loop = asyncio.get_running_loop()
+                self._writing = loop.create_task(self._write_on_helper_thread(chosen, answered))
+                return
+            written = self.write(chosen)
+        except Exception:
+            self.take_back()
+            raise
+        self._succeed(*written, answered)
+
+    async def _write_on_helper_thread(self, chosen: Chosen, answered: float) -> None:
+        try:
+            written = await on_helper_thread(self.write, chosen)
+        except Exception as error:
+            self.take_back()
+            self._fail(error)
+        else:
+            self._succeed(*written, answered)
+        finally:
+            self._writing = None  # the task holds the call
+
+    def _succeed(self, fields: Headers, body: bytes, answered: float) -> None:
+        self.count(answered)
+        lines = b"%bcontent-length: %d\r\n" % (_lines(fields), len(body))
+        self._send_lines(200, lines, body)
+
+    def failure(self, error: BaseException) -> Problem:
+        log_failure(error, self.request_id, self.names["model"])
+        answer = error_answer(error)
+        forget_frames(error)
+        length = (b"content-length", b"%d" % len(answer.body))
+        return answer.status, [*answer.headers, length], answer.body
+
+    def _release(self) -> None:
+        self.request.release()
+
+
+class DirectRoutes:
+    """The routes of an app whose requests a connection may answer itself."""
+
+    def __init__(self, hot: HotRoutes) -> None:
+        rules = hot.predict.rules
+        # The fetch of an image by URL is a task, and which request needs one only its body says.
+        self._rules = rules if rules.fetch is None else None
+        self._protocol = cast("ProtocolApp", hot.protocol)
+
+    def call_of(
+        self,
+        head: RequestHead,
+        wire: Wire,
+        *,
+        default_head: bytes,
+        keep_alive: bool,
+        access: AccessLine | None,
+    ) -> DirectPredict | DirectInfer | None:
+        """Make the call of a request that has a body. None if the app has to answer it."""
+        path = head.path.decode("ascii")
+        call: DirectPredict | DirectInfer
+        if (route := route_of_path(path)) is not None:
+            if route[1] or "%" in path or self._rules is None:
+                return None
+            call = DirectPredict(self._rules, route[0], head)
+        elif head.method == b"POST" and path.startswith("/v2/models/") and "%" not in path:
+            names = self._protocol.names_of_infer(path)
+            if names is None:
+                return None
+            call = DirectInfer(self._protocol, names, head)
+        else:
+            return None
+        if call.is_unusual:
+            return None
+        call._attach(wire, default_head, keep_alive, access)
+        return call
+
+
+def routes_of(app: Any) -> DirectRoutes | None:
+    """Return the routes of an app that a connection may answer itself: those that nothing of it
+    stands before. None for an app that is not ours.
+    """
+    find = getattr(app, "hot_routes", None)
+    hot = cast("HotRoutes | None", find()) if find is not None else None
+    return None if hot is None else DirectRoutes(hot)

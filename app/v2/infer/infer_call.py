@@ -1,0 +1,219 @@
+"""`InferCall`: one infer request, without what carries it.
+
+Its rules are here once, as those of a predict request are in `PredictCall`. What carries the bytes
+calls the steps in order: `begin` with the head, `take` with the body, `submit`, then `choose` and
+`write`, and at the end `request.release`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from penstock.backends.errors import DeadlineExceeded, InvalidRequest
+from penstock.backends.item import Item
+from penstock.backends.memory import Reservation
+from penstock.pipelines.runs.run import Submission
+
+from ...http.compression import window_of
+from ...http.json_text import JsonLimits, parse_json, parsed_bytes
+from ...http.request_id import choose_request_id, is_fit
+from ...settings import Settings
+from ..call import ProtocolError
+from ..models.model import Model, Models
+from ..shared_memory import SharedMemory
+from ..tensors import COPY_OFF_LOOP_BYTES
+from .layout import recall, remember
+from .request import InferRequest, held_bytes, parse, parse_raw
+from .response import Chosen, Headers, choose, write
+
+READ_OFF_LOOP_BYTES = 1 << 17
+"""JSON, or tensors that are not read in place, of this size take milliseconds to read.
+
+More is read on a helper thread. So is a request that may copy `COPY_OFF_LOOP_BYTES` out of shared
+memory.
+"""
+
+JSON_LENGTH_HEADER = b"inference-header-content-length"
+
+
+class InferRules:
+    """What holds for all infer requests of an app."""
+
+    __slots__ = ("json", "models", "regions", "settings")
+
+    def __init__(self, models: Models, settings: Settings, regions: SharedMemory) -> None:
+        self.models = models
+        self.settings = settings
+        self.regions = regions
+        self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
+
+
+class InferCall:
+    """An infer request: the values of its head, and how far it has come."""
+
+    __slots__ = (
+        "_arrived",
+        "_began",
+        "_reading",
+        "headers",
+        "memory",
+        "model",
+        "names",
+        "request",
+        "request_id",
+        "rules",
+        "size",
+        "window",
+    )
+
+    def __init__(
+        self,
+        rules: InferRules,
+        names: Mapping[str, str],
+        fields: Sequence[tuple[bytes, bytes]],
+        memory: Reservation,
+        *,
+        request_id: str | None = None,
+    ) -> None:
+        """`names`: the parts of the path. `fields`: the head's."""
+        self.rules = rules
+        self.names = names
+        self.memory = memory
+        # One pass. If a header is repeated, the last one counts.
+        self.headers: dict[bytes, bytes] = dict(fields)
+        self.request = InferRequest(memory, rules.json)
+        self.request_id = request_id or choose_request_id(self.headers.get(b"x-request-id"))
+
+    def begin(self) -> None:
+        """Check what the head asks for, before the body is read.
+
+        Raises the error of a request that has to be refused; so do the other steps.
+        """
+        self.model = self._model()
+        self.model.pipeline.check_admission()
+        encoding = self.headers.get(b"content-encoding")
+        self.window = 0 if encoding is None else _window(encoding)
+        self.size = _json_length(self.headers)
+        self._began = time.monotonic()
+
+    def take(self, text: bytes, blobs: memoryview) -> bool:
+        """Read the request in the body, its JSON and the tensors after it.
+
+        Returns False if `read` has to do it on a helper thread.
+        """
+        self._arrived = time.monotonic()
+        # If the pipeline was replaced while the body arrived, the new one reads the request.
+        if self.model.pipeline.state != "ready":
+            self.model = self._model()
+        if not recall(self.request, text, blobs, self.model, self.rules.regions):
+            if self._takes_long(text, blobs):
+                return False
+            self.read(text, blobs)
+        return True
+
+    def submit(self, future: asyncio.Future[Item] | None = None) -> Submission:
+        """Submit the request, which has been read, as one item."""
+        request = self.request
+        timeout = request.timeout
+        if timeout is not None:
+            timeout -= time.monotonic() - self._began
+            if timeout <= 0:
+                raise DeadlineExceeded("the timeout passed before the body had arrived")
+        # The protocol's own id, if there is one and it is fit for logs: backends get that one.
+        request_id = self.request_id
+        if request.id is not None and is_fit(request.id):
+            request_id = request.id
+            if b"x-request-id" not in self.headers:
+                self.request_id = request_id
+        # If it was replaced while a helper thread read the request, the new one answers.
+        if self.model.pipeline.state != "ready":
+            self.model = self._model()
+        self._reading = time.monotonic() - self._arrived
+        return self.model.pipeline.submit_nowait(
+            request.item, timeout, request.priority, future, request_id=request_id
+        )
+
+    def choose(self, item: Item) -> Chosen:
+        """Choose the outputs to write."""
+        return choose(self.request, self.model, item)
+
+    def write(self, chosen: Chosen) -> tuple[Headers, bytes]:
+        """Return the headers and the body of the answer. `takes_long` says where to call it."""
+        return write(self.request, self.model, chosen)
+
+    def count(self, answered: float) -> None:
+        """Count the time of a request that was written, since `answered`."""
+        statistics = self.model.pipeline.statistics
+        statistics.reading += self._reading
+        statistics.writing += time.monotonic() - answered
+
+    def take_back(self) -> None:
+        """Count a request as failed that could not be written."""
+        self.model.pipeline.statistics.take_back(self.request.rows)
+
+    def _model(self) -> Model:
+        """Return the model that the path names.
+
+        Raises `InvalidRequest` for a pipeline that streams: an infer request has one answer, with
+        the outputs that the model describes, which a list of parts does not have.
+        """
+        model = self.rules.models.get(self.names["model"], self.names["version"])
+        if model.streams:
+            raise InvalidRequest(
+                "HTTP end point doesn't support models with decoupled transaction policy: model "
+                f"'{model.name}' answers in parts, which POST /predict/{model.name} sends"
+            )
+        return model
+
+    def _takes_long(self, text: bytes, blobs: memoryview) -> bool:
+        """Return whether reading this on the event loop would delay other requests notably."""
+        shared = self.rules.regions.largest
+        if len(text) >= READ_OFF_LOOP_BYTES or shared > COPY_OFF_LOOP_BYTES:
+            return True
+        return max(len(blobs), shared) >= READ_OFF_LOOP_BYTES and not all(
+            tensor.datatype is not None and tensor.datatype.in_place for tensor in self.model.inputs
+        )
+
+    def read(self, text: bytes, blobs: memoryview) -> None:
+        """Read the request, on whatever thread."""
+        request, model = self.request, self.model
+        if self.size == 0:
+            parse_raw(request, blobs, model)
+            return
+        memory = request.memory
+        before = memory.size
+        document = parse_json(text, self.rules.json, memory)
+        parsed = memory.size - before
+        parse(request, document, blobs, model, self.rules.regions)
+        remember(request, document, text, blobs, model)
+        # Of what was parsed, only texts and arrays stay.
+        texts = parsed_bytes(text) - len(text)
+        kept = min(parsed, texts + held_bytes(request.item))
+        memory.resize(memory.size - parsed + kept, "a parsed body")
+
+
+def _window(encoding: bytes) -> int:
+    """Return zlib's `wbits` for a Content-Encoding. Raises `ProtocolError` (501)."""
+    try:
+        return window_of(encoding)
+    except KeyError as error:
+        raise ProtocolError(
+            501,
+            f"Unsupported content encoding: {error.args[0]}",
+            ((b"accept-encoding", b"gzip, deflate"),),
+        ) from None
+
+
+def _json_length(headers: dict[bytes, bytes]) -> int | None:
+    """Return the bytes of JSON before the tensors; None if the whole body is JSON."""
+    value = headers.get(JSON_LENGTH_HEADER)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 19:
+        raise InvalidRequest(
+            "inference header size should be in range (0, size of the body), got: "
+            f"{value[:40].decode('latin-1')}"
+        )
+    return int(value)
