@@ -25,6 +25,7 @@ from penstock.app.http.exchange import SLOW_AFTER_SECONDS
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
+from penstock.backends.memory import budget
 from penstock.pipelines.config.load import load
 from penstock.testing import Gate
 
@@ -57,11 +58,15 @@ def config() -> Any:
 
 
 def watched(app: FastAPI) -> FastAPI:
-    """Make the app, with a route that counts the tasks of the loop."""
+    """Make the app, with routes for the tasks of the loop and the bytes that requests hold."""
 
     @app.get("/tasks")
     async def tasks() -> int:
         return len(asyncio.all_tasks())
+
+    @app.get("/held")
+    async def held() -> int:
+        return budget.used
 
     return app
 
@@ -93,7 +98,16 @@ def mounted(body_timeout: float = 20) -> FastAPI:
     return host
 
 
-HOSTS = pytest.mark.parametrize("host", [plain, behind_an_http_middleware, as_a_router, mounted])
+HOSTS = pytest.mark.parametrize(
+    ("host", "http"),
+    [
+        (plain, "httptools"),
+        (plain, "penstock"),
+        (behind_an_http_middleware, "httptools"),
+        (as_a_router, "httptools"),
+        (mounted, "httptools"),
+    ],
+)
 
 
 def until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -153,9 +167,9 @@ def answers(file: BinaryIO, count: int) -> list[Any]:
 
 @HOSTS
 def test_a_client_that_leaves_while_queued_never_reaches_the_backend(
-    running: Any, host: Any, caplog: pytest.LogCaptureFixture
+    running: Any, host: Any, http: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(host()) as client, ThreadPoolExecutor(2) as pool:
+    with running(host(), http=http) as client, ThreadPoolExecutor(2) as pool:
         tasks = client.get("/tasks").json()
         blocker = pool.submit(client.post, "/predict/gate", content=b"wait")
         GATE.wait_entered()
@@ -177,10 +191,10 @@ def test_a_client_that_leaves_while_queued_never_reaches_the_backend(
 
 @HOSTS
 def test_a_client_that_leaves_while_its_batch_runs(
-    running: Any, host: Any, caplog: pytest.LogCaptureFixture
+    running: Any, host: Any, http: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its batch goes on, and its answer is dropped."""
-    with running(host()) as client:
+    with running(host(), http=http) as client:
         tasks = client.get("/tasks").json()
         leaving = [connect(client, request(b"wait"))]
         GATE.wait_entered()
@@ -199,16 +213,17 @@ def test_a_client_that_leaves_while_its_batch_runs(
 @HOSTS
 @pytest.mark.parametrize("patient", [False, True])
 def test_a_client_that_leaves_during_the_upload(
-    running: Any, host: Any, patient: Any, caplog: pytest.LogCaptureFixture
+    running: Any, host: Any, http: str, patient: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(host()) as client:
-        tasks = client.get("/tasks").json()
-        leaving = [connect(client, request(b"half", length=8)) for _ in range(5)]
-        until(lambda: client.get("/tasks").json() >= tasks + 5)
+    with running(host(), http=http) as client:
+        tasks, held = client.get("/tasks").json(), client.get("/held").json()
+        leaving = [connect(client, request(b"half", length=1000)) for _ in range(5)]
+        until(lambda: client.get("/held").json() >= held + 5 * 1000)
         if patient:
             time.sleep(3 * SLOW_AFTER_SECONDS)  # they have timers now
         for connection in leaving:
             connection.close()
+        until(lambda: client.get("/held").json() <= held)
         until(lambda: client.get("/tasks").json() <= tasks)
         assert client.post("/predict/gate", content=b"next").json() == {"result": 4}
     assert SEEN == [b"next"]
@@ -216,10 +231,10 @@ def test_a_client_that_leaves_during_the_upload(
 
 
 @HOSTS
-def test_slow_requests_keep_their_connection(running: Any, host: Any) -> None:
+def test_slow_requests_keep_their_connection(running: Any, host: Any, http: str) -> None:
     """The task that listens for a departure must not take the next request."""
     with (
-        running(host()) as client,
+        running(host(), http=http) as client,
         connect(client, request(b"wait")) as wire,
         wire.makefile("rb") as file,
     ):
@@ -252,9 +267,9 @@ def test_pipelined_requests_are_answered_in_order(running: Any) -> None:
 @HOSTS
 @pytest.mark.parametrize("kind", ["application/octet-stream", "application/json"])
 def test_an_upload_that_takes_too_long_is_answered_and_ended(
-    running: Any, host: Any, kind: str, caplog: pytest.LogCaptureFixture
+    running: Any, host: Any, http: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(host(0.3)) as client, contextlib.ExitStack() as stack:
+    with running(host(0.3), http=http) as client, contextlib.ExitStack() as stack:
         tasks = client.get("/tasks").json()
         slow = [
             stack.enter_context(connect(client, request(b"half", length=8, kind=kind)))
@@ -293,9 +308,9 @@ def readable(connection: Any) -> Any:
 
 
 @HOSTS
-def test_the_bound_covers_the_upload_and_not_the_answer(running: Any, host: Any) -> None:
+def test_the_bound_covers_the_upload_and_not_the_answer(running: Any, host: Any, http: str) -> None:
     """A body that comes slowly, but in time, gets its answer however long that takes."""
-    with running(host(0.2)) as client:
+    with running(host(0.2), http=http) as client:
         for wanted, half in (
             ({"result": 4}, request(b"wait")),
             ({"results": [{"result": 4}]}, batch_request(b"wait")),
@@ -405,7 +420,7 @@ async def test_a_host_that_cancels_an_upload() -> None:
 
 
 async def test_a_cancellation_at_the_moment_of_the_bound_is_obeyed() -> None:
-    app = create_app(config(), settings=Settings(body_timeout=0.1))
+    app = create_app(config(), settings=Settings(body_timeout=3))
     async with lifespan(app):
         request = Asgi(app, {"type": "http.request", "body": b"half", "more_body": True})
         await turn_until(uploads_timed)
