@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from figures import Figure, machine, say, table, write_page
+from figures import FIGURES, PEERS, Figure, machine, peers_table, say, table, write_page
 
 PARTS = {
     "in_process": "in_process",
@@ -36,7 +36,7 @@ def main() -> None:
         "--json", type=Path, metavar="FILE", help="write the JSON to FILE instead of printing it"
     )
     parser.add_argument(
-        "--write", action="store_true", help="write the table into docs/explanation/performance.md"
+        "--write", action="store_true", help="write the tables into docs/explanation/performance.md"
     )
     arguments = parser.parse_args()
     unknown = set(arguments.parts) - set(PARTS)
@@ -59,7 +59,8 @@ def main() -> None:
         text += "\n\n" + "\n".join(
             f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items()
         )
-    print(text)
+    peers = peers_table(figures, environment, arguments.quick)
+    print("\n\n".join(filter(None, (peers, text))))
     result = json.dumps(
         {
             "machine": environment,
@@ -73,7 +74,7 @@ def main() -> None:
     else:
         print(result)
     if arguments.write:
-        write_page(text)
+        write_page({PEERS: peers, FIGURES: text})
 
 
 if __name__ == "__main__":

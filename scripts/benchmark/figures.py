@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
-BEGIN, END = "<!-- scripts/bench: begin -->", "<!-- scripts/bench: end -->"
+FIGURES, PEERS = "scripts/bench", "scripts/bench http"
+"""The generated sections of the page: comments with `: begin` and `: end` are around them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Figure:
     part: str
     what: str
     value: float
+    """NaN if it could not be measured; then `note` has the reason."""
     unit: str = ""
     least: float | None = None
     """The target, if the value should be at least this."""
@@ -36,10 +39,14 @@ class Figure:
     runs: tuple[float, ...] = ()
     """The runs of which `value` is the median. They show how noisy it is."""
     note: str = ""
+    column: str = ""
+    """Its column in the table of peers, where `what` is its row. Empty: it is not in that table."""
 
     @property
     def holds(self) -> bool | None:
-        """True if the target is met; None without a target."""
+        """True if the target is met; None without a target or a value."""
+        if math.isnan(self.value):
+            return None
         if self.least is not None:
             return self.value >= self.least
         return None if self.most is None else self.value <= self.most
@@ -47,9 +54,17 @@ class Figure:
     def to_dict(self) -> dict[str, Any]:
         fields = {
             name: getattr(self, name)
-            for name in ("part", "what", "value", "unit", "least", "most", "aim", "runs", "note")
+            for name in ("part", "what", "unit", "least", "most", "aim", "runs", "note", "column")
         }
-        return {**fields, "holds": self.holds}
+        value = None if math.isnan(self.value) else self.value
+        return {**fields, "value": value, "holds": self.holds}
+
+    @property
+    def cell(self) -> str:
+        """The value alone, in three digits or whole."""
+        if math.isnan(self.value):
+            return "not measured"
+        return _short(self.value)
 
     @property
     def row(self) -> str:
@@ -58,11 +73,19 @@ class Figure:
         if self.most is not None:
             target = f"≤ {self.most:g}"
         aim = "" if self.aim is None else f"{self.aim:g}"
-        value = _short(self.value)
+        value = self.cell
         if len(self.runs) > 1:
             value += f" ({_short(min(self.runs))} – {_short(max(self.runs))})"
         holds = {True: "yes", False: "**no**", None: ""}[self.holds]
-        cells = (self.part, self.what, f"{value} {self.unit}", target, aim, holds, self.note)
+        cells = (
+            self.part,
+            self.what,
+            f"{value} {self.unit}".rstrip(),
+            target,
+            aim,
+            holds,
+            self.note,
+        )
         return f"| {' | '.join(cells)} |"
 
 
@@ -123,31 +146,71 @@ def _lines(path: str) -> list[str]:
 
 
 def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -> str:
-    """Write figures as a Markdown table, below a line on how and where they were measured."""
+    """Write figures as a Markdown table, below a line on how and where they were measured.
+
+    Those of the peers' table are left out.
+    """
     packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
-    kind = (
-        "`scripts/bench --quick`: short runs, for orientation only" if quick else "`scripts/bench`"
-    )
     lines = [
-        f"{kind}, {environment['when']}, commit {environment['commit']}; "
+        f"{_origin(environment, quick)}; "
         f"{environment['processors']} processors ({environment['processor']}), "
         f"load before {environment['load'][0]}; Python {environment['python']}, {packages}.",
         "",
         "| part | what | figure: median (lowest – highest run) | target | aim | holds | note |",
         "|---|---|---|---|---|---|---|",
-        *[figure.row for figure in figures],
+        *[figure.row for figure in figures if not figure.column],
     ]
     return "\n".join(lines)
 
 
-def write_page(text: str) -> None:
-    """Replace the generated section of docs/explanation/performance.md.
+def peers_table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -> str:
+    """Write the figures that have a column as a Markdown table: a row for each peer.
+
+    Return an empty text if there are none.
+    """
+    cells = {(figure.what, figure.column): figure.cell for figure in figures if figure.column}
+    if not cells:
+        return ""
+    columns = list(dict.fromkeys(column for _, column in cells))
+    lines = [
+        f"{_origin(environment, quick)}; the other columns are requests/s.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        f"|{'---|' * (len(columns) + 1)}",
+    ]
+    for peer in dict.fromkeys(what for what, _ in cells):
+        row = [cells.get((peer, column), "") for column in columns]
+        lines.append(f"| {peer} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _origin(environment: dict[str, Any], quick: bool) -> str:
+    command = (
+        "`scripts/bench --quick`: short runs, for orientation only" if quick else "`scripts/bench`"
+    )
+    return f"{command}, {environment['when']}, commit {environment['commit']}"
+
+
+def replace_section(page: str, section: str, text: str) -> str:
+    """Return the page with other text in one of its generated sections.
 
     Raises SystemExit if the page has no such section.
     """
+    begin, end = (f"<!-- {section}: {edge} -->" for edge in ("begin", "end"))
+    if begin not in page or end not in page:
+        raise SystemExit(f"{PAGE} lacks the line {begin} or {end}")
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
+def write_page(sections: Mapping[str, str]) -> None:
+    """Replace generated sections of docs/explanation/performance.md by texts that aren't empty.
+
+    Raises SystemExit if the page lacks one.
+    """
     page = PAGE.read_text()
-    if BEGIN not in page or END not in page:
-        raise SystemExit(f"{PAGE} lacks the line {BEGIN} or {END}")
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    for section, text in sections.items():
+        if text:
+            page = replace_section(page, section, text)
+    PAGE.write_text(page)

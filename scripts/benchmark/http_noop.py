@@ -1,27 +1,40 @@
-"""A no-op pipeline over HTTP, compared with a bare ASGI app: wrk sends 1 kB bodies to them in turn.
+"""A no-op pipeline over HTTP and its peers: wrk sends 1 kB bodies to them in turns.
 
-Both servers run all the time.
+All servers run all the time. mosec has an environment of its own, `.venv-mosec`, which is made if
+it is missing; where that can't be done, its rows say why.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
+import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
-from figures import Figure, of_runs, say
-from servers import Server, penstock, process
+from figures import ROOT, Figure, of_runs, say
+from servers import Server, penstock, process, pss
+from wrk import Run, Side, compared, in_turns, load, of_connections, ratios, require_wrk
 
-from penstock.app.bench.usage import processor_seconds
+from penstock.backends.errors import ConfigError
+from penstock.pipelines.config.load import load as load_pipeline
 
 PART = "HTTP no-op"
-TARGETS = {1: (0.5, 0.6), 16: (0.5, 0.65), 64: (0.65, 0.75), 256: (0.65, 0.85)}
-"""Connections -> target and aim, as shares of the bare app's rate."""
+PROTOCOL = "asyncio.Protocol with httptools on uvloop, 15 lines"
+BARE = "bare ASGI app on uvicorn"
+MOSEC_VERSION = "0.9.8"
+MOSEC = f"mosec {MOSEC_VERSION} (Rust front end)"
+THREAD, LOOP = "Penstock", 'Penstock, `executor = "loop"`'
+LEAST_OF_BARE = {
+    THREAD: {1: 0.53, 16: 1.1, 64: 1.3, 256: 1.4},
+    LOOP: {1: 0.9, 16: 1.5, 64: 1.6, 256: 1.8},
+}
+"""Targets by connections, as multiples of the bare ASGI app's rate."""
+LEAST_OF_MOSEC = {64: 1.3, 256: 1.3}
+AIMS_OF_MOSEC = {(THREAD, 64): 1.5}
 
 NOOP = """
 def size(data):
@@ -46,94 +59,135 @@ wrk.headers["Content-Type"] = "application/octet-stream"
 
 
 def measure(quick: bool) -> list[Figure]:
-    if shutil.which("wrk") is None:
-        raise RuntimeError(
-            "wrk is not installed (apt install wrk); "
-            "a generator in Python is slower than these servers"
-        )
+    require_wrk()
     figures: list[Figure] = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
         (folder / "noop_backend.py").write_text(NOOP)
         (folder / "noop.toml").write_text(PIPELINE)
+        (folder / "loop.toml").write_text(f'{PIPELINE}executor = "loop"\n')
         (folder / "post.lua").write_text(WRK)
-        bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
-        with process(bare_command, "/") as bare, penstock(folder / "noop.toml") as ours:
-            for connections, targets in TARGETS.items():
-                figures += _compare(
-                    bare, ours, connections=connections, targets=targets, quick=quick, folder=folder
-                )
+
+        def side(name: str, server: Server, path: str) -> Side:
+            return Side(name, server, path, folder / "post.lua")
+
+        def script(file: str) -> Server:
+            command = [sys.executable, str(Path(__file__).with_name(file))]
+            return running.enter_context(process(command, "/"))
+
+        ours = side(THREAD, running.enter_context(penstock(folder / "noop.toml")), "/predict/noop")
+        figures.append(_memory(ours))  # while no other server shares its libraries
+        sides = [side(PROTOCOL, script("bare_protocol.py"), "/")]
+        sides += [side(BARE, script("bare.py"), "/"), ours]
+        if _knows_loop(folder / "loop.toml"):
+            server = running.enter_context(penstock(folder / "loop.toml"))
+            sides.append(side(LOOP, server, "/predict/noop"))
+        try:
+            server = running.enter_context(process(_mosec_command(), "/"))
+        except (OSError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            say(f"   {MOSEC} is not measured: {reason}")
+            figures.append(Figure(PART, "rate ÷ mosec's", math.nan, note=reason))
+        else:
+            sides.append(side(MOSEC, server, "/inference"))
+        runs = {
+            connections: in_turns(sides, connections, quick=quick)
+            for connections in LEAST_OF_BARE[THREAD]
+        }
+    figures += peers(runs)
+    for connections, of_sides in runs.items():
+        figures += comparisons(of_sides, connections)
     return figures
 
 
-def _compare(
-    bare: Server,
-    ours: Server,
-    *,
-    connections: int,
-    targets: tuple[float, float],
-    quick: bool,
-    folder: Path,
-) -> list[Figure]:
-    seconds, pairs = (1, 5) if quick else (2, 9)
-    sides = [(bare, "/"), (ours, "/predict/noop")]
-    runs: dict[Server, list[Run]] = {bare: [], ours: []}
-    for pair in range(-1, pairs):  # the first is to warm up
-        for server, path in sides:
-            run = wrk(server, path, connections, seconds, folder)
-            if pair >= 0:
-                runs[server].append(run)
-        sides.reverse()  # so that a drift of the machine favours neither
-    ratios = [our.rate / other.rate for our, other in zip(runs[ours], runs[bare], strict=True)]
-    say(f"{PART}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
-    our, other = (
-        Run(*(median(values) for values in zip(*runs[server], strict=True)))
-        for server in (ours, bare)
-    )
-    costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
-    note = (
-        f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; "
-        f"p50 {our.p50:.3g} to {other.p50:.3g} ms"
-    )
-    what = f"rate ÷ bare ASGI app's, {connections} connection{'s' if connections > 1 else ''}"
-    figures = [of_runs(PART, what, ratios, least=targets[0], aim=targets[1], note=note)]
-    if connections == 1:
-        figures.append(
-            of_runs(PART, "p50 at one connection", [run.p50 for run in runs[ours]], "ms", most=0.2)
+def peers(runs: dict[int, dict[str, list[Run]]]) -> list[Figure]:
+    """Return the cells of the peers' table: the rates by connections, and the p99 at 64."""
+    figures = [
+        of_runs(
+            PART, name, [run.rate for run in its], "requests/s", column=of_connections(connections)
         )
+        for connections, of_sides in runs.items()
+        for name, its in of_sides.items()
+    ]
+    figures += [
+        of_runs(PART, name, [run.p99 for run in its], "ms", column="p99 at 64, ms")
+        for name, its in runs[64].items()
+    ]
     return figures
 
 
-class Run(NamedTuple):
-    rate: float
-    """Requests per second."""
-    p50: float
-    """Milliseconds."""
-    processor: float
-    """The server's processor time per request, in µs."""
+def comparisons(runs: dict[str, list[Run]], connections: int) -> list[Figure]:
+    """Return the rates of Penstock as multiples of its peers', and its own latencies."""
+    figures = []
+    among = of_connections(connections)
+    for name in (THREAD, LOOP):
+        if name not in runs:
+            continue
+        ours, what = runs[name], "loop" if name == LOOP else "thread"
+        figures.append(
+            of_runs(
+                PART,
+                f"{what}: rate ÷ bare ASGI app's, {among}",
+                ratios(ours, runs[BARE]),
+                least=LEAST_OF_BARE[name][connections],
+                note=compared(ours, runs[BARE]),
+            )
+        )
+        if MOSEC in runs:
+            figures.append(
+                of_runs(
+                    PART,
+                    f"{what}: rate ÷ mosec's, {among}",
+                    ratios(ours, runs[MOSEC]),
+                    least=LEAST_OF_MOSEC.get(connections),
+                    aim=AIMS_OF_MOSEC.get((name, connections)),
+                    note=compared(ours, runs[MOSEC]),
+                )
+            )
+        figures += _latencies(ours, what, connections)
+    return figures
 
 
-def wrk(server: Server, path: str, connections: int, seconds: int, folder: Path) -> Run:
-    """Load a server with wrk and return its figures. Raises RuntimeError if a request fails."""
-    command = [
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds}s",
-        "--latency",
-        "-s",
-        str(folder / "post.lua"),
-        server.url(path),
-    ]
-    used = processor_seconds(server.pid) or 0.0
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = (processor_seconds(server.pid) or 0.0) - used
-    if "Non-2xx" in output or "Socket errors" in output:
-        raise RuntimeError(f"{server.url(path)} failed under wrk:\n{output}")
-    rate = re.search(r"Requests/sec:\s*([\d.]+)", output)
-    total = re.search(r"(\d+) requests in", output)
-    middle = re.search(r"50%\s+([\d.]+)(us|ms|s)", output)
-    if rate is None or middle is None or total is None:
-        raise RuntimeError(f"the output of wrk lacks a figure:\n{output}")
-    p50 = float(middle[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[middle[2]]
-    return Run(float(rate[1]), p50, used / int(total[1]) * 1e6)
+def _latencies(ours: Sequence[Run], what: str, connections: int) -> list[Figure]:
+    if connections == 1:
+        p50s = [run.p50 for run in ours]
+        return [of_runs(PART, f"{what}: p50 at one connection", p50s, "ms", most=0.2)]
+    if connections == 64:
+        spread = [run.p99 / run.p50 for run in ours]
+        note = f"p99 {median(run.p99 for run in ours):.3g} ms"
+        return [of_runs(PART, f"{what}: p99 ÷ p50, 64 connections", spread, most=2.0, note=note)]
+    return []
+
+
+def _memory(side: Side) -> Figure:
+    idle = pss(side.server.pid)
+    load(side, 64, 1)
+    note = f"{idle:.1f} MB before its first request"
+    return Figure(
+        PART, "PSS after a second at 64 connections", pss(side.server.pid), "MB", most=64, note=note
+    )
+
+
+def _knows_loop(file: Path) -> bool:
+    """Return whether this version of Penstock has `executor = "loop"`."""
+    try:
+        load_pipeline(file)
+    except ConfigError:
+        return False
+    return True
+
+
+def _mosec_command() -> list[str]:
+    """Return the command that starts mosec, in an environment that is made if it is missing.
+
+    Raises RuntimeError if it can't be installed here.
+    """
+    environment = ROOT / ".venv-mosec"
+    setup = [str(ROOT / "scripts" / "setup"), environment.name, "-", f"mosec=={MOSEC_VERSION}"]
+    done = subprocess.run(setup, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise RuntimeError(f"mosec {MOSEC_VERSION} can't be installed: {''.join(reason)}")
+    script = str(Path(__file__).with_name("mosec_noop.py"))
+    quiet = ["--address", "127.0.0.1", "--log-level", "error"]
+    return [str(environment / "bin" / "python"), script, *quiet]

@@ -43,9 +43,7 @@ def measure(quick: bool) -> list[Figure]:
                 f"{our.rate:,.0f} to {other.rate:,.0f} items/s; "
                 f"CPU {our.processor:.2f} to {other.processor:.2f} µs an item"
             )
-            if concurrency == 1:
-                note += "; 0.8 is a quarter slower"
-            least = (0.5 if concurrency > 1 else 0.8) if has_target else None
+            least = (0.65 if concurrency > 1 else 0.85) if has_target else None
             figures.append(
                 of_runs(
                     PART,

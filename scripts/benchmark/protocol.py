@@ -1,4 +1,4 @@
-"""Infer requests of the Open Inference Protocol, sent by wrk to two sides in turn.
+"""Infer requests of the Open Inference Protocol, sent by wrk to two or three sides in turns.
 
 Binary requests are compared with a bare ASGI app that echoes the same bytes, and requests whose
 tensors lie in shared memory are compared with binary ones.
@@ -7,21 +7,18 @@ tensors lie in shared memory are compared with binary ones.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from statistics import median
 
 from figures import Figure, of_runs, say
-from http_noop import Run, wrk
 from servers import Server, ask, penstock, process
+from wrk import Run, Side, compared, in_turns, of_connections, ratios, require_wrk
 
 PART = "Open Inference Protocol"
-CONNECTIONS = (1, 16, 64)
 
 ADD_SUB = """
 def add_sub(data):
@@ -54,23 +51,22 @@ backend = "Python[ops.py:add_sub]"
 max = 32
 """,
 }
-LEAST_RATIOS = {"identity": 0.6, "add_sub": 0.5}
-"""Targets, as shares of the bare app's rate."""
+IDENTITY, ADD_SUB_TENSORS = "FP32 3×224×224, identity", "INT32[16], add_sub"
+BARE, BODY, SHARED = "bare ASGI echo", "tensors in the body", "tensors in shared memory"
+"""The sides."""
+LEAST_ADD_SUB_RATIOS = {1: 0.45, 16: 0.8, 64: 1.0, 256: 1.0}
+"""Targets by connections, as multiples of the bare app's rate."""
 LEAST_SHARED_RATIO = 2.0
 """Target of shared memory, as a multiple of the rate of binary requests."""
-DESCRIPTIONS = {"identity": "FP32 3×224×224, identity", "add_sub": "INT32[16], add_sub"}
 TENSOR_BYTES = 4 * 3 * 224 * 224
 """The size of the identity's tensor."""
 OPTIONS = ("--admin-token", "bench", "--allow-shared-memory", "--map-shared-memory")
 
 
 def measure(quick: bool) -> list[Figure]:
-    if shutil.which("wrk") is None:
-        raise RuntimeError(
-            "wrk is not installed (apt install wrk); "
-            "a generator in Python is slower than these servers"
-        )
-    with tempfile.TemporaryDirectory() as name:
+    require_wrk()
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
         models = folder / "models"
         models.mkdir()
@@ -78,28 +74,42 @@ def measure(quick: bool) -> list[Figure]:
         for model, text in PIPELINES.items():
             (models / f"{model}.toml").write_text(text)
             _write_request(folder / model, model)
+        _write_shared(folder / "shared")
         bare_command = [sys.executable, str(Path(__file__).with_name("bare.py"))]
-        with process(bare_command, "/") as bare, penstock(models, *OPTIONS) as ours, _regions(ours):
-            figures = [
-                _compare(
-                    (bare, "/echo", folder / model),
-                    ours,
-                    model,
-                    connections,
-                    quick=quick,
-                    folder=folder / model,
-                )
-                for model in PIPELINES
-                for connections in CONNECTIONS
-            ]
-            _write_shared(folder / "shared")
-            binary = (ours, "/v2/models/identity/infer", folder / "identity")
-            return figures + [
-                _compare(
-                    binary, ours, "identity", connections, quick=quick, folder=folder / "shared"
-                )
-                for connections in CONNECTIONS
-            ]
+        bare = running.enter_context(process(bare_command, "/"))
+        ours = running.enter_context(penstock(models, *OPTIONS))
+        running.enter_context(_regions(ours))
+
+        def side(name: str, model: str, script: str) -> Side:
+            lua = folder / script / "post.lua"
+            if name == BARE:
+                return Side(name, bare, "/echo", lua)
+            return Side(name, ours, f"/v2/models/{model}/infer", lua)
+
+        identity = [
+            side(BARE, "", "identity"),
+            side(BODY, "identity", "identity"),
+            side(SHARED, "identity", "shared"),
+        ]
+        for connections in (1, 16, 64):
+            say(f"{PART}, {IDENTITY}")
+            runs = in_turns(identity, connections, quick=quick)
+            body, among = runs[BODY], of_connections(connections)
+            against_bare = f"{IDENTITY}, rate ÷ bare ASGI app's, {among}"
+            against_body = f"{IDENTITY}, in shared memory: rate ÷ in the body, {among}"
+            figures.append(_ratio(against_bare, body, runs[BARE], 1.0))
+            figures.append(_ratio(against_body, runs[SHARED], body, LEAST_SHARED_RATIO))
+        add_sub = [side(BARE, "", "add_sub"), side(BODY, "add_sub", "add_sub")]
+        for connections, least in LEAST_ADD_SUB_RATIOS.items():
+            say(f"{PART}, {ADD_SUB_TENSORS}")
+            runs = in_turns(add_sub, connections, quick=quick)
+            what = f"{ADD_SUB_TENSORS}, rate ÷ bare ASGI app's, {of_connections(connections)}"
+            figures.append(_ratio(what, runs[BODY], runs[BARE], least))
+    return figures
+
+
+def _ratio(what: str, ours: Sequence[Run], other: Sequence[Run], least: float) -> Figure:
+    return of_runs(PART, what, ratios(ours, other), least=least, note=compared(ours, other))
 
 
 @contextmanager
@@ -173,40 +183,3 @@ wrk.body = file:read("*a")
 file:close()
 wrk.headers["Inference-Header-Content-Length"] = "{len(text)}"
 """)
-
-
-Side = tuple[Server, str, Path]
-"""A server, the path of its requests, and the folder of the script for wrk."""
-
-
-def _compare(
-    baseline: Side, ours: Server, model: str, connections: int, *, quick: bool, folder: Path
-) -> Figure:
-    seconds, pairs = (1, 5) if quick else (2, 9)
-    side = (ours, f"/v2/models/{model}/infer", folder)
-    sides = [baseline, side]
-    runs: dict[Side, list[Run]] = {baseline: [], side: []}
-    for pair in range(-1, pairs):  # the first is to warm up
-        for target in sides:
-            server, path, script = target
-            run = wrk(server, path, connections, seconds, script)
-            if pair >= 0:
-                runs[target].append(run)
-        sides.reverse()  # so that a drift of the machine favours neither
-    ratios = [our.rate / other.rate for our, other in zip(runs[side], runs[baseline], strict=True)]
-    shared = baseline[0] is ours
-    say(f"{PART}, {folder.name}, {connections}: {[round(ratio, 3) for ratio in ratios]}")
-    our, other = (
-        Run(*(median(values) for values in zip(*runs[target], strict=True)))
-        for target in (side, baseline)
-    )
-    costs = f"server's CPU {our.processor:.0f} to {other.processor:.0f} µs a request"
-    note = (
-        f"{our.rate:,.0f} to {other.rate:,.0f} requests/s; {costs}; "
-        f"p50 {our.p50:.3g} to {other.p50:.3g} ms"
-    )
-    against = "in shared memory: rate ÷ in the body" if shared else "rate ÷ bare ASGI app's"
-    plural = "s" if connections > 1 else ""
-    what = f"{DESCRIPTIONS[model]}, {against}, {connections} connection{plural}"
-    least = LEAST_SHARED_RATIO if shared else LEAST_RATIOS[model]
-    return of_runs(PART, what, ratios, least=least, note=note)

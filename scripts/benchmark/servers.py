@@ -107,6 +107,18 @@ def ask(
         connection.close()
 
 
+def pss(pid: int) -> float:
+    """Return the proportional set size of one process, in MB.
+
+    It counts a page that n processes map as 1/n. Raises RuntimeError where /proc does not tell.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise RuntimeError(f"the memory of process {pid} can't be read: {error}") from error
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
