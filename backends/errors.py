@@ -27,7 +27,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 ERROR_STATUSES = frozenset(
     {*range(400, 419), *range(421, 427), 428, 429, 431, 451, *range(500, 509), 510, 511}
@@ -39,26 +38,43 @@ class PenstockError(Exception):
     """Base class of all errors. `str(error)` is written for the person who has to act.
 
     A subclass of your own may have a `code` of its own, in lower case with underscores, and a
-    `status`. Defining one with another `code` or `status` raises TypeError.
+    `status`. Defining one with another `code` or `status` raises TypeError. Both may be set on an
+    instance too; there, values that are not valid are ignored.
     """
 
-    code: ClassVar[str] = "internal"
-    status: ClassVar[int | None] = None
+    code: str = "internal"
+    status: int | None = None
     """The HTTP status, 400 to 599, of an error class of your own; None: that of its base class."""
     logged: bool = False
     """True if the log has it. A server logs what it answers by 500 and is not logged yet."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if not isinstance(cls.code, str) or not re.fullmatch("[a-z][a-z0-9_]*", cls.code):
+        if not _is_code(cls.code):
             raise TypeError(
                 f"{cls.__name__}.code is {cls.code!r}: expected lower case with underscores, as in "
                 "'too_long'"
             )
-        if cls.status is not None and cls.status not in ERROR_STATUSES:
+        if not _is_status(cls.status):
             raise TypeError(
                 f"{cls.__name__}.status is {cls.status!r}: expected an HTTP status from 400 to 599"
             )
+
+
+def _is_code(code: object) -> bool:
+    return isinstance(code, str) and re.fullmatch("[a-z][a-z0-9_]*", code) is not None
+
+
+def _is_status(status: object) -> bool:
+    return status is None or (type(status) is int and status in ERROR_STATUSES)
+
+
+def code_and_status(error: PenstockError) -> tuple[str, int | None]:
+    """Return the code and the status of an error: its own, or where these are not valid, those of
+    its class.
+    """
+    code, status, kind = error.code, error.status, type(error)
+    return code if _is_code(code) else kind.code, status if _is_status(status) else kind.status
 
 
 @dataclass(frozen=True, slots=True)

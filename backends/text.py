@@ -1,4 +1,4 @@
-"""Text from anywhere, made fit to be written: `encodable`, `message_of`, `repr_of`."""
+"""Text from anywhere, made fit to be written: `encodable`, `message_of`, `name_of`, `repr_of`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ def message_of(error: object) -> str:
         return "(its message can't be shown)"
 
 
+def name_of(kind: type) -> str:
+    """Return the name of a class, whatever its metaclass says."""
+    name: str = type.__dict__["__name__"].__get__(kind)
+    return name
+
+
 def repr_of(value: object) -> str:
     """Return `repr(value)`, or a stand-in if a user's own `__repr__` raises."""
     try:
         return _plain(repr(value))
     except BaseException:
-        return f"<{type(value).__name__} whose repr can't be shown>"
+        return f"<{name_of(type(value))} whose repr can't be shown>"
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.backends.errors import BackendError, InvalidRequest, MemoryFull, PenstockError
+from penstock.backends.errors import (
+    BackendError,
+    InvalidRequest,
+    MemoryFull,
+    PenstockError,
+    code_and_status,
+)
 from penstock.backends.text import encodable, message_of
 
 from .request_id import request_id_of
@@ -156,18 +162,21 @@ def code_of(error: BaseException) -> str:
     """Return the code of any exception."""
     if isinstance(error, MemoryError):
         return MemoryFull.code
-    return type(error).code if isinstance(error, PenstockError) else "internal"
+    return code_and_status(error)[0] if isinstance(error, PenstockError) else "internal"
 
 
 def status_of(error: BaseException) -> CodeStatuses:
-    """Return the statuses of any exception. An error class of a user's own has those of its nearest
-    base class here, unless it says another.
+    """Return the statuses of any exception. An error of a user's own has those of its nearest base
+    class here, unless it says another.
     """
-    kinds = [kind for kind in type(error).__mro__ if issubclass(kind, PenstockError)]
-    codes = [kind.code for kind in kinds if kind.code in STATUSES]
-    status = STATUSES[codes[0] if codes else code_of(error)]
-    own = kinds[0].status if kinds else None
-    return status if own is None else CodeStatuses(own, own)
+    code = code_of(error)
+    if not isinstance(error, PenstockError):
+        return STATUSES[code]
+    codes = [code, *(kind.code for kind in type(error).__mro__ if issubclass(kind, PenstockError))]
+    own = code_and_status(error)[1]
+    if own is not None:
+        return CodeStatuses(own, own)
+    return STATUSES[next(code for code in codes if code in STATUSES)]
 
 
 def log_failure(error: BaseException, request_id: str, pipeline: str | None = None) -> None:

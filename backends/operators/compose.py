@@ -82,8 +82,8 @@ def blame(error: BaseException, member: str) -> None:
 
     A member that is noted already stays: it is the innermost.
     """
-    if not hasattr(error, "penstock_backend"):
-        with suppress(Exception):  # an exception class may refuse attributes
+    with suppress(BaseException):  # an exception class of a user's may refuse attributes
+        if not hasattr(error, "penstock_backend"):
             error.penstock_backend = member  # type: ignore[attr-defined]
 
 

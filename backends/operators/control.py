@@ -30,11 +30,14 @@ def run_child(
         alone = piece[0] if len(piece) == 1 else None  # a child is free to change its list
         try:
             child.forward(piece)
-        except BaseException as error:
-            if alone is None or not isinstance(error, InvalidInput):
+        except InvalidInput as error:
+            if alone is None:
                 blame(error, type(child).__name__)
                 raise
             soften(alone, error)
+        except BaseException as error:
+            blame(error, type(child).__name__)
+            raise
 
 
 class Around(Backend):

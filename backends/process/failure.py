@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import builtins
 import traceback
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import TracebackType
 from typing import Any
 
 from .. import errors
-from ..errors import InvalidInput, PenstockError
-from ..text import message_of
+from ..errors import InvalidInput, PenstockError, code_and_status
+from ..text import message_of, name_of
 
 
 class ProcessDiedError(RuntimeError):
@@ -48,25 +50,20 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, backend: str = "") -> Failure:
+        kind = type(error)
         known = next(
             base
-            for base in type(error).__mro__
-            if _known(base.__name__) is base and not issubclass(base, BaseExceptionGroup)
+            for base in type.__dict__["__mro__"].__get__(kind)
+            if _known(name_of(base)) is base and not issubclass(base, BaseExceptionGroup)
         )
-        text = message_of(error)
+        code, status = "", None
+        with suppress(BaseException):  # of a user's class: any attribute may raise
+            backend = getattr(error, "penstock_backend", backend)
+            if issubclass(kind, PenstockError):
+                code, status = code_and_status(error)  # type: ignore[arg-type]  # it is one
         # A soft failure is the client's mistake: its traceback helps no one.
-        lines = (
-            "" if isinstance(error, InvalidInput) else "".join(traceback.format_exception(error))
-        )
-        return cls(
-            known.__name__,
-            type(error).__name__,
-            text,
-            lines,
-            getattr(error, "penstock_backend", backend),
-            error.code if isinstance(error, PenstockError) else "",
-            error.status if isinstance(error, PenstockError) else None,
-        )
+        lines = "" if issubclass(kind, InvalidInput) else _traceback_of(error)
+        return cls(name_of(known), name_of(kind), message_of(error), lines, backend, code, status)
 
     def rebuild(self, where: str) -> BaseException:
         """Return an exception of the same name, text and kind.
@@ -97,6 +94,48 @@ class Failure:
         error = cls.__new__(cls)
         error.args = (self.text,)
         return error
+
+
+class _OtherError(Exception):
+    """No error is one, so `isinstance` asks each for its `__class__`."""
+
+
+def readable(error: BaseException) -> BaseException:
+    """Return the error, or a copy of one whose class raises when it is looked at.
+
+    `isinstance` asks for `__class__`, and a traceback for more. A user's class may have properties
+    of these names that raise, or a `__getattribute__`.
+    """
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    try:
+        while errors:
+            each = errors.pop()
+            if each is None or id(each) in seen:
+                continue
+            seen.add(id(each))
+            isinstance(each, _OtherError)
+            for name in ("__name__", "__qualname__", "__module__"):
+                getattr(type(each), name)
+            for name in ("__traceback__", "__suppress_context__", "__notes__", "penstock_backend"):
+                getattr(each, name, None)
+            errors += (each.__cause__, each.__context__)
+    except BaseException:
+        copy = replace(Failure.of(error), traceback="").rebuild("")
+        return copy.with_traceback(_frames_of(error))
+    return error
+
+
+def _frames_of(error: BaseException) -> TracebackType | None:
+    frames: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
+    return frames
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # of a user's class
+        return "".join(traceback.format_tb(_frames_of(error)))
 
 
 def _known(name: str) -> Any:

@@ -121,7 +121,8 @@ class Change(NamedTuple):
                 key in before and value is before[key] and isinstance(value, _UNCHANGED_IF_SAME)
             )
         }
-        if isinstance(error := changed.get("error"), BaseException):
+        error: Any = changed.get("error")
+        if issubclass(type(error), BaseException):  # `isinstance` asks a user's `__class__`
             changed["error"] = Failure.of(error)
         return cls([key for key in before if key not in after], changed)
 

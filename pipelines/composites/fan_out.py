@@ -18,6 +18,7 @@ from typing import Any
 from penstock.backends.errors import BackendError, InvalidInput, InvalidRequest, PenstockError
 from penstock.backends.expressions.composite import CopySplitParams, MapReduceParams
 from penstock.backends.item import Item
+from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of
 
 from ..config.definition import DEFAULT_MAX, NodeConfig
@@ -277,6 +278,7 @@ class FanOut(CompositeNode):
             return self._failure(entry, item, error)
 
     def _failure(self, entry: Entry, item: Item, error: BaseException) -> Outcome:
+        error = readable(error)
         if isinstance(error, InvalidInput):
             return {**item, "error": error}
         if isinstance(error, PenstockError):

@@ -26,6 +26,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.item import Item
+from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig
@@ -369,9 +370,10 @@ class LogicNode(CompositeNode):
 
         Raises the exception if it is not a failure: the item was dropped, or the program ends.
         """
+        error = readable(error)
         # A TaskGroup wraps a single exception too.
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
+            error = readable(error.exceptions[0])
         if isinstance(error, InvalidInput):
             return {**entry.item, "error": error}
         if isinstance(error, PASSED_ON):

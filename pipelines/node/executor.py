@@ -25,7 +25,7 @@ from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.gpu.order import keep_order
 from penstock.backends.item import Item
-from penstock.backends.process.failure import ProcessDiedError, RestartError
+from penstock.backends.process.failure import ProcessDiedError, RestartError, readable
 from penstock.backends.text import message_of
 
 from .placement import device_of
@@ -240,7 +240,7 @@ class Executor:
                 del batch  # an idle executor keeps no items alive
         except BaseException as error:
             # Not swallowed: the owner fails the batch and restarts the executor.
-            self._report(owner.executor_died, error)
+            self._report(owner.executor_died, readable(error))
         finally:
             if backend is not None:
                 try:
@@ -289,9 +289,10 @@ def run_batch(
         # The thread ends, and half-made copies must not become answers.
         batch.outcomes = [None] * len(entries)
         raise
-    except BaseException as error:
+    except BaseException as raised:
         # Half-made copies must not become answers, whatever the lines below raise.
         batch.outcomes = [None] * len(entries)
+        error = readable(raised)
         if len(entries) == 1 and isinstance(error, ProcessDiedError) and owner.retry:
             return _run_singly(backend, batch, owner, clock)
         if len(entries) == 1:
@@ -328,7 +329,8 @@ def _run_singly(
             backend.forward([item])
         except RestartError:
             raise
-        except BaseException as error:
+        except BaseException as raised:
+            error = readable(raised)
             outcome = outcomes[position] = _outcome_of(error, entry, batch, backend)
             failed += isinstance(outcome, BaseException)
             if isinstance(error, NEVER_RETRIED):

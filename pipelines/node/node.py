@@ -302,7 +302,7 @@ class Node:
             rows = count_rows(item, self.counted, self.scheduler.max, self.name)
         except BaseException as error:
             failure = error
-            if not isinstance(error, InvalidInput):  # an array's own code raised it
+            if not issubclass(type(error), InvalidInput):  # an array's own code raised it
                 failure = InvalidInput(
                     f"node {self.name!r}: the shape of data can't be read: {message_of(error)}"
                 )

@@ -12,6 +12,7 @@ from collections import deque
 from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidInput, PenstockError
 from penstock.backends.expressions.filters import Status
 from penstock.backends.item import Item
+from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of, repr_of
 
 from ..node.outflow import Outflow, bytes_of, bytes_of_all
@@ -166,15 +167,16 @@ class GraphRun:
                 except InvalidInput as error:  # a soft failure of the whole request
                     self.succeed({**self.item, "error": error})
                 except PenstockError as error:
-                    self.fail(error)
-                except BaseException as error:
+                    self.fail(readable(error))
+                except BaseException as raised:
+                    cause = readable(raised)
                     # A filter raised it. That includes CancelledError, which cancels nothing here:
                     # this is not a task.
                     failure = BackendError(
                         f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised "
-                        f"{type(error).__name__}: {message_of(error)}"
+                        f"{type(cause).__name__}: {message_of(cause)}"
                     )
-                    failure.__cause__ = error
+                    failure.__cause__ = cause
                     self.fail(failure)
         if left.kept and 0 < len(self.visits) == visits and left.outflow is not None:
             self._wait_at_join(result)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, cast
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput, forget_frames
 from penstock.backends.item import Item
+from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of
 
 from ..node.outflow import SMALL_BYTES, bytes_of
@@ -250,7 +251,8 @@ def as_soft_failure(item: Item) -> None:
     """
     item.pop("result", None)
     error = item["error"]
-    if isinstance(error, InvalidInput):
+    if issubclass(type(error), InvalidInput):
+        error = item["error"] = readable(error)
         forget_frames(error)
     else:
         item["error"] = InvalidInput(message_of(error))
