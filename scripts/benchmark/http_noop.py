@@ -7,7 +7,6 @@ it is missing; where that can't be done, its rows say why.
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from figures import ROOT, Figure, of_runs, say
-from servers import Server, penstock, process, pss
+from figures import Figure, of_runs, say
+from servers import MOSEC_VERSION, Server, mosec, penstock, process, pss
 from wrk import Run, Side, compared, in_turns, load, of_connections, ratios, require_wrk
 
 from penstock.backends.errors import ConfigError
@@ -25,7 +24,6 @@ from penstock.pipelines.config.load import load as load_pipeline
 PART = "HTTP no-op"
 PROTOCOL = "asyncio.Protocol with httptools on uvloop, 15 lines"
 BARE = "bare ASGI app on uvicorn"
-MOSEC_VERSION = "0.9.8"
 MOSEC = f"mosec {MOSEC_VERSION} (Rust front end)"
 THREAD, LOOP = "Penstock", 'Penstock, `executor = "loop"`'
 LEAST_OF_BARE = {
@@ -83,7 +81,7 @@ def measure(quick: bool) -> list[Figure]:
             server = running.enter_context(penstock(folder / "loop.toml"))
             sides.append(side(LOOP, server, "/predict/noop"))
         try:
-            server = running.enter_context(process(_mosec_command(), "/"))
+            server = running.enter_context(mosec("mosec_noop.py"))
         except (OSError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             say(f"   {MOSEC} is not measured: {reason}")
@@ -175,19 +173,3 @@ def _knows_loop(file: Path) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def _mosec_command() -> list[str]:
-    """Return the command that starts mosec, in an environment that is made if it is missing.
-
-    Raises RuntimeError if it can't be installed here.
-    """
-    environment = ROOT / ".venv-mosec"
-    setup = [str(ROOT / "scripts" / "setup"), environment.name, "-", f"mosec=={MOSEC_VERSION}"]
-    done = subprocess.run(setup, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise RuntimeError(f"mosec {MOSEC_VERSION} can't be installed: {''.join(reason)}")
-    script = str(Path(__file__).with_name("mosec_noop.py"))
-    quiet = ["--address", "127.0.0.1", "--log-level", "error"]
-    return [str(environment / "bin" / "python"), script, *quiet]

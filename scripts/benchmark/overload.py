@@ -27,7 +27,7 @@ from open_loops import (
 )
 from overload_graph import graph_target
 from resnet import PATH, exported
-from servers import penstock
+from servers import MOSEC_VERSION, mosec, penstock
 
 from penstock.app.bench.client import HttpClient
 from penstock.app.bench.images import synthetic_jpegs
@@ -41,6 +41,7 @@ SMALL_ADDRESS = "127.0.0.2"
 """A second client on this machine, beside 127.0.0.1. Linux has all of 127.0.0.0/8."""
 PRIORITY_HEADER = "Penstock-Priority"
 MOST_TRIES = 40
+MOSEC = f"mosec {MOSEC_VERSION}"
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -61,6 +62,16 @@ async def _measure(quick: bool) -> list[Figure]:
         with _resnet(_with_levels(folder)) as target:
             pace = await measure_pace(target, 2.0)
             figures.append(await _two_priorities(target, pace, quick))
+        try:
+            with mosec("mosec_resnet.py", MODEL=str(folder / "resnet18.onnx")) as server:
+                url = server.url("/inference")
+                jpegs = synthetic_jpegs()
+                target = Target(MOSEC, url, server.pid, jpegs, [1] * len(jpegs), peer=True)
+                figures += await open_loops(target, quick)
+        except (OSError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            say(f"   {MOSEC} is not measured: {reason}")
+            figures.append(Figure(PART, f"{MOSEC}: answered in time", math.nan, note=reason))
     with graph_target() as target:
         figures += await open_loops(target, quick)
     return figures

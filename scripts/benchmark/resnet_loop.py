@@ -84,7 +84,7 @@ class Loop:
         cv2.setNumThreads(1)
         self.layout = layout
         self.sessions = [open_session(model, layout.threads_per_run) for _ in range(layout.threads)]
-        self.buffers = [np.empty((layout.batch, 3, SIZE, SIZE), np.uint8) for _ in self.sessions]
+        self.buffers = [np.empty((layout.batch, 3, SIZE, SIZE), np.float32) for _ in self.sessions]
         self.jpegs = jpegs
         for session, buffer in zip(self.sessions, self.buffers, strict=True):
             run(session, buffer, list(itertools.islice(itertools.cycle(jpegs), layout.batch)))

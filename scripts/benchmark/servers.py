@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from figures import ROOT
+
+MOSEC_VERSION = "0.9.8"
 START_SECONDS = 120.0
 """Time in which a server must become ready."""
 
@@ -43,6 +47,34 @@ def penstock(target: Path, *options: str) -> Iterator[Server]:
         *options,
     ]
     with process(command, "/health/ready") as server:
+        yield server
+
+
+@contextmanager
+def mosec(script: str, **environment: str) -> Iterator[Server]:
+    """Run a script of this folder with mosec, in an environment that is made if it is missing.
+
+    `environment`: variables for the script, which also gets `PACKAGES`, where the packages of this
+    interpreter are. Raises RuntimeError if mosec can't be installed here.
+    """
+    directory = ROOT / ".venv-mosec"
+    setup = [str(ROOT / "scripts" / "setup"), directory.name, "-", f"mosec=={MOSEC_VERSION}"]
+    done = subprocess.run(setup, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise RuntimeError(f"mosec {MOSEC_VERSION} can't be installed: {''.join(reason)}")
+    variables = {"PACKAGES": sysconfig.get_path("purelib"), **environment}
+    command = [
+        "env",
+        *(f"{name}={value}" for name, value in variables.items()),
+        str(directory / "bin" / "python"),
+        str(Path(__file__).with_name(script)),
+        "--address",
+        "127.0.0.1",
+        "--log-level",
+        "error",
+    ]
+    with process(command, "/") as server:
         yield server
 
 
