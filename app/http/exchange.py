@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -20,6 +20,32 @@ from starlette.types import Receive
 from penstock.backends.memory import Reservation
 
 SLOW_AFTER_SECONDS = 0.02
+
+READ_SECONDS = 0.02
+"""How long after a time-out what had arrived by then may still be read."""
+
+
+class UploadTimer:
+    """Call `callback` at `when`, on the loop's clock, but read first what has arrived by then.
+
+    After a stall of the loop, uvloop's timers come before its reads, and asyncio's before the tasks
+    that its reads wake. A body that has arrived in time would be refused.
+    """
+
+    __slots__ = ("_callback", "_handle", "_loop")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, when: float, callback: Callable[[], object]
+    ) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._handle = loop.call_at(when, self._read_first)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+    def _read_first(self) -> None:
+        self._handle = self._loop.call_later(READ_SECONDS, self._callback)
 
 
 class PendingWork(Protocol):
@@ -54,18 +80,19 @@ def _let_go(memory: Reservation) -> None:
 class Exchange:
     """One request and its answer, as far as the watch knows them.
 
-    `started` is on the loop's clock, in seconds.
+    `started` is on the loop's clock, in seconds. `unread` is false once the whole body is here.
     """
 
-    __slots__ = ("helper", "receive", "runs", "started", "task", "timed_out")
+    __slots__ = ("helper", "receive", "runs", "started", "task", "timed_out", "unread")
 
     def __init__(self, receive: Receive, task: asyncio.Task[None], started: float) -> None:
         self.receive = receive
         self.task = task
         self.started = started
-        self.runs: Sequence[PendingWork] = ()  # empty while the body is being read
+        self.runs: Sequence[PendingWork] = ()  # empty while the body is read and parsed
+        self.unread = True
         self.timed_out = False
-        self.helper: asyncio.Task[None] | asyncio.TimerHandle | None = None
+        self.helper: asyncio.Task[None] | UploadTimer | None = None
 
     def listen(self) -> None:
         """Listen for the client's departure.
@@ -81,11 +108,12 @@ class Exchange:
         if self.runs:
             self.listen()
         else:
-            self.helper = loop.call_at(self.started + body_timeout, self._upload_timed_out)
+            self.helper = UploadTimer(loop, self.started + body_timeout, self._upload_timed_out)
 
     def _upload_timed_out(self) -> None:
-        self.timed_out = True
-        self.task.cancel()
+        if self.unread:
+            self.timed_out = True
+            self.task.cancel()
 
     async def _listen(self) -> None:
         message = await self.receive()

@@ -137,7 +137,6 @@ class Predict:
             request_id=scope.get("penstock.request_id"),
         )
         memory = call.memory
-        unread = True
         try:
             call.begin()
             message = await receive()
@@ -147,7 +146,7 @@ class Predict:
                 body = await read_rest(message, receive, limit, memory)
             elif call.length is None:
                 memory.cover(len(body), "a body")
-            unread = False
+            exchange.unread = False
             if call.window:
                 body = await inflate(body, call.window, self._settings.max_inflated, memory)
             image = call.take(body)
@@ -205,7 +204,7 @@ class Predict:
             leave(exchange.runs, memory)
         headers = answer[1]
         headers.append((b"x-request-id", call.request_id.encode("ascii")))
-        if unread and (exchange.timed_out or must_close(scope)):
+        if exchange.unread and (exchange.timed_out or must_close(scope)):
             headers.append((b"connection", b"close"))
         return answer
 

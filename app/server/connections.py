@@ -20,6 +20,13 @@ logger = logging.getLogger("penstock.connection")
 TICK_SECONDS = 0.5
 """How often deadlines are looked at. A connection ends at most so much later."""
 
+READ_SECONDS = 0.05
+"""How long after a deadline what had arrived by then may still be read.
+
+After a stall of the loop, uvloop's timers come before its reads. It is longer than the app's own
+time (app/http/exchange.py), whose error comes first.
+"""
+
 KEPT_DESCRIPTORS = 128
 """By default connections leave so many file descriptors to everything else."""
 
@@ -88,7 +95,7 @@ class Connections:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at the deadlines from now on, on this loop."""
         self._loop = loop
-        loop.call_later(TICK_SECONDS, self._tick, loop)
+        loop.call_later(TICK_SECONDS, self.tick, loop)
 
     def remove(self, connection: Tracked) -> None:
         self.open.discard(connection)
@@ -139,13 +146,14 @@ class Connections:
             self.max_descriptors,
         )
 
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+    def tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at the deadlines that have passed by now, after what has arrived by now is read."""
         if loop is self._loop:
-            loop.call_later(TICK_SECONDS, self._tick, loop)
-            self.look(loop.time())
+            loop.call_later(TICK_SECONDS, self.tick, loop)
+            loop.call_later(READ_SECONDS, self.look, loop.time())
 
     def look(self, now: float) -> None:
-        """End the connections whose deadline has passed."""
+        """End the connections whose deadline had passed at `now`."""
         for connection in tuple(self.open):
             if connection.deadline <= now or connection.send_deadline <= now:
                 connection.expire(now)

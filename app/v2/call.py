@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from penstock.backends.memory import Reservation, budget
 
 from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft, Pieces, reserve_body
 from ..http.errors import LOGGED_STATUSES, code_of, detail_of, status_of
+from ..http.exchange import UploadTimer
 from ..http.helper_thread import on_helper_thread
 from ..http.json_text import JsonLimits, kind_of, parse_json
 from ..settings import Settings
@@ -98,9 +100,16 @@ class ProtocolCall:
         Raises `TooLarge`, `InvalidRequest` for too many chunks and for a body that is late, and
         `ClientLeft`.
         """
+        loop = asyncio.get_running_loop()
+        when = loop.time() + self.settings.body_timeout
         try:
-            async with asyncio.timeout(self.settings.body_timeout):
-                body, _ = await read_body(self, dict(self.scope["headers"]).get(b"content-length"))
+            async with asyncio.timeout(None) as bound:
+                timer = UploadTimer(loop, when, partial(bound.reschedule, when))
+                try:
+                    length = dict(self.scope["headers"]).get(b"content-length")
+                    body, _ = await read_body(self, length)
+                finally:
+                    timer.cancel()
         except TimeoutError:
             raise self.too_late() from None
         self.body_was_read = True

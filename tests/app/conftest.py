@@ -4,6 +4,7 @@ and the model of examples/.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -30,24 +31,51 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = EXAMPLES / "digits" / "digits.toml"
 
 
+class Clock(asyncio.SelectorEventLoop):
+    """A loop whose clock a test moves."""
+
+    _ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        """Let the loop, which runs in another thread, see a later time."""
+        self.call_soon_threadsafe(self.advance_here, seconds)
+
+    def advance_here(self, seconds: float) -> None:
+        """Do the same from a callback or a task of the loop."""
+        self._ahead += seconds
+
+
 @contextlib.contextmanager
 def serving(
     app: ASGIApp,
-    loop: Literal["uvloop", "asyncio"] = "uvloop",
+    loop: Literal["uvloop", "asyncio"] | Clock = "uvloop",
     http: Any = "httptools",
     **options: Any,
 ) -> Iterator[httpx.Client]:
     """Serve an app by uvicorn on a free port. Yields an httpx client of it.
 
+    `loop`: uvicorn's name of it, or a loop whose clock the test moves.
     `http`: uvicorn's name of its protocol class; "penstock", that of `penstock serve`; or its
     `Connections`, to look at them.
     """
     if http == "penstock":
         http = Connections(Settings())
+    if isinstance(loop, Clock):  # uvicorn's own time-out of idle connections goes by it, too
+        options.setdefault("timeout_keep_alive", 3600)
     if isinstance(http, Connections):
         http = partial(Connection, http)
     config = uvicorn.Config(
-        app, port=0, loop=loop, http=http, ws="none", lifespan="on", log_config=None, **options
+        app,
+        port=0,
+        loop="asyncio" if isinstance(loop, Clock) else loop,
+        http=http,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        **options,
     )
     server = uvicorn.Server(config)
     started = threading.Event()
@@ -60,7 +88,13 @@ def serving(
             started.set()
 
     server.startup = announce  # type: ignore[method-assign]  # a hook that uvicorn lacks
-    thread = threading.Thread(target=server.run)
+
+    def run_on(clock: Clock) -> None:
+        with asyncio.Runner(loop_factory=lambda: clock) as runner:
+            runner.run(server.serve())
+
+    run = partial(run_on, loop) if isinstance(loop, Clock) else server.run
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         assert started.wait(30) and server.started, "the server did not start"
@@ -117,6 +151,14 @@ class Process:
 @pytest.fixture(scope="session")
 def running() -> Any:
     return serving
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    """A clock for `running(…, loop=clock)`."""
+    made = Clock()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ class Infer:
         scope["penstock.request_id"] = infer.request_id
         try:
             infer.begin()
-            await self._read(call, infer)
+            await self._read(call, infer, exchange)
             submission = infer.submit()
             exchange.runs = (submission,)
             if exchange.helper is not None:
@@ -88,13 +88,14 @@ class Infer:
             infer.request.release()
             scope["penstock.request_id"] = infer.request_id  # the protocol's own, if it has one
 
-    async def _read(self, call: ProtocolCall, infer: InferCall) -> None:
+    async def _read(self, call: ProtocolCall, infer: InferCall, exchange: Exchange) -> None:
         """Read the body and the request in it."""
         window, size = infer.window, infer.size
         text, blobs = await read_body(
             call, infer.headers.get(b"content-length"), None if window else size
         )
         call.body_was_read = True
+        exchange.unread = False
         if window:
             text = await inflate(text, window, self.rules.settings.max_inflated, call.memory)
             text, blobs = split(text, size, call.memory)

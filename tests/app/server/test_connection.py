@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import math
+import os
 import socket
 import struct
 import weakref
@@ -14,6 +15,7 @@ from typing import Any
 
 import httptools
 import pytest
+import uvloop
 
 from penstock.app.server.connection import HELD_BODY_BYTES, KEPT_BODY_BYTES, UNCOUNTED_BYTES
 from penstock.app.server.connections import REASONS, default_max_connections
@@ -585,6 +587,26 @@ async def test_the_timeouts_of_each_state() -> None:
         await body.all()
         assert "body_timeout" in str(server.app.errors[0])
         assert server.connections.closed["late"] == 2
+
+
+def test_a_body_that_arrives_while_the_loop_stands_still_is_in_time() -> None:
+    """uvloop calls timers that are due before it reads."""
+
+    async def late() -> bytes:
+        async with served() as server:
+            client = await server.connect()
+            client.send(post(b"abc")[:-1])
+            await until(lambda: server.states() == ["BODY"])
+            loop = asyncio.get_running_loop()
+            server.open[0].deadline = loop.time() - 1
+            connection = client.writer.get_extra_info("socket")
+            os.write(connection.fileno(), b"c")
+            server.connections.tick(loop)
+            return await client.answer()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        answer = runner.run(late())
+    assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"abc")
 
 
 async def test_handling_has_no_timeout() -> None:

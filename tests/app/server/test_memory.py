@@ -65,10 +65,11 @@ PIPELINES = {
     'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     'outputs = {result = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     '[scores]\nbackend = "Python[operators.py:same]"\n',
-    "shape": '[decode]\nbackend = "DecodeMat"\nnext = "shape"\n'
+    "shape": '[pipeline]\ntimeout = 300\n[decode]\nbackend = "DecodeMat"\nnext = "shape"\n'
     '[shape]\nbackend = "Python[operators.py:shape]"\n',
-    "pixels": '[decode]\nbackend = "DecodeMat"\n',
-    "child": '[decode]\nbackend = "DecodeMat"\nexecutor = "process"\nnext = "shape"\n'
+    "pixels": '[pipeline]\ntimeout = 300\n[decode]\nbackend = "DecodeMat"\n',
+    "child": "[pipeline]\ntimeout = 300\n"
+    '[decode]\nbackend = "DecodeMat"\nexecutor = "process"\nnext = "shape"\n'
     '[shape]\nbackend = "Python[operators.py:shape]"\n',
     "length": '[length]\nbackend = "Python[operators.py:length]"\n',
     "total": "[pipeline]\nbatched = false\n"
@@ -123,7 +124,7 @@ class Served:
         with ThreadPoolExecutor(count) as threads:
             answers = list(
                 threads.map(
-                    lambda _: httpx.post(f"{self.client.base_url}{path}", timeout=60, **request),
+                    lambda _: httpx.post(f"{self.client.base_url}{path}", timeout=300, **request),
                     range(count),
                 )
             )
