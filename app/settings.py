@@ -225,7 +225,7 @@ class Settings(BaseSettings):
                 continue
             if read.get(name) is not None:
                 raise ValueError(f"{name} and {name}_file are both set: set one of them")
-            read[name] = _read_secret(f"{name}_file", Path(path))
+            read[name] = read_secret(f"{name}_file", Path(path))
         return read
 
     @field_validator("api_key", "admin_token")
@@ -301,7 +301,7 @@ def is_address(text: str) -> bool:
     return True
 
 
-def _read_secret(setting: str, path: Path) -> SecretStr:
+def read_secret(setting: str, path: Path) -> SecretStr:
     """Read the one line of a file, without the line ends that editors and `echo` write after it."""
     try:
         with path.open("rb") as file:  # not its whole size: it may be a device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from ..settings import read_secret
 from .options import Labels
 from .output import fail, file_error
 
@@ -48,8 +50,18 @@ def call_command(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="API key of the server; or its admin token, which may ask for a trace.",
+            help="API key of the server; or its admin token, which may ask for a trace. Here ps "
+            "shows it to all users of this machine: better set the environment variable "
+            "(PENSTOCK_API_KEY for a key), or use --token-file.",
             envvar="PENSTOCK_ADMIN_TOKEN",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with what --token takes, on one line.",
+            envvar="PENSTOCK_ADMIN_TOKEN_FILE",
         ),
     ] = None,
 ) -> None:
@@ -68,6 +80,8 @@ def call_command(
     try:
         if target.startswith(("http://", "https://")):
             body = value.encode() if isinstance(value, str) else value
+            if token_file is not None and token is None:
+                token = read_secret("--token-file", token_file).get_secret_value()
             asyncio.run(_call_url(target, body, token, trace))
         else:
             asyncio.run(_call_file(Path(target), value, labels, trace))
@@ -118,7 +132,8 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
     from ..bench.report import OK
     from .trace import trace_lines
 
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    key = os.environ.get("PENSTOCK_API_KEY") if token is None else token
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     if traced and token is not None:
         headers["Penstock-Trace"] = "1"
     client = HttpClient(url, headers, read_headers=True)

@@ -39,7 +39,7 @@ command_line = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line: the entry point of the installed `penstock`."""
+    """Run the command line."""
     command_line()
 
 

@@ -14,6 +14,9 @@ from .helper_thread import on_helper_thread
 WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 """zlib's `wbits` for each encoding."""
 
+_ALIASES = {b"x-gzip": b"gzip"}
+"""Other names of these encodings (RFC 9110, 8.4.1.3)."""
+
 COMPRESS_OFF_LOOP_BYTES = 1 << 16
 """From this size on, a body is compressed on a helper thread. zlib releases the GIL."""
 
@@ -38,7 +41,7 @@ def window_of(encoding: bytes | None) -> int:
     name = b"" if encoding is None else encoding.strip().lower()
     if name in {b"", b"identity"}:
         return 0
-    window = WINDOW_BITS.get(name)
+    window = WINDOW_BITS.get(_ALIASES.get(name, name))
     if window is None:
         raise KeyError(name[:40].decode("latin-1"))
     return window
@@ -103,7 +106,8 @@ def choose_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | 
     names = [name.strip() for name, _, weight in weights if weight.strip().rstrip(b".0") != b"q="]
     if binary and len(names) > 1:
         return None
-    return next((name for name in names if name in WINDOW_BITS), None)
+    known = (_ALIASES.get(name, name) for name in names)
+    return next((name for name in known if name in WINDOW_BITS), None)
 
 
 async def deflate(body: bytes, encoding: bytes) -> bytes:

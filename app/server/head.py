@@ -16,6 +16,11 @@ from .refusals import HeadTooLarge, UnsupportedVersion
 
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 MAX_LENGTH_DIGITS = 20
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Za-z.:%_~-]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+)
+"""A host and a port, as a URL has them (RFC 3986, 3.2.2). The host may be empty."""
+
 _VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+")
 
 
@@ -29,9 +34,11 @@ class RequestHead:
 
     __slots__ = (
         "_complete",
+        "_host",
         "_hosts",
         "_parser",
         "_url",
+        "_valid_host",
         "coding",
         "expects",
         "fields",
@@ -50,6 +57,7 @@ class RequestHead:
         self.keep_alive = True
         self.fields: list[tuple[bytes, bytes]] = []
         self._parser: httptools.HttpRequestParser | None = None
+        self._host = self._valid_host = b""
 
     def parse(self, head: bytes, max_fields: int) -> None:
         """Parse `head`, which ends with an empty line.
@@ -107,6 +115,7 @@ class RequestHead:
         if name in _FRAMING:
             if name == b"host":
                 self._hosts += 1
+                self._host = value.strip(b" \t")
             elif name == b"content-length":
                 # The parser refuses lengths above 64 bits, but takes any number of zeros before
                 # one, and `int` no more than 4300 digits.
@@ -134,6 +143,10 @@ class RequestHead:
             )
         if self._hosts != 1 and (self._hosts or not self.http_1_0):
             raise InvalidRequest(f"malformed: {self._hosts} Host fields, expected one")
+        if self._hosts and self._host != self._valid_host:  # a connection repeats its host
+            if not _HOST.fullmatch(self._host):
+                raise InvalidRequest("malformed: the Host field is no host name or address")
+            self._valid_host = self._host
         if self.coding and (self.coding != b"chunked" or self.http_1_0):
             raise InvalidRequest(
                 "malformed: Transfer-Encoding can only be chunked, and only in HTTP/1.1"

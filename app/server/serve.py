@@ -128,15 +128,23 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     def _handle_signals(self) -> None:
-        """Handle SIGHUP and SIGUSR1, which would end the process. `nohup` ignores SIGHUP."""
+        """Handle SIGHUP and SIGUSR1, which would end the process. `nohup` ignores SIGHUP.
+
+        The command line has held them back until now.
+        """
         if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._loop.add_signal_handler(signal.SIGUSR1, self._report)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, signal.SIGUSR1})
 
     def _reload(self) -> None:
-        self._reloading = asyncio.create_task(self._repository.reload_changed())
+        self._reloading = asyncio.create_task(self._reload_changed())
+
+    async def _reload_changed(self) -> None:
+        await asyncio.wait([self._loading])  # a file may have changed after it was read
+        await self._repository.reload_changed()
 
     def _report(self) -> None:
         logger.info("%s", report_of(self._repository, self._connections))

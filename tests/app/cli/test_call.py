@@ -279,6 +279,20 @@ def test_a_running_server_with_a_token(running: Any, files: Path) -> None:
             "    in: data",
             "    out: data, result",
         ]
+        (files / "token").write_text("token\n")
+        for given in (
+            {"PENSTOCK_API_KEY": "key"},
+            {"PENSTOCK_ADMIN_TOKEN": "token"},
+            {"PENSTOCK_ADMIN_TOKEN_FILE": str(files / "token")},
+        ):
+            assert call(url, "three", "--text", env=given).exit_code == 0, given
+        answer = call(url, "three", "--text", "--token-file", files / "token", "--trace")
+        assert answer.exit_code == 0 and "first: queue" in answer.stderr
+        answer = call(url, "three", "--text", "--trace", env={"PENSTOCK_API_KEY": "key"})
+        assert answer.exit_code == 0 and "queue.first" in answer.stderr
+        answer = call(url, "three", "--text", "--token-file", files / "gone")
+        assert answer.exit_code == 1 and "--token-file: " in answer.stderr
+        assert "can't be read: No such file" in answer.stderr
         answer = call(url, "", "--text", "--trace", "--token", "token")  # an empty body
         assert answer.exit_code == 1 and json.loads(answer.stderr)["code"] == "invalid_request"
         answer = call(url, "three", "--text", "--trace", "--token", "key")

@@ -101,6 +101,26 @@ async def test_requests_may_come_byte_by_byte_or_together(request_bytes: bytes) 
             assert await client.answer() == first
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"",
+        b"a:",
+        b"127.0.0.1:8000",
+        b"[::1]:8000",
+        b"[fe80::1%25eth0]",
+        b"x_y.example.com.",
+        b"%61",
+    ],
+)
+async def test_hosts_that_are_answered(host: bytes) -> None:
+    async with served() as server:
+        client = await server.connect()
+        for _ in range(2):
+            client.send(b"GET /echo HTTP/1.1\r\nHost: " + host + b" \r\n\r\n")
+            assert (await client.answer()).startswith(b"HTTP/1.1 200")
+
+
 async def test_the_scope(caplog: pytest.LogCaptureFixture) -> None:
     async with served(root_path="/root") as server:
         client = await server.connect()
@@ -278,6 +298,13 @@ async def test_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
         (b"GET / HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: user@a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a:port\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: caf\xc3\xa9\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         (b"PRI * HTTP/2.0\r\n\r\n", 505),

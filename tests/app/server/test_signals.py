@@ -72,6 +72,38 @@ def test_hup_loads_what_has_changed(spawn: Any, folder: Path) -> None:
         assert server.end() == 0
 
 
+EARLY = """
+import os
+import signal
+import sys
+
+
+class Finder:
+    'Sends the signals while the command line is imported.'
+
+    def find_spec(self, name, path, target=None):
+        if name == "penstock.app.cli.main":
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_signals_wait_until_the_server_handles_them(spawn: Any, folder: Path) -> None:
+    (folder.parent / "sitecustomize.py").write_text(EARLY)  # Python imports it first
+    path = os.pathsep.join([str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    server = spawn("serve", folder, "--port", 0, PYTHONPATH=path)
+    with server.listening() as client:
+        server.wait_for("report: the server is")
+        server.wait_for("ready after")
+        server.wait_for("no pipeline is loaded again: their files have not changed")
+        assert ask(client, "one") == "old"
+        server.process.terminate()
+        assert server.end() == 0
+
+
 def test_hup_sees_new_labels(spawn: Any, digits: Path, digit: bytes, tmp_path: Path) -> None:
     shutil.copytree(digits.parent, tmp_path / "digits")
     server = spawn("serve", tmp_path / "digits" / digits.name, "--port", 0)

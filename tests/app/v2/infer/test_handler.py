@@ -544,6 +544,7 @@ def test_answers_are_compressed_if_that_pays(served: Served) -> None:
     )  # httpx has decompressed it
     for weighed, chosen in (
         ("gzip;q=0.5", "gzip"),
+        ("x-gzip", "gzip"),
         ("br;q=1.0, gzip;q=0, Deflate ; q=0.01", "deflate"),
     ):
         assert (
