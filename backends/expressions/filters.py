@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from inspect import iscoroutinefunction
 from typing import TypeAlias, TypeVar, overload
 
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from ..suggestions import did_you_mean
-from ..text import message_of, repr_of
+from ..text import repr_of
 from .expression import NAME
+from .plugins import installed_plugins, loaded
 
 FILTER_ENTRY_POINTS = "penstock.filters"
 
@@ -167,7 +168,7 @@ def find_filter(name: str) -> Filter:
     function = BUILTIN.get(name) or _registered.get(name)
     if function is not None:
         return function
-    installed = _installed()
+    installed = installed_plugins(FILTER_ENTRY_POINTS)
     if name in installed:
         return _from_entry_point(installed[name])
     known = {*BUILTIN, *_registered, *installed}
@@ -190,25 +191,8 @@ def _checked(name: str, function: UserFilter) -> UserFilter:
 
 
 @cache
-def _installed() -> dict[str, EntryPoint]:
-    """Return the entry points of installed packages.
-
-    They can't replace a name of Penstock's own.
-    """
-    return {plugin.name: plugin for plugin in entry_points(group=FILTER_ENTRY_POINTS)}
-
-
-@cache
 def _from_entry_point(plugin: EntryPoint) -> Filter:
-    package = plugin.dist.name if plugin.dist is not None else plugin.value
-    try:
-        function: Filter = _checked(plugin.name, plugin.load())
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        reason = (
-            f"the filter {plugin.name} of {package} can't be loaded: {type(error).__name__}: "
-            f"{message_of(error)}"
-        )
-        raise ConfigError([Problem(reason, key="filter")]) from error
+    function: Filter = loaded(
+        plugin, "filter", lambda found: _checked(plugin.name, found), key="filter"
+    )
     return function

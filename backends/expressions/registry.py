@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from typing import Any, TypeVar, overload
 
@@ -20,8 +20,8 @@ from pydantic_core import PydanticUndefined
 from ..base import Backend
 from ..errors import ConfigError, Problem
 from ..suggestions import did_you_mean
-from ..text import message_of
 from .expression import NAME
+from .plugins import installed_plugins, loaded
 from .type_names import type_name
 from .user import adapt
 
@@ -158,7 +158,7 @@ def find_backend(name: str) -> type[Backend]:
         return _imported(name)
     if name in _registered:
         return _registered[name]
-    installed = _installed()
+    installed = installed_plugins(BACKEND_ENTRY_POINTS)
     if name in installed:
         return _from_entry_point(installed[name])
     if name in LOOP_BACKENDS:
@@ -179,7 +179,7 @@ def backend_registered_here(name: str) -> bool:
 
 def backend_names() -> list[str]:
     """Return all names that an expression can use, sorted."""
-    return sorted({*BUILTINS, *_registered, *_installed()})
+    return sorted({*BUILTINS, *_registered, *installed_plugins(BACKEND_ENTRY_POINTS)})
 
 
 def extra_installed(extra: str) -> bool:
@@ -274,22 +274,6 @@ def _imported(name: str) -> type[Backend]:
 
 
 @cache
-def _installed() -> dict[str, EntryPoint]:
-    """Return the entry points of installed packages.
-
-    They can't replace a name of Penstock's own.
-    """
-    return {plugin.name: plugin for plugin in entry_points(group=BACKEND_ENTRY_POINTS)}
-
-
-@cache
 def _from_entry_point(plugin: EntryPoint) -> type[Backend]:
-    package = plugin.dist.name if plugin.dist is not None else plugin.value
-    try:
-        return adapt(plugin.name, plugin.load())
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {message_of(error)}"
-        message = f"the backend {plugin.name} of {package} can't be loaded: {reason}"
-        raise ConfigError([Problem(message)]) from error
+    cls: type[Backend] = loaded(plugin, "backend", lambda found: adapt(plugin.name, found))
+    return cls

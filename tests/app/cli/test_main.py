@@ -248,7 +248,7 @@ def test_backends_name_the_missing_extra(run: Run, monkeypatch: pytest.MonkeyPat
 
 def test_a_broken_package_hides_no_other_backend(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EntryPoint("Broken", "penstock.backends.nothing:There", registry.BACKEND_ENTRY_POINTS)
-    monkeypatch.setattr(registry, "_installed", lambda: {"Broken": broken})
+    monkeypatch.setattr(registry, "installed_plugins", lambda group: {"Broken": broken})
     answer = run("backends")
     listed = " ".join(answer.stdout.split())
     assert (

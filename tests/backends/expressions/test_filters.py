@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
-from penstock.backends.expressions import filters
+from penstock.backends.expressions import filters, plugins
 from penstock.backends.expressions.filters import (
     BUILTIN,
     Status,
@@ -16,6 +16,7 @@ from penstock.backends.expressions.filters import (
     find_filter,
     register_filter,
 )
+from penstock.backends.expressions.plugins import installed_plugins
 from penstock.backends.item import Item
 
 
@@ -174,8 +175,8 @@ def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
         groups.append(group)
         return installed
 
-    monkeypatch.setattr(filters, "entry_points", entry_points)
-    filters._installed.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
+    installed_plugins.cache_clear()
     try:
         assert find_filter("theirs") is filters.swap
         assert find_filter("swap") is filters.swap, "a package can't replace Penstock's own filter"
@@ -193,4 +194,4 @@ def test_entry_points_are_filters(monkeypatch: pytest.MonkeyPatch) -> None:
             find_filter("their")
         assert groups == ["penstock.filters"]
     finally:
-        filters._installed.cache_clear()
+        installed_plugins.cache_clear()

@@ -202,7 +202,7 @@ def test_entry_points_are_backends(monkeypatch: pytest.MonkeyPatch) -> None:
             "broken", "penstock.backends.nothing:There", registry.BACKEND_ENTRY_POINTS
         ),
     }
-    monkeypatch.setattr(registry, "_installed", lambda: installed)
+    monkeypatch.setattr(registry, "installed_plugins", lambda group: installed)
     assert find_backend("theirs") is Identity
     with pytest.raises(ConfigError, match=r"broken of .* can't be loaded: ModuleNotFoundError"):
         find_backend("broken")
