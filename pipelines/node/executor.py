@@ -29,7 +29,7 @@ from penstock.backends.process.failure import ProcessDiedError, RestartError, re
 from penstock.backends.text import message_of
 
 from .placement import device_of
-from .queue import Batch, Entry
+from .queue import Batch, Entry, log_failure
 from .scheduler import DeviceGroup
 
 if TYPE_CHECKING:
@@ -379,14 +379,12 @@ def _wrap(error: BaseException, batch: Batch, backend: Backend) -> BackendError:
 
 
 def _log(batch: Batch, failed: list[Entry], error: BaseException) -> None:
-    requests = ", ".join(entry.request_id for entry in failed if entry.request_id)
-    subject = "an item" if len(failed) == 1 else f"a batch of {len(failed)} items"
-    pipeline = getattr(batch.executor, "pipeline", None)
-    logger.error(
-        "node %s: %s failed%s",
+    log_failure(
+        logger,
+        failed,
+        "node %s: %s failed",
         batch.node,
-        subject,
-        f" (requests {requests})" if requests else "",
-        exc_info=error,
-        extra={"request_id": requests, "pipeline": pipeline, "node": batch.node},
+        "an item" if len(failed) == 1 else f"a batch of {len(failed)} items",
+        fields={"pipeline": getattr(batch.executor, "pipeline", None), "node": batch.node},
+        error=error,
     )

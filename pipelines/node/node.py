@@ -33,7 +33,7 @@ from .executor import Executor
 from .inflow import Inflow
 from .outflow import Outflow
 from .placement import context_of
-from .queue import NEVER, Batch, Bucket, Entry, fail_all, fail_undelivered
+from .queue import NEVER, Batch, Bucket, Entry, fail_all, fail_undelivered, log_failure
 from .rows import count_rows, forget_counts
 from .scheduler import DeviceGroup, Scheduler
 from .statistics import NodeStatistics
@@ -422,17 +422,18 @@ class Node:
                 f"node {self.name!r}: the batch ran longer than {stuck_after:g} s (stuck_after)"
             ),
         )
-        requests = ", ".join(entry.request_id for entry in entries if entry.request_id)
-        logger.error(
-            "node %s: %s has run one batch for more than %g s. %s. The thread's stack:\n%s",
+        log_failure(
+            logger,
+            entries,
+            "node %s: %s has run one batch for more than %g s. %s",
             self.name,
             executor.name,
             stuck_after,
             "Its child process is killed and replaced"
             if executor.killable
             else "A thread can't be killed: the node is not ready until that batch ends",
-            _stack_of(executor),
-            extra={"request_id": requests, **self._log_extra},
+            fields=self._log_extra,
+            detail=f". The thread's stack:\n{_stack_of(executor)}",
         )
         if executor.killable:
             batch.stuck, batch.watched = False, now
@@ -516,13 +517,14 @@ class Node:
             self._missing += 1
         batch = self.scheduler.remove(executor)
         entries = [] if batch is None else batch.entries
-        requests = ", ".join(entry.request_id for entry in entries if entry.request_id)
-        logger.error(
+        log_failure(
+            logger,
+            entries,
             "node %s: %s died and is restarted",
             self.name,
             executor.name,
-            exc_info=error,
-            extra={"request_id": requests, **self._log_extra},
+            fields=self._log_extra,
+            error=error,
         )
         instance_group, instance = self._executors[executor]
         failures = executor.failures

@@ -248,3 +248,28 @@ def fail_undelivered(entry: Entry, error: Exception, fields: Mapping[str, str]) 
         return made
 
     fail_all([entry], failure)
+
+
+def log_failure(
+    logger: logging.Logger,
+    entries: Iterable[Entry],
+    message: str,
+    *args: object,
+    fields: Mapping[str, str | None],
+    error: BaseException | None = None,
+    detail: str = "",
+) -> None:
+    """Log an error of a batch once for each of its requests, so that each is found by its id.
+
+    The traceback of `error` and `detail` are on the first line alone.
+    """
+    for request_id in [entry.request_id for entry in entries if entry.request_id] or [""]:
+        logger.error(
+            f"{message}%s%s",
+            *args,
+            request_id and f" (request {request_id})",
+            detail,
+            exc_info=error,
+            extra={"request_id": request_id, **fields},
+        )
+        error, detail = None, ""

@@ -435,6 +435,26 @@ async def test_without_retry_the_whole_batch_fails() -> None:
         assert cls.seen == [["good", "bad"]]
 
 
+async def test_each_request_of_a_failed_batch_has_a_line_with_its_id_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cls = probe(poison("bad"))
+    async with serve(cls, retry=False) as pipeline:
+        futures = [
+            pipeline.submit_nowait({"data": data}, request_id=data).future
+            for data in ("good", "bad", "third")
+        ]
+        await asyncio.wait(futures)
+        assert cls.seen == [["good", "bad", "third"]]
+        assert all(isinstance(future.exception(), BackendError) for future in futures)
+    lines = [(getattr(line, "request_id", None), line.getMessage()) for line in caplog.records]
+    assert lines == [
+        (name, f"node node: a batch of 3 items failed (request {name})")
+        for name in ("good", "bad", "third")
+    ]
+    assert [line.exc_info is not None for line in caplog.records] == [True, False, False]
+
+
 async def test_after_a_batch_failed_item_by_item_none_is_retried_until_a_run_succeeds() -> None:
     cls = probe(poison("bad"))
     async with serve(cls) as pipeline:
