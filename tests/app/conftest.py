@@ -153,6 +153,22 @@ def running() -> Any:
     return serving
 
 
+@contextlib.contextmanager
+def leaving(client: httpx.Client, path: str, body: bytes, **headers: str) -> Iterator[None]:
+    """Send a request whose client leaves at the end of the block, without reading an answer."""
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    address = client.base_url.host, client.base_url.port
+    with socket.create_connection(address, 60) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        yield
+
+
+@pytest.fixture(scope="session", name="leaving")
+def _leaving() -> Any:
+    return leaving
+
+
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     """A clock for `running(…, loop=clock)`."""

@@ -42,7 +42,7 @@ GATES = Gates()
 @register_backend("HealthGate")
 class HealthGate(Backend):
     def init(self, params: Any, context: Any) -> None:
-        GATES.may_load.wait(10)
+        GATES.may_load.wait(60)
 
     def forward(self, batch: Any) -> None:
         for item in batch:
@@ -51,7 +51,7 @@ class HealthGate(Backend):
                 raise DeviceError("lost")
             if item["data"] == b"wait":
                 GATES.inside.set()
-                GATES.open.wait(10)
+                GATES.open.wait(60)
             if item["data"] == b"broken":
                 raise ValueError("/secret/path")
             if item["data"] == b"unreadable":
@@ -69,7 +69,7 @@ def gates() -> Any:
     GATES.may_load.set()
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Poll the server of another thread: over HTTP there is no event to wait for."""
     end = time.monotonic() + seconds
     while not condition():
@@ -144,7 +144,7 @@ class HealthSlow(Backend):
         context.loading.on_stop(GATES.may_load.set)
         context.loading.text = "building 42 %"
         GATES.inside.set()
-        GATES.may_load.wait(10)
+        GATES.may_load.wait(60)
         context.loading.text = ""
 
     def forward(self, batch: Any) -> None:
@@ -164,7 +164,7 @@ def test_ready_reports_the_progress_of_a_build(running: Any) -> None:
     host = FastAPI(lifespan=lambda host: starting(repository))
     host.mount("/models", create_app(repository))
     with running(host) as client:
-        assert GATES.inside.wait(10)
+        assert GATES.inside.wait(60)
         answer = client.get("/models/health/ready")
         reason = "pipeline 'slow' is loading (node 'net': building 42 %)"
         assert (answer.status_code, answer.json()) == (503, {"ready": False, "reason": reason})
@@ -174,7 +174,7 @@ def test_ready_reports_the_progress_of_a_build(running: Any) -> None:
         until(lambda: client.get("/models/health/ready").status_code == 200)
         # its executor dies and is replaced
         assert client.post("/models/predict/slow", content=b"x").status_code == 500
-        assert GATES.inside.wait(10)
+        assert GATES.inside.wait(60)
         assert client.get("/models/health/ready").json()["reason"] == "node 'net': building 42 %"
         GATES.open.set()
         GATES.may_load.set()
@@ -186,7 +186,7 @@ def test_a_load_is_cancelled_when_the_server_stops(running: Any) -> None:
     GATES.may_load.clear()
     repository = Repository([load("HealthSlow", name="slow")])
     with running(FastAPI(lifespan=lambda host: starting(repository))):
-        assert GATES.inside.wait(10)
+        assert GATES.inside.wait(60)
     assert GATES.may_load.is_set() and repository.state == "closed"
 
 
@@ -221,7 +221,7 @@ def test_metrics_count_what_happened(running: Any) -> None:
         assert broken.status_code == 500 and "secret" not in broken.text
         assert broken.json()["detail"] == "node 'main': backend HealthGate raised ValueError"
         waiting = threads.submit(client.post, "/predict/gate", content=b"wait")
-        assert GATES.inside.wait(5)
+        assert GATES.inside.wait(60)
         refused = client.post("/predict/gate", content=b"x")
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         samples = values(client)

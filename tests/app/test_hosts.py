@@ -55,7 +55,7 @@ def config() -> Any:
 
 def until(condition: Any) -> None:
     """Poll the server of another thread: over HTTP there is no event to wait for."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)

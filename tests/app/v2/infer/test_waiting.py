@@ -7,7 +7,9 @@ import gc
 import json
 import socket
 import threading
+import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -66,7 +68,7 @@ def http(running: Any) -> Any:
         }
     )
     with (
-        running(create_app(config, settings=Settings(body_timeout=0.3))) as client,
+        running(create_app(config)) as client,
         ThreadPoolExecutor() as pool,
     ):
         waiting = pool.submit(client.post, "/v2/models/gate/infer", json=request("wait"))
@@ -83,6 +85,21 @@ def request(text: Any, **parameters: Any) -> Any:
     }
 
 
+def inside(http: Any) -> float:
+    """Return how many requests are in flight."""
+    lines = http.get("/metrics").text.splitlines()
+    (value,) = [line for line in lines if line.startswith("penstock_requests_in_flight{")]
+    return float(value.rpartition(" ")[2])
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Poll the server of another thread: over HTTP there is no event to wait for."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def test_a_timeout_is_in_microseconds(http: Any) -> None:
     with tritonclient.http.InferenceServerClient(str(http.base_url)[7:].rstrip("/")) as client:
         port = InferInput("data", [1], "BYTES")
@@ -93,20 +110,19 @@ def test_a_timeout_is_in_microseconds(http: Any) -> None:
 
 
 def test_too_many_requests(http: Any) -> None:
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(2) as pool:
         others = [
-            pool.submit(http.post, "/v2/models/gate/infer", json=request("late", timeout=500_000))
-            for _ in range(8)
+            pool.submit(http.post, "/v2/models/gate/infer", json=request("queues"))
+            for _ in range(2)
         ]
-        answers = [other.result() for other in others]
-    refused = [answer.json()["error"] for answer in answers if "maximum queue size" in answer.text]
-    assert {answer.status_code for answer in answers} == {503} and len(refused) == 6
-    assert all(text.startswith("Exceeds maximum queue size") for text in refused)
-    assert all(
-        answer.headers["retry-after"] == "1"
-        for answer in answers
-        if "maximum queue size" in answer.text
-    )
+        until(lambda: inside(http) == 3)
+        for _ in range(6):
+            answer = http.post("/v2/models/gate/infer", json=request("refused"))
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+            assert answer.json()["error"].startswith("Exceeds maximum queue size")
+        GATE.open()
+        assert [other.result().status_code for other in others] == [200, 200]
+    assert SEEN == ["wait", "queues", "queues"]
 
 
 def test_a_client_that_leaves_is_not_served(http: Any) -> None:
@@ -118,18 +134,24 @@ def test_a_client_that_leaves_is_not_served(http: Any) -> None:
     for _ in range(
         3
     ):  # each takes the place that the previous one left; the bound is 3, two places are taken
-        with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
+        with socket.create_connection((http.base_url.host, http.base_url.port), 60) as connection:
             connection.sendall(head + body)
+            until(lambda: inside(http) == 2)
+        until(lambda: inside(http) == 1)
         assert "timeout expired" in http.post("/v2/models/gate/infer", json=full).text
     GATE.open()
     assert http.post("/v2/models/gate/infer", json=request("after")).status_code == 200
     assert SEEN == ["wait", "after"]
 
 
-def test_a_body_must_come_in_time(http: Any) -> None:
-    with socket.create_connection((http.base_url.host, http.base_url.port), 10) as connection:
+def test_a_body_must_come_in_time(running: Any) -> None:
+    app = create_app({"backend": "InferGate"}, settings=Settings(body_timeout=0.3))
+    with (
+        running(app) as client,
+        socket.create_connection((client.base_url.host, client.base_url.port), 60) as connection,
+    ):
         connection.sendall(
-            b"POST /v2/models/gate/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+            b"POST /v2/models/pipeline/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
         )
         answer = connection.recv(65536)
     assert (
@@ -150,10 +172,11 @@ def test_the_text_of_a_backends_exception_is_not_answered(http: Any) -> None:
         assert answer.json()["error"].partition(";")[0] == message
 
 
-async def upload_slowly(document: Any) -> Any:
+async def upload_slowly(document: Any, clock: Any) -> Any:
     """Return the answers to a client that takes a tenth of a second for its body.
 
-    The client leaves once its request is being served. Returns statuses and bodies.
+    The client leaves once its request is being served and `body_timeout` has passed. Returns
+    statuses and bodies.
     """
     config = load(
         {
@@ -161,7 +184,7 @@ async def upload_slowly(document: Any) -> Any:
             "node": {"backend": "InferGate"},
         }
     )
-    app = create_app(config, settings=Settings(body_timeout=0.3))
+    app = create_app(config)
     body = json.dumps(document).encode()
     messages = [{"body": body[:10], "more_body": True}, {"body": body[10:], "more_body": False}]
     answers: list[Any] = []
@@ -169,6 +192,8 @@ async def upload_slowly(document: Any) -> Any:
     async def receive() -> Any:
         if not messages:
             await GATE.entered()
+            clock.advance_here(Settings().body_timeout)
+            await asyncio.sleep(0.05)
             return {"type": "http.disconnect"}
         await asyncio.sleep(0.05)  # the upload is slow: the answer does not wait for its end
         return {"type": "http.request", **messages.pop(0)}
@@ -190,12 +215,13 @@ async def upload_slowly(document: Any) -> Any:
     return answers[0]["status"], answers[1]["body"]
 
 
-async def test_after_a_slow_body_its_timer_stops_and_a_departure_counts() -> None:
-    assert await upload_slowly(request("wait")) == (499, b"")
+def test_after_a_slow_body_its_timer_stops_and_a_departure_counts(clock: Any) -> None:
+    assert clock.run_until_complete(upload_slowly(request("wait"), clock)) == (499, b"")
 
 
-async def test_a_timeout_counts_from_the_first_byte() -> None:
-    status, body = await upload_slowly(request("late", timeout=90_000))
+def test_a_timeout_counts_from_the_first_byte(clock: Any) -> None:
+    late = upload_slowly(request("late", timeout=90_000), clock)
+    status, body = clock.run_until_complete(late)
     assert (status, json.loads(body)) == (
         503,
         {"error": "Request timeout expired: the timeout passed before the body had arrived"},
@@ -434,13 +460,12 @@ async def test_a_slow_request_makes_no_cycle_that_keeps_its_tensors() -> None:
                 "http_version": "1.1",
             }
             answering = asyncio.create_task(app(scope, receive, send))
-            await asyncio.wait_for(listening.wait(), 10)  # the watch has found that it is slow
+            await asyncio.wait_for(listening.wait(), 60)  # the watch has found that it is slow
             GATE.open()
             await answering
             del answering
-            await asyncio.to_thread(
-                lambda: None
-            )  # the listening task has ended, and the executor has let go of the batch
-            assert [array() for array in SEEN] == [None]
+            async with asyncio.timeout(60):  # the listening task ends, and the executor lets go
+                while [array() for array in SEEN] != [None]:
+                    await asyncio.sleep(0.001)
         finally:
             gc.enable()

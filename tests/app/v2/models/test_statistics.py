@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import tritonclient.http
@@ -30,7 +30,7 @@ class Gated:
 
     def forward(self, batch: Any) -> None:
         ENTERED.release()
-        assert GATE.wait(20)
+        assert GATE.wait(60)
         for item in batch:
             if item["data"].min() < 0:
                 raise RuntimeError("negative")
@@ -92,13 +92,22 @@ def infer(client: Any, model: Any, rows: Any = 1, value: Any = 1, **more: Any) -
     return client.infer(model, [given], **more)
 
 
+GIVEN = {"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}
+
+
 def post(served: Any, model: Any = "one", **more: Any) -> Any:
     """Send an infer request from any thread, which tritonclient's synchronous client can't."""
-    document = {
-        "inputs": [{"name": "X", "shape": [1, 2], "datatype": "INT32", "data": [1, 1]}],
-        **more.pop("document", {}),
-    }
+    document = {"inputs": [GIVEN], **more.pop("document", {})}
     return served.post(f"/v2/models/{model}/infer", json=document, **more)
+
+
+def wait_for_pending(served: Any, count: int) -> None:
+    """Wait until `count` requests queue at model `one`."""
+    while (
+        f'nv_inference_pending_request_count{{model="one",version="1"}} {count}.0'
+        not in served.get("/metrics").text
+    ):
+        pass
 
 
 def statistics(client: Any, model: Any) -> Any:
@@ -199,15 +208,9 @@ def test_requests_that_share_a_batch(client: Any, served: Any) -> None:
         pass
     with ThreadPoolExecutor(9) as pool:
         requests = [pool.submit(post, served)]
-        assert ENTERED.acquire(timeout=20)
+        assert ENTERED.acquire(timeout=60)
         requests += [pool.submit(post, served) for _ in range(8)]
-        while (
-            served.get("/metrics").text.count(
-                'nv_inference_pending_request_count{model="one",version="1"} 8.0'
-            )
-            == 0
-        ):
-            assert not any(request.done() for request in requests)
+        wait_for_pending(served, 8)
         with pytest.raises(InferenceServerException, match=r"\[503\] Exceeds maximum queue size"):
             infer(client, "one")
         GATE.set()
@@ -359,16 +362,19 @@ def test_metrics_under_tritons_names(client: Any, served: Any) -> None:
 
 
 @pytest.mark.parametrize(("timeout", "reason"), [(50_000, "REJECTED"), (None, "CANCELED")])
-def test_reasons_of_failures(client: Any, served: Any, timeout: int | None, reason: str) -> None:
+def test_reasons_of_failures(
+    client: Any, served: Any, leaving: Any, timeout: int | None, reason: str
+) -> None:
     GATE.clear()
     while ENTERED.acquire(blocking=False):
         pass
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(post, served)
-        assert ENTERED.acquire(timeout=20)
+        assert ENTERED.acquire(timeout=60)
         if timeout is None:
-            with pytest.raises(httpx.ReadTimeout):
-                post(served, timeout=0.2)
+            body = json.dumps({"inputs": [GIVEN]}).encode()
+            with leaving(served, "/v2/models/one/infer", body):
+                wait_for_pending(served, 1)
         else:
             with pytest.raises(InferenceServerException, match="Request timeout expired"):
                 infer(client, "one", timeout=timeout)
