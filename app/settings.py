@@ -92,6 +92,9 @@ class Settings(BaseSettings):
         description="Use tensors in shared memory in place. Fast, but a client that truncates "
         "its memory meanwhile crashes the server.",
     )
+    max_shared_memory_regions: int = Field(
+        default=256, ge=1, description="Most regions of shared memory that may be registered."
+    )
     restricted_api: SecretStr | None = Field(
         default=None,
         description="Rules for groups of APIs, separated by ; as in "

@@ -12,7 +12,7 @@ import contextvars
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -290,7 +290,8 @@ class Repository:
             return pipeline
 
     async def reload(self, name: str, *, keep_override: bool = True) -> Pipeline:
-        """Read the files of a pipeline again and load all of its versions. Return the newest.
+        """Read the files of a pipeline again, and load the versions whose files have changed; all
+        of them if none has. Return the newest version.
 
         A pipeline that is not loaded yet is loaded if its file is known. Versions whose files are
         new are loaded too, and those whose files are gone are drained. An override ends once the
@@ -306,8 +307,13 @@ class Repository:
                 return await self._load(name, [*self._configs[name].values()])
             found = await self._read_again(name, own)
             unread = {version: error for (_, version), error in found.unread.items()}
+            unchanged = await self._unchanged(name, found)
+            changed = [config for config in found.configs if config.version not in unchanged]
+            for config in found.configs:
+                if config.version in unchanged:
+                    self._release(config)
             try:
-                return await self._load(name, found.configs, unread=unread)
+                return await self._load(name, changed, unread=unread, unchanged=unchanged)
             finally:
                 if any(
                     pipeline.config is config
@@ -315,6 +321,22 @@ class Repository:
                     for config in found.configs
                 ):
                     self._overrides.pop(name, None)
+
+    async def _unchanged(self, name: str, found: Read) -> set[str]:
+        """Return the versions that serve with the files that were just read. None of them if
+        nothing has changed: then a load is wanted all the same.
+        """
+        served = {} if name in self._overrides else self._served.get(name, {})
+        configs = found.configs
+        same = [
+            config.version
+            for config in configs
+            if config.version in served and served[config.version].config.source == config.source
+        ]
+        unchanged = await asyncio.to_thread(
+            lambda: {version for version in same if not served[version].changed_files()}
+        )
+        return unchanged if found.unread or unchanged != served.keys() else set()
 
     async def reload_changed(self) -> None:
         """Load the pipelines again whose files have changed, and log how that went.
@@ -427,15 +449,16 @@ class Repository:
         check: Callable[[Pipeline], None] = lambda _: None,
         *,
         unread: Mapping[str, ConfigError] | None = None,
+        unchanged: Collection[str] = (),
         keep: bool = False,
         all_or_none: bool = False,
     ) -> Pipeline:
         """Start versions of a pipeline at the same time, then publish them. Return the newest.
 
         The caller holds the lock of the name. `unread` are versions that fail because they could
-        not be read. `keep`: versions that are not among `configs` go on serving; otherwise they
-        are drained. If some versions fail, the others are published before this raises, unless
-        `all_or_none`.
+        not be read. `unchanged` versions go on serving. `keep`: so do all others that are not
+        among `configs`; otherwise they are drained. If some versions fail, the others are published
+        before this raises, unless `all_or_none`.
         """
         started: list[Pipeline] = []
         failed: dict[str, Exception] = dict(unread or {})
@@ -467,7 +490,8 @@ class Repository:
                     del self._loading[name, pipeline.config.version]
             if self.state in ("draining", "closed"):
                 raise NotReady(f"pipeline {name!r} was loaded while the server was closing")
-            if (failed and all_or_none) or all(one.config.version in failed for one in started):
+            none = not unchanged and all(one.config.version in failed for one in started)
+            if none or (failed and all_or_none):
                 if name not in self._served:
                     self._note(name, failed)
                 raise _failure(name, failed, all_or_none or len(failed) == 1)
@@ -481,22 +505,28 @@ class Repository:
             self.unread = {key: error for key, error in self.unread.items() if key[0] != name} | {
                 (name, version): error for version, error in unread.items()
             }
-        new = self._publish(name, started, failed, keep)
+        new = self._publish(name, started, failed, unchanged, keep)
         if failed:
             raise _failure(name, failed)
         return new
 
     def _publish(
-        self, name: str, started: Sequence[Pipeline], failed: Mapping[str, Exception], keep: bool
+        self,
+        name: str,
+        started: Sequence[Pipeline],
+        failed: Mapping[str, Exception],
+        unchanged: Collection[str],
+        keep: bool,
     ) -> Pipeline:
-        """Serve the versions that have started. Return the newest of them."""
+        """Serve the versions that have started. Return the newest of them and the unchanged."""
         old, known = self._served.get(name, {}), self._configs.get(name, {})
         new = {
             pipeline.config.version: pipeline
             for pipeline in started
             if pipeline.config.version not in failed
         }
-        kept = {version: old[version] for version in old if keep or version in failed} | new
+        loaded = {version: old[version] for version in old if version in unchanged} | new
+        kept = {version: old[version] for version in old if keep or version in failed} | loaded
         configs = {version: known[version] for version in known if keep or version in kept} | {
             one.config.version: one.config for one in started if one.config.version not in failed
         }
@@ -530,7 +560,7 @@ class Repository:
         for version, pipeline in old.items():
             if kept.get(version) is not pipeline:
                 self._drain(pipeline, DRAIN_TIMEOUT_SECONDS)
-        return [*_in_order(new).values()][-1]
+        return [*_in_order(loaded).values()][-1]
 
     def _note(self, name: str, failed: Mapping[str, Exception]) -> None:
         """Remember why versions failed, unless an older load of them serves."""

@@ -181,7 +181,7 @@ async def respond(scope: Scope, send: Send, answer: ProtocolAnswer, close: bool 
 def protocol_app(repository: Repository, settings: Settings) -> ProtocolApp:
     """Return the protocol's app for the pipelines of a repository."""
     models = Models(repository)
-    memory = SharedMemory(settings.map_shared_memory)
+    memory = SharedMemory(settings.map_shared_memory, settings.max_shared_memory_regions)
     infer = Infer(models, settings, memory)
     # The table is searched in this order, after infer, which is by far the most frequent: the
     # statistics' /v2/models/stats has to come before the description's /v2/models/{model}.

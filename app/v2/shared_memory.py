@@ -156,11 +156,13 @@ class RegionSlice:
 class SharedMemory:
     """The registered regions, by name.
 
-    With `mapped`, tensors are used in place. `largest` is the bytes of the largest region.
+    With `mapped`, tensors are used in place. `largest` is the bytes of the largest region. Each of
+    at most `most` regions has an open file.
     """
 
-    def __init__(self, mapped: bool = False) -> None:
+    def __init__(self, mapped: bool = False, most: int = 256) -> None:
         self._mapped = mapped
+        self._most = most
         self._regions: dict[str, Region] = {}
         self.largest = 0
 
@@ -174,6 +176,11 @@ class SharedMemory:
         """
         if name in self._regions:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
+        if len(self._regions) >= self._most:
+            raise InvalidRequest(
+                f"failed to register shared memory region '{name}': {self._most} regions are "
+                f"registered already (max_shared_memory_regions = {self._most}), unregister some"
+            )
         opened = SharedObject(_open(name, key))
         # A file that is not memory, such as a pipe, has size 0.
         if not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +314,35 @@ async def test_logic_calls_the_newest_version() -> None:
     await repository.load(config("2", "Python[builtins:repr]"))
     assert (await repository.get("asks")({"data": 0}))["result"] == "1"
     await repository.close(1)
+
+
+@pytest.mark.parametrize("way", ["reload", "hup"])
+async def test_only_versions_whose_files_changed_are_loaded_again(tmp_path: Path, way: str) -> None:
+    for version in (1, 2, 3):
+        write(tmp_path / "m", version)
+    repository = Repository.read(tmp_path)
+
+    async def reload() -> set[str]:
+        """Return the versions that the same pipelines serve afterwards."""
+        before = dict(repository.versions["m"])
+        await (repository.reload("m") if way == "reload" else repository.reload_changed())
+        after = repository.versions["m"]
+        return {version for version in after if after[version] is before.get(version)}
+
+    await repository.start()
+    try:
+        (tmp_path / "m/2/answer.py").write_text("def answer(data):\n    return 7\n")
+        assert await reload() == {"1", "3"}
+        assert await answers(repository) == {"1": 1, "2": 7, "3": 3, "": 3}
+        write(tmp_path / "m", 4)
+        (tmp_path / "m/3/pipeline.toml").write_text("[n]\nbackend = 'Nonsense'\n")
+        with contextlib.suppress(ConfigError):
+            await reload()
+        assert await answers(repository) == {"1": 1, "2": 7, "3": 3, "4": 4, "": 4}
+        with contextlib.suppress(ConfigError):
+            assert await reload() == {"1", "2", "3", "4"}
+        shutil.rmtree(tmp_path / "m/3")
+        assert await reload() == {"1", "2", "4"}
+        assert await reload() == ({"1", "2", "4"} if way == "hup" else set())
+    finally:
+        await repository.close(1)

@@ -950,3 +950,21 @@ def test_a_client_that_truncates_its_object_harms_no_other(
             assert not [line for line in process.lines if key in line]
     finally:
         triton.destroy_shared_memory_region(handle)
+
+
+def test_the_number_of_regions_is_bounded(running: Any, region: tuple[str, Any]) -> None:
+    settings = Settings(**ON, max_shared_memory_regions=2)
+    with running(create_app(settings=settings)) as client:
+
+        def change(name: str, way: str, **document: Any) -> httpx.Response:
+            path = f"/v2/systemsharedmemory/region/{name}/{way}"
+            answer: httpx.Response = client.post(path, json=document, headers=HEADERS)
+            return answer
+
+        place = {"key": region[0], "byte_size": 64}
+        assert [change(name, "register", **place).status_code for name in "ab"] == [200, 200]
+        refused = change("c", "register", **place)
+        assert refused.status_code == 400
+        assert "max_shared_memory_regions = 2" in refused.json()["error"]
+        assert change("a", "unregister").status_code == 200
+        assert change("c", "register", **place).status_code == 200
