@@ -25,7 +25,7 @@ from ..settings import Settings
 from .body import ClientLeft, Link, images_of, must_close, read_rest
 from .compression import inflate
 from .errors import Problem, log_failure, problem
-from .events import EventStream, wants_events
+from .events import EventStream
 from .exchange import Exchange, Watch, leave
 from .paths import is_protocol, path_of
 from .predict_call import (
@@ -33,6 +33,7 @@ from .predict_call import (
     Fetch,
     Pipelines,
     PredictCall,
+    PredictHead,
     PredictRules,
     client_left,
     seconds_left,
@@ -130,9 +131,7 @@ class Predict:
         self._watch.begin(exchange, loop)
         call = PredictCall(
             self.rules,
-            name,
-            many,
-            scope["headers"],
+            PredictHead(name, many, scope["headers"]),
             exchange.started,
             request_id=scope.get("penstock.request_id"),
         )
@@ -144,7 +143,7 @@ class Predict:
             limit = self._settings.max_body
             if message.get("more_body") or message["type"] != "http.request" or len(body) > limit:
                 body = await read_rest(message, receive, limit, memory)
-            elif call.length is None:
+            elif call.head.length is None:
                 memory.cover(len(body), "a body")
             exchange.unread = False
             if call.window:
@@ -155,7 +154,7 @@ class Predict:
                 content = await images_of(
                     body,
                     call.form,
-                    call.content_type,
+                    call.head.content_type,
                     memory,
                     many=many,
                     limit=self._settings.max_images,
@@ -174,7 +173,7 @@ class Predict:
                 exchange.runs = (run,)
                 if exchange.helper is not None:
                     exchange.listen()
-                if call.accept is not None and call.accept != b"*/*" and wants_events(call.accept):
+                if call.head.asks_for_events:
                     events = EventStream(run, call.pipeline, call.request_id, call.trace, memory)
                     await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
                     return None
@@ -224,8 +223,8 @@ class Predict:
         if fetch is None:
             raise urls_are_off()
         left = call.pipeline.config.timeout
-        if call.deadline is not None:
-            left = min(left, seconds_left(call.deadline, loop.time() - call.came))
+        if call.head.deadline is not None:
+            left = min(left, seconds_left(call.head.deadline, loop.time() - call.came))
         fetching = _Fetching(fetch(url, left, call.memory))
         exchange.runs = (fetching,)
         if exchange.helper is not None:  # a timer of a slow upload, which is over

@@ -3,7 +3,7 @@
 Every rule of a predict request is here once: keys, limits, deadlines, budget, priorities, trace,
 the answer and its errors. What carries the bytes calls the steps in order: `begin` with the head,
 `take` with the body, `submit`, then `write` or `failure`. `Predict` (predict.py) does so as an
-ASGI app, `DirectCall` (direct.py) from a connection's callbacks.
+ASGI app, `DirectPredict` (direct.py) from a connection's callbacks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from penstock.backends.errors import (
     DeadlineExceeded,
@@ -30,6 +30,7 @@ from .auth import check_trace
 from .body import Form, form_of, reserve_body, sniff
 from .compression import window_of
 from .errors import Problem, log_failure, problem
+from .events import wants_events
 from .json_text import JsonLimits
 from .render import write_item, write_small
 from .request_id import choose_request_id
@@ -74,99 +75,112 @@ class PredictRules:
         self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
 
 
-class PredictCall:
-    """A predict request: the values of its head, and how far it has come.
-
-    `came` is when its first byte came, on the loop's clock, in seconds.
-    """
+class PredictHead:
+    """What the head of a predict request says. Read-only: requests with the same head share it."""
 
     __slots__ = (
         "accept",
-        "came",
         "content_type",
         "deadline",
         "encoding",
         "fields",
-        "form",
         "length",
         "many",
-        "memory",
         "name",
-        "pipeline",
         "priority",
         "request_id",
-        "rules",
-        "timeout",
         "trace",
-        "traced",
-        "window",
     )
 
-    def __init__(
-        self,
-        rules: PredictRules,
-        name: str,
-        many: bool,
-        fields: Sequence[tuple[bytes, bytes]],
-        came: float,
-        *,
-        request_id: str | None = None,
-    ) -> None:
-        """`many`: of several images, each gets a result or a problem. `fields`: the head's."""
-        self.rules = rules
+    def __init__(self, name: str, many: bool, fields: Sequence[tuple[bytes, bytes]]) -> None:
+        """`many`: of several images, each gets a result or a problem."""
         self.name = name
         self.many = many
         self.fields = fields
-        self.came = came
-        # One pass. If a header is repeated, the last one counts.
+        # If a header is repeated, the last one counts.
         get = dict(fields).get
         self.content_type = get(b"content-type")
         self.length = get(b"content-length")
         self.encoding = get(b"content-encoding")
         self.deadline = get(b"penstock-deadline-ms")
         self.accept = get(b"accept")
-        self.traced = get(b"penstock-trace")
-        self.priority: Any = get(b"penstock-priority")
+        self.trace = get(b"penstock-trace")
+        self.priority = get(b"penstock-priority")
+        self.request_id = get(b"x-request-id")
+
+    @property
+    def asks_for_events(self) -> bool:
+        return self.accept is not None and self.accept != b"*/*" and wants_events(self.accept)
+
+
+class PredictCall:
+    """A predict request, and how far it has come.
+
+    `came` is when its first byte came, on the loop's clock, in seconds.
+    """
+
+    __slots__ = (
+        "came",
+        "form",
+        "head",
+        "memory",
+        "pipeline",
+        "priority",
+        "request_id",
+        "rules",
+        "timeout",
+        "trace",
+        "window",
+    )
+
+    def __init__(
+        self, rules: PredictRules, head: PredictHead, came: float, *, request_id: str | None = None
+    ) -> None:
+        self.rules = rules
+        self.head = head
+        self.came = came
+        self.priority: int | None = None
         self.trace: Trace | None = None
         self.memory = Reservation(budget)
-        self.request_id = request_id or choose_request_id(get(b"x-request-id"))
+        self.request_id = request_id or choose_request_id(head.request_id)
 
     def begin(self) -> None:
         """Check what the head asks for, before the body is read.
 
         Raises the error of a request that has to be refused; so do the other steps.
         """
-        rules = self.rules
+        rules, head = self.rules, self.head
         if rules.restriction:
-            rules.restriction.check("inference", {"headers": self.fields})
-        name = self.name
+            rules.restriction.check("inference", {"headers": head.fields})
+        name = head.name
         pipelines = rules.pipelines
         self.pipeline = pipeline = pipelines.pipelines.get(name) or pipelines.get(name)
-        self.form: Form = form_of(self.content_type)
-        self.window = 0 if self.encoding is None else _window(self.encoding)
-        self.timeout = None if self.deadline is None else seconds_left(self.deadline, 0.0)
-        if self.priority is not None:
-            self.priority = _priority(self.priority)
-        if self.traced is not None:
-            self.trace = self._trace(self.traced)
+        self.form: Form = form_of(head.content_type)
+        self.window = 0 if head.encoding is None else _window(head.encoding)
+        self.timeout = None if head.deadline is None else seconds_left(head.deadline, 0.0)
+        if head.priority is not None:
+            self.priority = _priority(head.priority)
+        if head.trace is not None:
+            self.trace = self._trace(head.trace)
         pipeline.check_admission(self.timeout, self.priority)
-        if self.length is not None:
-            reserve_body(self.length, rules.settings.max_body, self.memory)
+        if head.length is not None:
+            reserve_body(head.length, rules.settings.max_body, self.memory)
 
     def take(self, body: bytes) -> bytes | None:
         """Return the body if it is the image; None if the image has to be parsed from it."""
         if self.form == "sniff":
-            self.form = sniff(body, self.content_type)
-        return _whole(body, self.many) if self.form == "raw" else None
+            self.form = sniff(body, self.head.content_type)
+        return _whole(body, self.head.many) if self.form == "raw" else None
 
     def ready(self, now: float) -> None:
         """Bring up to date what may have changed while the body was read: the time that is left,
         and the pipeline.
         """
-        if self.deadline is not None:
-            self.timeout = seconds_left(self.deadline, now - self.came)
+        deadline = self.head.deadline
+        if deadline is not None:
+            self.timeout = seconds_left(deadline, now - self.came)
         if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
-            self.pipeline = self.rules.pipelines.get(self.name)
+            self.pipeline = self.rules.pipelines.get(self.head.name)
 
     def submit(self, image: bytes, future: asyncio.Future[Item] | None = None) -> Submission:
         """Submit the image of a request that has one."""
@@ -194,7 +208,7 @@ class PredictCall:
 
     def failure(self, error: BaseException) -> Problem:
         """Make the answer to a request that ended with `error`, and log it if it is ours."""
-        log_failure(error, self.request_id, self.name)
+        log_failure(error, self.request_id, self.head.name)
         more = {} if self.trace is None else {"trace": self.trace.steps}
         answer = problem(error, self.request_id, **more)
         forget_frames(error)
@@ -207,8 +221,8 @@ class PredictCall:
         """
         if wanted == b"0":
             return None
-        check_trace({"headers": self.fields}, self.rules.settings)
-        if wanted != b"1" or self.many:
+        check_trace({"headers": self.head.fields}, self.rules.settings)
+        if wanted != b"1" or self.head.many:
             raise InvalidRequest(
                 "Penstock-Trace is malformed: expected 0, or 1 with a request of one image"
             )

@@ -40,8 +40,8 @@ from penstock.backends.memory import budget
 from .asgi import AccessLine, AsgiRequest, access_logger
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
-from .direct import Direct, DirectRoutes
-from .head import RequestHead
+from .direct import Direct
+from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
 
 UNCOUNTED_BYTES = 8192
@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         "_head",
         "_head_bytes",
         "_loop",
+        "_parser",
         "_reading",
         "_remaining",
         "_request",
@@ -155,7 +156,8 @@ class Connection(asyncio.Protocol):
         self._written = 0  # bytes of the newest piece of an answer
         self._unsent = 0  # bytes that were not sent when `send_deadline` was set
         self._writable: list[asyncio.Future[None]] = []
-        self._head = RequestHead()
+        self._head = NO_HEAD
+        self._parser = HeadParser()
         self._head_bytes = 0
         # Of the body that is being read.
         self._remaining = 0
@@ -201,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._server_state.connections.discard(cast("Any", self))
         self.deadline = self.send_deadline = math.inf
         self._buffer = b""
-        self._head.drop_parser()
+        self._parser.drop()
         self._chunks = None
         request, self._request = self._request, None
         if request is not None:
@@ -277,16 +279,20 @@ class Connection(asyncio.Protocol):
         if end < 4 or end > settings.max_head:
             self._wait_for_head(data)
             return
-        head = self._head
-        try:
-            head.parse(data if len(data) == end else data[:end], settings.max_fields)
-        except PenstockError as error:
-            self._refuse_malformed(error)
-            return
-        if self._routes is not None and self._answer_directly(self._routes, data, end):
+        shared = self._shared
+        text = data if len(data) == end else data[:end]
+        head = shared.heads.get(text)
+        if head is None:
+            try:
+                head = self._parser.parse(text, settings.max_fields)
+            except PenstockError as error:
+                self._refuse_malformed(error)
+                return
+            shared.heads.add(text, head)
+        self._head = head
+        if head.plain and self._answer_directly(head, data, end):
             return
         path = head.path.decode("ascii")
-        shared = self._shared
         self._request = request = AsgiRequest(
             self,
             {
@@ -301,7 +307,7 @@ class Connection(asyncio.Protocol):
                 "path": self._root_path + (unquote(path) if "%" in path else path),
                 "raw_path": self._root_path.encode("ascii") + head.path,
                 "query_string": head.query,
-                "headers": head.fields,
+                "headers": head.fields.copy(),  # apps may change theirs
                 "state": self._app_state.copy(),
             },
             self._loop,
@@ -317,15 +323,15 @@ class Connection(asyncio.Protocol):
         tasks.add(task)
         length = head.length
         if head.coding or length > len(data) - end:
-            head.drop_parser()
+            self._parser.drop()
             self._begin_body(request, data[end:], length)
             return
         if head.offers_upgrade or (length and not head.keep_alive):
-            head.drop_parser()
+            self._parser.drop()
         if length:
             body = data[end : end + length]
             request.feed(body)
-            head.skip_body(body)
+            self._parser.skip_body(body)
         request.feed_end()
         self.state = HANDLING
         self.deadline = math.inf
@@ -334,21 +340,18 @@ class Connection(asyncio.Protocol):
         if len(data) > end + length:
             self._hold(data[end + length :])
 
-    def _answer_directly(self, routes: DirectRoutes, data: bytes, end: int) -> bool:
-        """Begin a small request of a hot route.
+    def _answer_directly(self, head: RequestHead, data: bytes, end: int) -> bool:
+        """Begin a small request of a hot route, whose head is plain.
 
         Returns False for anything else, and if anything is unusual: the app answers that.
         """
-        head, settings = self._head, self._settings
+        routes, settings = self._routes, self._settings
         end_of_body = end + head.length
         if (
-            not 0 < head.length <= KEPT_BODY_BYTES
+            routes is None
+            or not 0 < head.length <= KEPT_BODY_BYTES
             or end > UNCOUNTED_BYTES
             or head.method not in DIRECT_METHODS
-            or head.coding
-            or head.expects
-            or head.offers_upgrade
-            or head.http_1_0
             or self._counted
             or self.writing_paused
         ):
@@ -367,7 +370,7 @@ class Connection(asyncio.Protocol):
         self._request = call
         self._head_bytes = end
         if end_of_body > len(data):
-            head.drop_parser()
+            self._parser.drop()
             self.state = BODY
             timeout = settings.drain_grace if shared.draining else call.body_timeout
             self.deadline = self._loop.time() + timeout
@@ -378,9 +381,9 @@ class Connection(asyncio.Protocol):
             return True
         body = data[end:end_of_body]
         if head.keep_alive:
-            head.skip_body(body)
+            self._parser.skip_body(body)
         else:
-            head.drop_parser()
+            self._parser.drop()
         self.state = HANDLING
         self.deadline = math.inf
         if len(data) > end_of_body:
@@ -576,7 +579,7 @@ class Connection(asyncio.Protocol):
 
     def answered(self, keep_alive: bool) -> None:
         self._request = None
-        self._head.fields = []
+        self._head = NO_HEAD
         self._server_state.total_requests += 1
         state = self.state
         if state is CLOSING or self._transport.is_closing():
@@ -643,7 +646,7 @@ class Connection(asyncio.Protocol):
         self._discarded = 0
         self._buffer = b""
         self._chunks = None
-        self._head.drop_parser()
+        self._parser.drop()
         settings = self._settings
         timeout = settings.drain_grace if self._shared.draining else settings.discard_timeout
         self.deadline = self._loop.time() + timeout

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ..settings import Settings
 from .direct import DirectRoutes, routes_of
+from .head import KnownHeads
 
 logger = logging.getLogger("penstock.connection")
 
@@ -76,6 +77,7 @@ class Connections:
         """Connections answer small requests themselves where that is possible (direct.py). Tests
         turn it off.
         """
+        self.heads = KnownHeads()
         self._direct_app: object = None
         self._direct_routes: DirectRoutes | None = None
         self.closed: dict[str, int] = dict.fromkeys(REASONS, 0)

@@ -13,7 +13,6 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock.backends.errors import forget_frames
@@ -24,11 +23,11 @@ from penstock.pipelines.runs.run import Submission, as_future
 from ..http.auth import check_key
 from ..http.body import Link, parse_images, reserve_body
 from ..http.errors import Problem, Unauthorized, log_failure
-from ..http.events import wants_events
 from ..http.helper_thread import on_helper_thread
 from ..http.predict import HotRoutes, route_of
 from ..http.predict_call import (
     PredictCall,
+    PredictHead,
     PredictRules,
     client_left,
     server_timing,
@@ -43,8 +42,6 @@ from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, AccessLine, Wire
 from .head import RequestHead
 
 logger = logging.getLogger("penstock.http")
-
-route_of_path = lru_cache(256)(route_of)
 
 
 class Direct:
@@ -73,7 +70,7 @@ class Direct:
     _pieces: list[bytes] | None
     _run: Submission | None
     _writing: asyncio.Task[None] | None  # of an answer that takes long to write
-    fields: Sequence[tuple[bytes, bytes]]
+    _fields: Sequence[tuple[bytes, bytes]]  # of the head
     keep_alive: bool
     memory: Reservation
     request_id: str
@@ -81,9 +78,15 @@ class Direct:
     wire: Wire | None
 
     def _attach(
-        self, wire: Wire, default_head: bytes, keep_alive: bool, access: AccessLine | None
+        self,
+        wire: Wire,
+        fields: Sequence[tuple[bytes, bytes]],
+        default_head: bytes,
+        keep_alive: bool,
+        access: AccessLine | None,
     ) -> None:
         self.wire = wire
+        self._fields = fields
         self.keep_alive = keep_alive
         self._default_head = default_head
         self._access = access
@@ -91,11 +94,6 @@ class Direct:
         self._pieces = None
         self._writing = None
         self._done = self._cancelled = False
-
-    @property
-    @abstractmethod
-    def is_unusual(self) -> bool:
-        """True if this way can't answer what the head asks for."""
 
     @abstractmethod
     def _begin(self) -> None:
@@ -137,7 +135,7 @@ class Direct:
         settings = self.rules.settings
         try:
             if settings.api_key is not None:
-                check_key({"headers": self.fields}, settings)
+                check_key({"headers": self._fields}, settings)
         except Unauthorized as error:
             self.fail(error)  # closes, as `refuse` does
             return
@@ -259,6 +257,7 @@ _SLOTS = (
     "_cancelled",
     "_default_head",
     "_done",
+    "_fields",
     "_pieces",
     "_run",
     "_writing",
@@ -271,15 +270,6 @@ class DirectPredict(PredictCall, Direct):
     """A predict request with one image."""
 
     __slots__ = _SLOTS
-
-    def __init__(self, rules: PredictRules, name: str, head: RequestHead) -> None:
-        super().__init__(rules, name, False, head.fields, 0.0)
-
-    @property
-    def is_unusual(self) -> bool:
-        return self.encoding is not None or (
-            self.accept is not None and self.accept != b"*/*" and wants_events(self.accept)
-        )
 
     def _begin(self) -> None:
         self.begin()
@@ -299,7 +289,7 @@ class DirectPredict(PredictCall, Direct):
         content = parse_images(
             body,
             self.form,
-            self.content_type,
+            self.head.content_type,
             self.memory,
             many=False,
             limit=rules.settings.max_images,
@@ -331,16 +321,16 @@ class DirectPredict(PredictCall, Direct):
 class DirectInfer(InferCall, Direct):
     """An infer request."""
 
-    __slots__ = (*_SLOTS, "fields", "_length", "_protocol")
+    __slots__ = (*_SLOTS, "_length", "_protocol")
 
     def __init__(self, protocol: ProtocolApp, names: Mapping[str, str], head: RequestHead) -> None:
         super().__init__(protocol.infer.rules, names, head.fields, Reservation(budget))
         self._protocol = protocol
-        self.fields = head.fields
         self._length = head.length
 
     @property
     def is_unusual(self) -> bool:
+        """True if this way can't answer what the head asks for."""
         # Whether an answer is worth compressing shows when it is written. What takes long to read
         # is read on a helper thread.
         headers = self.headers
@@ -351,7 +341,7 @@ class DirectInfer(InferCall, Direct):
         )
 
     def _begin(self) -> None:
-        self._protocol.guard("inference", {"headers": self.fields})
+        self._protocol.guard("inference", {"headers": self._fields})
         self.begin()
         reserve_body(b"%d" % self._length, self.rules.settings.max_body, self.memory)
 
@@ -423,23 +413,35 @@ class DirectRoutes:
         access: AccessLine | None,
     ) -> DirectPredict | DirectInfer | None:
         """Make the call of a request that has a body. None if the app has to answer it."""
-        path = head.path.decode("ascii")
+        route = head.direct
+        if route is None:
+            route = head.direct = self._route_of(head)
         call: DirectPredict | DirectInfer
-        if (route := route_of_path(path)) is not None:
-            if route[1] or "%" in path or self._rules is None:
+        if type(route) is PredictHead:
+            call = DirectPredict(cast("PredictRules", self._rules), route, 0.0)
+        elif type(route) is dict:
+            call = DirectInfer(self._protocol, route, head)
+            if call.is_unusual:
                 return None
-            call = DirectPredict(self._rules, route[0], head)
-        elif head.method == b"POST" and path.startswith("/v2/models/") and "%" not in path:
-            names = self._protocol.names_of_infer(path)
-            if names is None:
-                return None
-            call = DirectInfer(self._protocol, names, head)
         else:
             return None
-        if call.is_unusual:
-            return None
-        call._attach(wire, default_head, keep_alive, access)
+        call._attach(wire, head.fields, default_head, keep_alive, access)
         return call
+
+    def _route_of(self, head: RequestHead) -> PredictHead | Mapping[str, str] | str:
+        """Return what a head asks for: a predict request, or the names in the path of an infer
+        request; "" if the app has to answer it.
+        """
+        path = head.path.decode("ascii")
+        if "%" in path:
+            return ""
+        if (route := route_of(path)) is not None:
+            asked = PredictHead(*route, head.fields)
+            unusual = asked.many or asked.encoding is not None or asked.asks_for_events
+            return "" if unusual or self._rules is None else asked
+        if head.method == b"POST" and path.startswith("/v2/models/"):
+            return self._protocol.names_of_infer(path) or ""
+        return ""
 
 
 def routes_of(app: Any) -> DirectRoutes | None:

@@ -1,4 +1,4 @@
-"""`RequestHead`: the head of a request, parsed by httptools, within limits.
+"""`HeadParser` makes the `RequestHead` of a request, by httptools and within limits.
 
 Heads that two parsers could read in two ways are refused: behind a proxy, the one that disagrees
 would take a part of this request for another one (request smuggling, RFC 9112, 11.2).
@@ -24,85 +24,133 @@ _HOST = re.compile(
 _VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+")
 
 
-class RequestHead:
-    """The newest head of a connection. `parse` sets the other attributes.
+KNOWN_HEAD_BYTES = 1 << 10
+KNOWN_HEADS = 256
+"""So many heads of at most so many bytes are remembered. The clients of a program send the same
+bytes again and again, unless their bodies or ids differ.
+"""
 
-    `length`: the Content-Length, 0 without one. `coding`: the Transfer-Encoding, b"chunked" or b"".
-    `expects`: the client waits for 100 Continue. `offers_upgrade`: the parser takes what follows
-    for another protocol, so it can't be used again.
+
+class RequestHead:
+    """A parsed head. Read-only: requests with the same bytes share it.
+
+    `fields`: in order, their names in lower case. `headers`: the same by their names; if one is
+    repeated, the last counts. `length`: the Content-Length, 0 without one. `coding`: the
+    Transfer-Encoding, b"chunked" or b"". `expects`: the client waits for 100 Continue.
+    `offers_upgrade`: the parser takes what follows for another protocol. `plain`: HTTP/1.1 without
+    any of these, so the body has `length` bytes. `direct` is for direct.py.
     """
 
     __slots__ = (
-        "_complete",
-        "_host",
-        "_hosts",
-        "_parser",
-        "_url",
-        "_valid_host",
         "coding",
+        "direct",
         "expects",
         "fields",
+        "headers",
         "http_1_0",
         "keep_alive",
         "length",
         "method",
         "offers_upgrade",
         "path",
+        "plain",
         "query",
     )
 
     def __init__(self) -> None:
-        self.length = 0
-        self.expects = False
-        self.keep_alive = True
         self.fields: list[tuple[bytes, bytes]] = []
+        self.headers: dict[bytes, bytes] = {}
+        self.method = self.path = self.query = self.coding = b""
+        self.length = 0
+        self.expects = self.offers_upgrade = self.http_1_0 = self.plain = False
+        self.keep_alive = True
+        self.direct: object = None
+
+
+NO_HEAD = RequestHead()
+"""The head of a connection without a request."""
+
+
+class KnownHeads(dict[bytes, RequestHead]):
+    """Parsed heads by their bytes, for all connections of a server."""
+
+    def add(self, text: bytes, head: RequestHead) -> None:
+        if len(text) <= KNOWN_HEAD_BYTES and head.plain:
+            if len(self) >= KNOWN_HEADS:
+                self.clear()
+            self[text] = head
+
+
+class HeadParser:
+    """Parses the heads of one connection."""
+
+    __slots__ = (
+        "_complete",
+        "_head",
+        "_host",
+        "_hosts",
+        "_parser",
+        "_url",
+        "_valid_host",
+        "awaits_body",
+    )
+
+    def __init__(self) -> None:
         self._parser: httptools.HttpRequestParser | None = None
         self._host = self._valid_host = b""
+        self.awaits_body = False
+        """`skip_body` or `drop` has to come before the next head."""
 
-    def parse(self, head: bytes, max_fields: int) -> None:
-        """Parse `head`, which ends with an empty line.
+    def parse(self, text: bytes, max_fields: int) -> RequestHead:
+        """Parse a head, which ends with an empty line.
 
         Raises `InvalidRequest`, `HeadTooLarge`, `UnsupportedVersion`.
         """
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
+        head = self._head = RequestHead()
         self._url = b""
-        self.fields = []
-        self._hosts = self.length = 0
-        self.coding = b""
-        self.expects = self._complete = self.offers_upgrade = False
+        self._hosts = 0
+        self._complete = False
         try:
-            parser.feed_data(head)
+            parser.feed_data(text)
         except httptools.HttpParserUpgrade:
             # Java's HttpClient and `curl --http2` offer HTTP/2 with a request (`Upgrade: h2c`). A
             # server may ignore that (RFC 9110, 7.8).
-            self.offers_upgrade = True
+            head.offers_upgrade = True
         except httptools.HttpParserCallbackError:
             raise  # a mistake of ours
         except httptools.HttpParserError as error:
-            raise _wrong_version(head) or InvalidRequest(f"malformed: {error}") from None
-        self.http_1_0 = not head.startswith(b" HTTP/1.1\r\n", head.find(b"\r\n") - 9)
-        self.method = parser.get_method()
-        self._check(head, max_fields)
+            raise _wrong_version(text) or InvalidRequest(f"malformed: {error}") from None
+        head.http_1_0 = not text.startswith(b" HTTP/1.1\r\n", text.find(b"\r\n") - 9)
+        head.method = parser.get_method()
+        self._check(text, head, max_fields)
         try:
-            self.path, self.query = _target(self._url)
+            head.path, head.query = _target(self._url)
         except httptools.HttpParserError:
-            self.path = b"\xff"
-        if not self.path.isascii():
+            head.path = b"\xff"
+        if not head.path.isascii():
             raise InvalidRequest("malformed: the target is no path and no URL")
+        head.headers = dict(head.fields)
+        head.plain = not (head.coding or head.expects or head.offers_upgrade or head.http_1_0)
+        self._head = NO_HEAD
+        self.awaits_body = head.length > 0
+        return head
 
     def skip_body(self, body: bytes) -> None:
         """Tell the parser of the whole body, which is cheaper than another parser."""
-        if self._parser is not None:
+        if self.awaits_body and self._parser is not None:
             self._parser.feed_data(body)
+            self.awaits_body = False
 
-    def drop_parser(self) -> None:
+    def drop(self) -> None:
         """Parse the next head with another parser. This one waits for a body that it won't get.
 
-        Until then, parser and head refer to each other: a cycle.
+        Until then they refer to each other: a cycle.
         """
         self._parser = None
+        self.awaits_body = False
 
     # httptools calls these while it is fed. It calls no others: bodies are split off elsewhere.
 
@@ -111,7 +159,8 @@ class RequestHead:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        self.fields.append((name, value))
+        head = self._head
+        head.fields.append((name, value))
         if name in _FRAMING:
             if name == b"host":
                 self._hosts += 1
@@ -119,39 +168,39 @@ class RequestHead:
             elif name == b"content-length":
                 # The parser refuses lengths above 64 bits, but takes any number of zeros before
                 # one, and `int` no more than 4300 digits.
-                self.length = int(value.lstrip(b" \t0")[:MAX_LENGTH_DIGITS] or b"0")
+                head.length = int(value.lstrip(b" \t0")[:MAX_LENGTH_DIGITS] or b"0")
             elif name == b"expect":
-                self.expects = value.lower() == b"100-continue"
+                head.expects = value.lower() == b"100-continue"
             else:
-                self.coding += value.strip().lower() or b"?"
+                head.coding += value.strip().lower() or b"?"
 
     def on_headers_complete(self) -> None:
         self._complete = True
         parser = self._parser
-        self.keep_alive = parser is not None and parser.should_keep_alive()
+        self._head.keep_alive = parser is not None and parser.should_keep_alive()
 
-    def _check(self, head: bytes, max_fields: int) -> None:
+    def _check(self, text: bytes, head: RequestHead, max_fields: int) -> None:
         """Raise the error of a head that httptools takes and we don't."""
-        if self.http_1_0 and not head.startswith(b" HTTP/1.0\r\n", head.find(b"\r\n") - 9):
-            raise _wrong_version(head) or InvalidRequest("malformed: the request has no version")
+        if head.http_1_0 and not text.startswith(b" HTTP/1.0\r\n", text.find(b"\r\n") - 9):
+            raise _wrong_version(text) or InvalidRequest("malformed: the request has no version")
         if not self._complete:
             raise InvalidRequest("malformed: the head does not end where its empty line is")
-        if len(self.fields) > max_fields:
+        if len(head.fields) > max_fields:
             raise HeadTooLarge(
-                f"the head has {len(self.fields)} fields, at most {max_fields} are accepted "
+                f"the head has {len(head.fields)} fields, at most {max_fields} are accepted "
                 "(max_fields)"
             )
-        if self._hosts != 1 and (self._hosts or not self.http_1_0):
+        if self._hosts != 1 and (self._hosts or not head.http_1_0):
             raise InvalidRequest(f"malformed: {self._hosts} Host fields, expected one")
         if self._hosts and self._host != self._valid_host:  # a connection repeats its host
             if not _HOST.fullmatch(self._host):
                 raise InvalidRequest("malformed: the Host field is no host name or address")
             self._valid_host = self._host
-        if self.coding and (self.coding != b"chunked" or self.http_1_0):
+        if head.coding and (head.coding != b"chunked" or head.http_1_0):
             raise InvalidRequest(
                 "malformed: Transfer-Encoding can only be chunked, and only in HTTP/1.1"
             )
-        if self.method == b"CONNECT":
+        if head.method == b"CONNECT":
             raise InvalidRequest("CONNECT is not supported: this is no proxy")
 
 
