@@ -110,15 +110,10 @@ def choose_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | 
     return next((name for name in known if name in WINDOW_BITS), None)
 
 
-async def deflate(body: bytes, encoding: bytes) -> bytes:
-    """Compress a body with `encoding`, one of `WINDOW_BITS`."""
-    return (
-        _deflate(body, encoding)
-        if len(body) < COMPRESS_OFF_LOOP_BYTES
-        else await on_helper_thread(_deflate, body, encoding)
-    )
+def deflate(body: bytes, encoding: bytes) -> bytes:
+    """Compress a body with `encoding`, one of `WINDOW_BITS`.
 
-
-def _deflate(body: bytes, encoding: bytes) -> bytes:
+    From `COMPRESS_OFF_LOOP_BYTES` on, call it on a helper thread.
+    """
     stream = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, WINDOW_BITS[encoding])
     return stream.compress(body) + stream.flush()

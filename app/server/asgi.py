@@ -44,7 +44,8 @@ class Wire(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
-    def write_both(self, head: bytes, body: bytes) -> None: ...
+    def write_pieces(self, *pieces: bytes | memoryview) -> None:
+        """Write several pieces without a copy: a buffer must not change until it is sent."""
 
     async def writable(self) -> None:
         """Wait until the client has read enough of what was written, or has left."""
@@ -324,7 +325,7 @@ class AsgiRequest:
             wire.write(head + body)
         else:
             self._head = None
-            wire.write_both(head, body)
+            wire.write_pieces(head, body)
         if not more:
             self.complete = True
             self.wire = None

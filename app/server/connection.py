@@ -349,7 +349,7 @@ class Connection(asyncio.Protocol):
         end_of_body = end + head.length
         if (
             routes is None
-            or not 0 < head.length <= KEPT_BODY_BYTES
+            or not head.length
             or end > UNCOUNTED_BYTES
             or head.method not in DIRECT_METHODS
             or self._counted
@@ -558,12 +558,12 @@ class Connection(asyncio.Protocol):
         if not self._transport.is_closing():  # uvloop raises
             self._transport.write(data)
 
-    def write_both(self, head: bytes, body: bytes) -> None:
+    def write_pieces(self, *pieces: bytes | memoryview) -> None:
         if self.state is HANDLING:
             self.state = ANSWERING
-        self._written = len(body)
+        self._written = sum(map(len, pieces))
         if not self._transport.is_closing():
-            self._transport.writelines((head, body))
+            self._transport.writelines(pieces)
 
     async def writable(self) -> None:
         while self.writing_paused:

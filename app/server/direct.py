@@ -22,6 +22,7 @@ from penstock.pipelines.runs.run import Submission, as_future
 
 from ..http.auth import check_key
 from ..http.body import Link, parse_images, reserve_body
+from ..http.compression import COMPRESS_OFF_LOOP_BYTES, deflate
 from ..http.errors import Problem, Unauthorized, log_failure
 from ..http.helper_thread import on_helper_thread
 from ..http.predict import HotRoutes, route_of
@@ -34,14 +35,19 @@ from ..http.predict_call import (
     success_lines,
     urls_are_off,
 )
-from ..v2.call import error_answer, split
-from ..v2.infer.infer_call import READ_OFF_LOOP_BYTES, InferCall
-from ..v2.infer.response import Chosen, Headers, takes_long
+from ..v2.call import BodyParts, error_answer, split
+from ..v2.encoding import lasting
+from ..v2.infer.infer_call import InferCall
+from ..v2.infer.response import Chosen, Headers, Written, takes_long
 from ..v2.routes import ProtocolApp
 from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, AccessLine, Wire
 from .head import RequestHead
 
 logger = logging.getLogger("penstock.http")
+
+
+MOST_IMAGE_BYTES = 1 << 18
+"""The largest body of a predict request that is taken here."""
 
 
 class Direct:
@@ -67,9 +73,9 @@ class Direct:
     _cancelled: bool
     _default_head: bytes
     _done: bool
-    _pieces: list[bytes] | None
+    _pieces: list[bytes] | BodyParts | None
     _run: Submission | None
-    _writing: asyncio.Task[None] | None  # of an answer that takes long to write
+    _work: asyncio.Task[None] | None  # waits for a helper thread
     _fields: Sequence[tuple[bytes, bytes]]  # of the head
     keep_alive: bool
     memory: Reservation
@@ -92,22 +98,24 @@ class Direct:
         self._access = access
         self._run = None
         self._pieces = None
-        self._writing = None
+        self._work = None
         self._done = self._cancelled = False
 
     @abstractmethod
     def _begin(self) -> None:
         """Check what the head asks for, and reserve the memory of the body."""
 
-    def _wait(self) -> None:
-        """Note that the body comes in pieces."""
-
-    def _arrive(self) -> None:
-        """Note that all pieces have come."""
+    @abstractmethod
+    def _wait(self) -> list[bytes] | BodyParts:
+        """Return what the pieces of the body are appended to: it comes in pieces."""
 
     @abstractmethod
-    def _submit(self, body: bytes) -> Submission:
-        """Submit the request, with itself as the future."""
+    def _submit(self, body: bytes) -> Submission | None:
+        """Submit the request, with itself as the future. None: a task does it."""
+
+    @abstractmethod
+    def _submit_pieces(self, pieces: Any) -> Submission | None:
+        """Submit the request, all pieces of whose body have come."""
 
     @abstractmethod
     def _finish(self, item: Item, run: Submission) -> None:
@@ -142,8 +150,7 @@ class Direct:
         try:
             self._begin()
             if body is None:
-                self._pieces = []
-                self._wait()
+                self._pieces = self._wait()
             else:
                 self._run = self._submit(body)
         except Exception as error:
@@ -151,8 +158,8 @@ class Direct:
 
     def feed(self, piece: bytes) -> None:
         """Add a piece of the body, whose memory is reserved."""
-        if self._pieces is not None:
-            self._pieces.append(piece)
+        if (pieces := self._pieces) is not None:
+            pieces.append(piece)
 
     def feed_end(self) -> None:
         """Submit the request: its body is complete."""
@@ -160,8 +167,7 @@ class Direct:
         if pieces is None:  # answered
             return
         try:
-            self._arrive()
-            self._run = self._submit(b"".join(pieces))
+            self._run = self._submit_pieces(pieces)
         except Exception as error:
             self._fail(error)
 
@@ -219,8 +225,13 @@ class Direct:
         status, headers, body = answer
         self._send_lines(status, _lines(headers), body)
 
-    def _send_lines(self, status: int, lines: bytes, body: bytes) -> None:
-        """Write the answer, once, unless the client has left. `lines` are its own headers."""
+    def _send_lines(
+        self, status: int, lines: bytes, body: bytes, blobs: Sequence[bytes | memoryview] = ()
+    ) -> None:
+        """Write the answer, once, unless the client has left.
+
+        `lines` are its own headers. The body goes on with `blobs`.
+        """
         wire, self.wire = self.wire, None
         self._run = None
         if wire is None:
@@ -238,10 +249,10 @@ class Direct:
             )
             if self._access is not None:
                 self._access.log(status)
-            if len(body) < JOIN_BELOW_BYTES:
+            if len(body) < JOIN_BELOW_BYTES and not blobs:
                 wire.write(head + body)
             else:
-                wire.write_both(head, body)
+                wire.write_pieces(head, body, *blobs)
             wire.answered(keep_alive)
         except Exception:
             logger.exception("request %s could not be answered", self.request_id)
@@ -260,7 +271,7 @@ _SLOTS = (
     "_fields",
     "_pieces",
     "_run",
-    "_writing",
+    "_work",
     "keep_alive",
     "wire",
 )
@@ -274,11 +285,13 @@ class DirectPredict(PredictCall, Direct):
     def _begin(self) -> None:
         self.begin()
 
-    def _wait(self) -> None:
+    def _wait(self) -> list[bytes]:
         self.came = asyncio.get_running_loop().time()
+        return []
 
-    def _arrive(self) -> None:
+    def _submit_pieces(self, pieces: list[bytes]) -> Submission:
         self.ready(asyncio.get_running_loop().time())
+        return self._submit(b"".join(pieces))
 
     def _submit(self, body: bytes) -> Submission:
         image = self.take(body)
@@ -303,7 +316,7 @@ class DirectPredict(PredictCall, Direct):
         body = self.write(item, run)
         if body is None:
             loop = asyncio.get_running_loop()
-            self._writing = loop.create_task(self._write_on_helper_thread(item, run))
+            self._work = loop.create_task(self._write_on_helper_thread(item, run))
         else:
             self._send_lines(200, success_lines(body, server_timing(run)), body)
 
@@ -315,7 +328,7 @@ class DirectPredict(PredictCall, Direct):
         else:
             self._send_lines(200, success_lines(body, server_timing(run)), body)
         finally:
-            self._writing = None  # the task holds the call
+            self._work = None  # the task holds the call
 
 
 class DirectInfer(InferCall, Direct):
@@ -330,26 +343,31 @@ class DirectInfer(InferCall, Direct):
 
     @property
     def is_unusual(self) -> bool:
-        """True if this way can't answer what the head asks for."""
-        # Whether an answer is worth compressing shows when it is written. What takes long to read
-        # is read on a helper thread.
-        headers = self.headers
-        return (
-            b"content-encoding" in headers
-            or b"accept-encoding" in headers
-            or max(self._length, self.rules.regions.largest) >= READ_OFF_LOOP_BYTES
-        )
+        return b"content-encoding" in self.headers
 
     def _begin(self) -> None:
         self._protocol.guard("inference", {"headers": self._fields})
         self.begin()
-        reserve_body(b"%d" % self._length, self.rules.settings.max_body, self.memory)
+        length = self.headers[b"content-length"]
+        reserve_body(length, self.rules.settings.max_body, self.memory)
 
-    def _submit(self, body: bytes) -> Submission:
-        text, blobs = split(body, self.size, self.memory)
-        if not self.take(text, blobs):  # not even then: `is_unusual`
-            self.read(text, blobs)
-        return self.submit(as_future(self))
+    def _wait(self) -> BodyParts:
+        return BodyParts(self.size, self._length)
+
+    def _submit_pieces(self, pieces: BodyParts) -> Submission | None:
+        if pieces.joins_at_once:
+            return self._submit_parts(*pieces.join(self.memory))
+        self._work = asyncio.get_running_loop().create_task(self._join_later(pieces))
+        return None
+
+    def _submit(self, body: bytes) -> Submission | None:
+        return self._submit_parts(*split(body, self.size, self.memory))
+
+    def _submit_parts(self, text: bytes, blobs: memoryview) -> Submission | None:
+        if self.take(text, blobs):
+            return self.submit(as_future(self))
+        self._work = asyncio.get_running_loop().create_task(self._read_later(text, blobs))
+        return None
 
     def _finish(self, item: Item, run: Submission) -> None:
         if "error" in item:
@@ -359,29 +377,95 @@ class DirectInfer(InferCall, Direct):
             chosen = self.choose(item)
             if takes_long(chosen):
                 loop = asyncio.get_running_loop()
-                self._writing = loop.create_task(self._write_on_helper_thread(chosen, answered))
+                self._work = loop.create_task(self._write_later(chosen, answered))
                 return
             written = self.write(chosen)
         except Exception:
             self.take_back()
             raise
-        self._succeed(*written, answered)
-
-    async def _write_on_helper_thread(self, chosen: Chosen, answered: float) -> None:
-        try:
-            written = await on_helper_thread(self.write, chosen)
-        except Exception as error:
-            self.take_back()
-            self._fail(error)
-        else:
-            self._succeed(*written, answered)
-        finally:
-            self._writing = None  # the task holds the call
-
-    def _succeed(self, fields: Headers, body: bytes, answered: float) -> None:
         self.count(answered)
-        lines = b"%bcontent-length: %d\r\n" % (_lines(fields), len(body))
-        self._send_lines(200, lines, body)
+        encoding = self.encoding(written)
+        if encoding is None:
+            self._send_written(written)
+        elif written.size < COMPRESS_OFF_LOOP_BYTES:
+            self._send_smaller(written, encoding, deflate(written.joined(), encoding))
+        else:
+            loop = asyncio.get_running_loop()
+            self._work = loop.create_task(self._compress_later(written, encoding))
+
+    # What takes long is done on a helper thread, for which a task waits. The task holds the call.
+
+    async def _join_later(self, pieces: BodyParts) -> None:
+        try:
+            text, blobs = await on_helper_thread(pieces.join, self.memory)
+            if not self.take(text, blobs):
+                await on_helper_thread(self.read, text, blobs)
+            self._go_on()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._end_work()
+
+    async def _read_later(self, text: bytes, blobs: memoryview) -> None:
+        try:
+            await on_helper_thread(self.read, text, blobs)
+            self._go_on()
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._end_work()
+
+    def _go_on(self) -> None:
+        """Submit the request, unless its client left while it was read."""
+        if self.wire is not None:
+            self._run = self.submit(as_future(self))
+
+    async def _write_later(self, chosen: Chosen, answered: float) -> None:
+        try:
+            try:
+                written = await on_helper_thread(self.write, chosen)
+            except Exception:
+                self.take_back()
+                raise
+            self.count(answered)
+            if (encoding := self.encoding(written)) is None:
+                self._send_written(written)
+            else:
+                await self._compress_later(written, encoding)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._end_work()
+
+    async def _compress_later(self, written: Written, encoding: bytes) -> None:
+        try:
+            body = await on_helper_thread(lambda: deflate(written.joined(), encoding))
+            self._send_smaller(written, encoding, body)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._end_work()
+
+    def _end_work(self) -> None:
+        self._work = None
+        if self.wire is None and self._run is None:  # answered, or the client has left
+            self.request.release()
+
+    def _send_smaller(self, written: Written, encoding: bytes, body: bytes) -> None:
+        """Write the answer as `body`, which is compressed, if that is smaller."""
+        if len(body) >= written.size:
+            self._send_written(written)
+            return
+        headers = [*written.headers(), (b"content-encoding", encoding)]
+        headers.append((b"content-length", b"%d" % len(body)))
+        self._send_lines(200, _lines(headers), body)
+
+    def _send_written(self, written: Written) -> None:
+        if written.size < JOIN_BELOW_BYTES:
+            self._send_lines(200, written.lines(), written.joined())
+        else:
+            blobs = [lasting(blob) for blob in written.blobs]
+            self._send_lines(200, written.lines(), written.text, blobs)
 
     def failure(self, error: BaseException) -> Problem:
         log_failure(error, self.request_id, self.names["model"])
@@ -391,7 +475,8 @@ class DirectInfer(InferCall, Direct):
         return answer.status, [*answer.headers, length], answer.body
 
     def _release(self) -> None:
-        self.request.release()
+        if self._work is None:  # a helper thread may be using the shared memory
+            self.request.release()
 
 
 class DirectRoutes:
@@ -437,7 +522,12 @@ class DirectRoutes:
             return ""
         if (route := route_of(path)) is not None:
             asked = PredictHead(*route, head.fields)
-            unusual = asked.many or asked.encoding is not None or asked.asks_for_events
+            unusual = (
+                asked.many
+                or asked.encoding is not None
+                or asked.asks_for_events
+                or head.length > MOST_IMAGE_BYTES
+            )
             return "" if unusual or self._rules is None else asked
         if head.method == b"POST" and path.startswith("/v2/models/"):
             return self._protocol.names_of_infer(path) or ""

@@ -17,7 +17,13 @@ from starlette.types import Receive, Scope
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 from penstock.backends.memory import Reservation, budget
 
-from ..http.body import PARSE_OFF_LOOP_BYTES, ClientLeft, Pieces, reserve_body
+from ..http.body import (
+    JOIN_OFF_LOOP_BYTES,
+    PARSE_OFF_LOOP_BYTES,
+    ClientLeft,
+    Pieces,
+    reserve_body,
+)
 from ..http.errors import LOGGED_STATUSES, code_of, detail_of, status_of
 from ..http.exchange import UploadTimer
 from ..http.helper_thread import on_helper_thread
@@ -112,7 +118,6 @@ class ProtocolCall:
                     timer.cancel()
         except TimeoutError:
             raise self.too_late() from None
-        self.body_was_read = True
         return body
 
     def too_late(self) -> InvalidRequest:
@@ -161,20 +166,18 @@ async def read_body(
     if not message.get("more_body") and len(piece) <= memory.size:  # the usual case
         if message["type"] != "http.request":
             raise ClientLeft
+        call.body_was_read = True
         return split(piece, head, memory)
-    text = Pieces()
-    blobs = _Blobs(0 if length is None or head is None else max(int(length) - head, 0))
-    size = messages = 0
+    parts = BodyParts(head, None if length is None else int(length))
+    messages = 0
     while True:
         if message["type"] != "http.request":
             raise ClientLeft
-        size += len(piece)
+        size = parts.size + len(piece)
         if size > settings.max_body:
             raise TooLarge(f"the body has more than {settings.max_body} bytes (max_body)")
         memory.cover(size, "a body")
-        left = len(piece) if head is None else max(head - text.size, 0)
-        text.write(piece[:left])
-        blobs.write(piece[left:])
+        parts.append(piece)
         messages += bool(piece)
         # A server joins chunks that arrive together. Ours counts them
         # (app/server/connection.py); on another server the messages stand for the chunks.
@@ -183,35 +186,64 @@ async def read_body(
                 f"the body has more than {settings.max_chunks} chunks (max_chunks)"
             )
         if not message.get("more_body"):
-            _check_head(head, size)
-            return await text.joined(memory), await blobs.view(memory)
+            call.body_was_read = True
+            if parts.joins_at_once:
+                return parts.join(memory)
+            return await on_helper_thread(parts.join, memory)
         message = await receive()
         piece = message.get("body", b"")
 
 
-class _Blobs:
-    """Memory for what follows the head of a body, `size` bytes if that is known, else 0."""
+class BodyParts:
+    """A body that comes in pieces: its first `head` bytes (None: all), and the rest.
 
-    def __init__(self, size: int) -> None:
+    `length` is the Content-Length, None if it is unknown. With one, the rest is put where it stays.
+    """
+
+    __slots__ = ("_blobs", "_head", "_known", "_position", "_text")
+
+    def __init__(self, head: int | None, length: int | None) -> None:
+        self._head = head
+        self._text = Pieces()
+        size = 0 if length is None or head is None else max(length - head, 0)
         self._known = np.empty(size, np.uint8).data if size else None
-        self._pieces = Pieces()
         self._position = 0
+        self._blobs = Pieces()  # if the length is unknown
 
-    def write(self, piece: bytes) -> None:
+    @property
+    def size(self) -> int:
+        return self._text.size + self._position
+
+    @property
+    def joins_at_once(self) -> bool:
+        """False if `join` copies so much that a helper thread has to do it."""
+        return self._text.size + self._blobs.size <= JOIN_OFF_LOOP_BYTES
+
+    def append(self, piece: bytes) -> None:
+        """Add a piece. Raises `InvalidRequest` if the body gets longer than `length`."""
+        head = self._head
+        if head is None:
+            self._text.write(piece)
+            return
+        if (left := head - self._text.size) > 0:
+            self._text.write(piece[:left])
+            piece = piece[left:]
         end = self._position + len(piece)
         if self._known is None:
-            self._pieces.write(piece)
+            self._blobs.write(piece)
         elif end <= len(self._known):
             self._known[self._position : end] = piece
         else:  # some servers do not compare the two
             raise InvalidRequest("the body is longer than its Content-Length")
         self._position = end
 
-    async def view(self, memory: Reservation) -> memoryview:
+    def join(self, memory: Reservation) -> tuple[bytes, memoryview]:
+        """Return the two parts. `memory` has the body, and then both parts."""
+        _check_head(self._head, self.size)
+        text = self._text.join(memory)
         if self._known is not None:
-            return self._known[: self._position]
-        content = await self._pieces.joined(memory)
-        return split(content, 0, memory)[1]
+            return text, self._known[: self._position]
+        return text, split(self._blobs.join(memory), 0, memory)[1]
 
 
 def split(body: bytes, head: int | None, memory: Reservation) -> tuple[bytes, memoryview]:

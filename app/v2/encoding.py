@@ -151,6 +151,31 @@ def to_bytes(datatype: Datatype, array: Array) -> Any:
     return np.ascontiguousarray(array, datatype.dtype)
 
 
+def lasting(blob: Any) -> bytes | memoryview:
+    """Return bytes that `to_bytes` made, as a buffer to be sent without a copy.
+
+    A part of something larger, such as one row of a batch, is copied: a client that reads slowly
+    would keep the whole in memory. So is what is not NumPy's own memory.
+    """
+    if isinstance(blob, bytes):
+        return blob
+    owner = blob
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    held = 0
+    if isinstance(owner, np.ndarray):
+        held = owner.nbytes
+    elif isinstance(owner, bytearray):
+        held = len(owner)
+    if blob.nbytes <= held <= 2 * blob.nbytes:
+        view: memoryview = blob.reshape(-1).view(np.uint8).data
+        return view
+    copy: bytes = blob.tobytes()
+    return copy
+
+
 def _pieces(flat: Array) -> Iterator[Array]:
     step = CONVERTED_AT_ONCE_ELEMENTS
     return (flat[start : start + step] for start in range(0, flat.size, step))

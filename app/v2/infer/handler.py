@@ -11,7 +11,7 @@ import time
 from typing import cast
 
 from ...http.body import ClientLeft
-from ...http.compression import choose_encoding, deflate, inflate
+from ...http.compression import COMPRESS_OFF_LOOP_BYTES, deflate, inflate
 from ...http.exchange import Exchange, Watch, leave
 from ...http.helper_thread import on_helper_thread
 from ...settings import Settings
@@ -19,7 +19,7 @@ from ..call import ProtocolAnswer, ProtocolCall, Route, read_body, split
 from ..models.model import Models
 from ..shared_memory import SharedMemory
 from .infer_call import InferCall, InferRules
-from .response import Headers, takes_long
+from .response import takes_long
 
 
 class Infer:
@@ -64,7 +64,7 @@ class Infer:
             answered = time.monotonic()
             try:
                 chosen = infer.choose(item)
-                fields, body = (
+                written = (
                     await on_helper_thread(infer.write, chosen)
                     if takes_long(chosen)
                     else infer.write(chosen)
@@ -73,8 +73,17 @@ class Infer:
                 infer.take_back()
                 raise
             infer.count(answered)
-            if b"accept-encoding" in infer.headers:
-                body = await _compressed(body, fields, infer.headers[b"accept-encoding"])
+            fields = written.headers()
+            body = written.joined()
+            if (encoding := infer.encoding(written)) is not None:
+                smaller = (
+                    deflate(body, encoding)
+                    if len(body) < COMPRESS_OFF_LOOP_BYTES
+                    else await on_helper_thread(deflate, body, encoding)
+                )
+                if len(smaller) < len(body):
+                    fields.append((b"content-encoding", encoding))
+                    body = smaller
             return ProtocolAnswer(200, fields, body)
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
@@ -94,20 +103,9 @@ class Infer:
         text, blobs = await read_body(
             call, infer.headers.get(b"content-length"), None if window else size
         )
-        call.body_was_read = True
         exchange.unread = False
         if window:
             text = await inflate(text, window, self.rules.settings.max_inflated, call.memory)
             text, blobs = split(text, size, call.memory)
         if not infer.take(text, blobs):
             await on_helper_thread(infer.read, text, blobs)
-
-
-async def _compressed(body: bytes, fields: Headers, accepted: bytes) -> bytes:
-    """Compress the body if the client accepts it and it gets smaller; `fields` then say so."""
-    encoding = choose_encoding(accepted, len(body), len(fields) > 1)
-    smaller = body if encoding is None else await deflate(body, encoding)
-    if encoding is None or len(smaller) >= len(body):
-        return body
-    fields.append((b"content-encoding", encoding))
-    return smaller

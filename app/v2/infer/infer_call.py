@@ -16,7 +16,7 @@ from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
 
-from ...http.compression import window_of
+from ...http.compression import choose_encoding, window_of
 from ...http.json_text import JsonLimits, parse_json, parsed_bytes
 from ...http.request_id import choose_request_id, is_fit
 from ...settings import Settings
@@ -26,7 +26,7 @@ from ..shared_memory import SharedMemory
 from ..tensors import COPY_OFF_LOOP_BYTES
 from .layout import recall, remember
 from .request import InferRequest, held_bytes, parse, parse_raw
-from .response import Chosen, Headers, choose, write
+from .response import Chosen, Written, choose, write
 
 READ_OFF_LOOP_BYTES = 1 << 17
 """JSON, or tensors that are not read in place, of this size take milliseconds to read.
@@ -139,9 +139,16 @@ class InferCall:
         """Choose the outputs to write."""
         return choose(self.request, self.model, item)
 
-    def write(self, chosen: Chosen) -> tuple[Headers, bytes]:
-        """Return the headers and the body of the answer. `takes_long` says where to call it."""
+    def write(self, chosen: Chosen) -> Written:
+        """Write the body of the answer. `takes_long` says where to call it."""
         return write(self.request, self.model, chosen)
+
+    def encoding(self, written: Written) -> bytes | None:
+        """Return how to compress the answer; None to leave it as it is."""
+        accepted = self.headers.get(b"accept-encoding")
+        if accepted is None:
+            return None
+        return choose_encoding(accepted, written.size, bool(written.blobs))
 
     def count(self, answered: float) -> None:
         """Count the time of a request that was written, since `answered`."""

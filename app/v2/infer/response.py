@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -25,6 +25,12 @@ from .wanted import Wanted
 
 _BINARY_HEADER = (b"content-type", b"application/octet-stream")
 
+KEPT_HEADS_PER_MODEL = 64
+"""The most answers of which a model keeps the JSON. When there are more, all are forgotten."""
+
+KEPT_HEAD_BYTES = 2048
+"""The longest JSON of an answer that is kept."""
+
 Headers = list[tuple[bytes, bytes]]
 
 CONVERT_OFF_LOOP_ELEMENTS = 1 << 16
@@ -32,6 +38,35 @@ CONVERT_OFF_LOOP_ELEMENTS = 1 << 16
 
 Chosen = list[tuple[Tensor, Any, Wanted]]
 """Outputs, their values, and how the request wants them."""
+
+
+class Written(NamedTuple):
+    """The body of an answer: its JSON, and after it the bytes of tensors, `size` bytes in all.
+
+    `blobs` are contiguous buffers; they are the memory of the outputs where that is possible.
+    """
+
+    text: bytes
+    blobs: Sequence[Any]
+    size: int
+
+    def headers(self) -> Headers:
+        """Return the headers that say what the body is, without its length."""
+        if not self.blobs:
+            return [JSON_HEADER]
+        return [_BINARY_HEADER, (b"inference-header-content-length", b"%d" % len(self.text))]
+
+    def lines(self) -> bytes:
+        """Write `headers` and the length as HTTP/1.1 does."""
+        if not self.blobs:
+            return b"content-type: application/json\r\ncontent-length: %d\r\n" % self.size
+        return (
+            b"content-type: application/octet-stream\r\n"
+            b"inference-header-content-length: %d\r\ncontent-length: %d\r\n"
+        ) % (len(self.text), self.size)
+
+    def joined(self) -> bytes:
+        return b"".join((self.text, *self.blobs)) if self.blobs else self.text
 
 
 def takes_long(chosen: Chosen) -> bool:
@@ -67,15 +102,18 @@ def _is_copied(tensor: Tensor, value: Any) -> bool:
     return getattr(getattr(value, "dtype", None), "kind", None) in {"i", "u", "f"}
 
 
-def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers, bytes]:
-    """Return the headers and the body of the answer, and write to shared memory.
+def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
+    """Return the body of the answer, and write to shared memory.
 
     Raises `InvalidRequest` for an output that can't be written as the request asks, and
     `BackendError` for a value that is not a tensor of the declared datatype.
     """
+    if not request.id and (written := _write_arrays(request, model, chosen)) is not None:
+        return written
     outputs: list[dict[str, Any]] = []
     texts: list[bytes | None] = []
     blobs: list[Any] = []
+    size = 0
     for tensor, value, wanted in chosen:
         if _is_rows(tensor, value, request, model):
             datatype, array = DATATYPES["BYTES"], as_rows(value)
@@ -105,19 +143,65 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> tuple[Headers,
             }
         elif wanted.binary:
             blob = to_bytes(datatype, array)
-            size = len(blob) if isinstance(blob, bytes) else blob.nbytes
-            output["parameters"] = {"binary_data_size": size}
-            if size:
+            length = len(blob) if isinstance(blob, bytes) else blob.nbytes
+            output["parameters"] = {"binary_data_size": length}
+            if length:
                 blobs.append(blob)
+                size += length
         else:
             text = to_flat_json(datatype, array, tensor.name, request.memory)
         outputs.append(output)
         texts.append(text)
     head = _head(request.id, model, outputs, texts)
+    return Written(head, blobs, len(head) + size)
+
+
+def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written | None:
+    """Write outputs that all leave as the bytes they are, after JSON that is kept for their shapes.
+
+    Returns None if there is another one among them.
+    """
+    size = 0
+    key: list[Any] = []
+    blobs: list[Any] = []
+    for tensor, value, wanted in chosen:
+        datatype = tensor.datatype
+        if (
+            type(value) is not np.ndarray
+            or datatype is None
+            or not datatype.in_place
+            or not wanted.binary
+            or wanted.classes
+            or wanted.lease is not None
+            or value.dtype != datatype.dtype
+            or not value.ndim
+            or not value.size
+            or not value.flags.c_contiguous
+        ):
+            return None
+        size += value.nbytes
+        key += (tensor.name, value.shape)
+        blobs.append(value)
     if not blobs:
-        return [JSON_HEADER], head
-    headers = [_BINARY_HEADER, (b"inference-header-content-length", b"%d" % len(head))]
-    return headers, b"".join((head, *blobs))
+        return None
+    request.reserve(2 * size, "an answer")
+    text = model.heads.get(known := tuple(key))
+    if text is None:
+        outputs = [
+            {
+                "name": tensor.name,
+                "datatype": tensor.datatype.name if tensor.datatype is not None else "",
+                "shape": value.shape,
+                "parameters": {"binary_data_size": value.nbytes},
+            }
+            for tensor, value, _ in chosen
+        ]
+        text = _head(None, model, outputs, [None] * len(outputs))
+        if len(model.heads) >= KEPT_HEADS_PER_MODEL:
+            model.heads.clear()
+        if len(text) <= KEPT_HEAD_BYTES:
+            model.heads[known] = text
+    return Written(text, blobs, len(text) + size)
 
 
 def _head(

@@ -75,11 +75,13 @@ class Model:
     `max_batch_size` is 0 if the model has no batch dimension. With the batch on other axes than the
     first of all inputs it is 0 too, `batch_axes` has the axis of each input with a batch, and
     `max_rows` bounds a request.
-    `streams` says that its answers come in parts. `layouts` is kept by infer/layout.py.
+    `streams` says that its answers come in parts. infer/layout.py keeps `layouts`, the requests
+    that it has seen, and infer/response.py `heads`, the JSON of answers.
     """
 
     __slots__ = (
         "batch_axes",
+        "heads",
         "inputs",
         "inputs_by_name",
         "layouts",
@@ -107,6 +109,7 @@ class Model:
             if required.inputs is not None and len(required.inputs) == len(config.inputs):
                 first = required
         self.layouts: dict[bytes, Any] = {}
+        self.heads: dict[tuple[Any, ...], bytes] = {}
         self.pipeline = pipeline
         self.name = pipeline.name
         self.version = config.version
