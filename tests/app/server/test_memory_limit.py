@@ -64,7 +64,7 @@ class Limited:
         return int(match[1]) << 10
 
     def connect(self) -> socket.socket:
-        self.connections.append(socket.create_connection(self.address, 20))
+        self.connections.append(socket.create_connection(self.address, 60))
         return self.connections[-1]
 
     def send_until_full(self, connection: socket.socket, piece: bytes, most: int) -> int:
@@ -167,7 +167,7 @@ def unread_answers(server: Limited) -> None:
 
 def resets(server: Limited) -> None:
     for _ in range(3000):
-        with socket.create_connection(server.address, 20) as connection:
+        with socket.create_connection(server.address, 60) as connection:
             connection.sendall(LIVE)
             connection.recv(1000)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -206,7 +206,7 @@ def test_running_out_of_descriptors_is_told_and_passes(spawn: Any, digits: Path)
         address = ("127.0.0.1", client.base_url.port or 0)
         with contextlib.ExitStack() as stack:
             for _ in range(60):
-                stack.enter_context(socket.create_connection(address, 20))
+                stack.enter_context(socket.create_connection(address, 60))
             process.wait_for("out of file descriptors")
         assert _counted_lacks(client) > 0
         process.process.terminate()
