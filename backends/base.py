@@ -274,6 +274,12 @@ class Backend:
     "" for a request from Python, whose item may bring a `request_id` of its own.
     """
 
+    blocks: ClassVar[str] = ""
+    """Why it must not run on the event loop, as in "it runs a model"; "": it may.
+
+    A node with such a backend can't have `executor = "loop"`.
+    """
+
     sets_range: ClassVar[bool] = False
     """The parameters give the batch range.
 

@@ -13,6 +13,7 @@ from .composites.composite import CompositeNode
 from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
 from .composites.logic import CalledPipeline, LogicNode
 from .config.definition import NodeConfig, PipelineConfig
+from .node.loop_node import LoopNode, LoopTurn
 from .node.node import Node
 from .node.outflow import Outflow
 from .node.queue import Entry
@@ -56,6 +57,7 @@ class RunningGraph:
         running: dict[str, RunningNode] = {}
         self.composites: list[CompositeNode] = []
         nodes: list[Node] = []
+        turn = LoopTurn(loop, clock)
         for name, node in config.nodes.items():
             if node.shares is not None:
                 continue
@@ -68,7 +70,11 @@ class RunningGraph:
                 running[name] = fan_out = self._fan_out(cls, node, plan)
                 self.composites.append(fan_out)
             else:
-                running[name] = executing = Node(node, config, loop, clock, on_batch)
+                running[name] = executing = (
+                    LoopNode(node, config, loop, clock, on_batch, turn=turn)
+                    if node.executor == "loop"
+                    else Node(node, config, loop, clock, on_batch)
+                )
                 nodes.append(executing)
         self.nodes = tuple(nodes)
         for plan_node in plan.nodes.values():

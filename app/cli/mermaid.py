@@ -129,8 +129,8 @@ def _described(config: NodeConfig) -> Iterator[str]:
         return
     most = " & ".join(str(group.bound(group.spec.declared_range.max)) for group in groups)
     instances = " & ".join(str(group.instances) for group in groups)
-    process = ", in processes" if config.executor == "process" else ""
-    yield f"max {most}, {instances} instance{'s' * (instances != '1')}{process}"
+    where = {"process": ", in processes", "loop": ", on the event loop"}.get(config.executor, "")
+    yield f"max {most}, {instances} instance{'s' * (instances != '1')}{where}"
 
 
 def _mapped(source: PlanNode, node: PlanNode) -> str:

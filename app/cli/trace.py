@@ -66,11 +66,11 @@ class ForwardRecorder:
         self.active = False
         self._records: dict[str, list[ForwardRecord]] = {name: [] for name in config.nodes}
         self._local = threading.local()  # `.record`: of the `forward` that this thread is in
-        self._moved = {name for name, node in config.nodes.items() if node.executor != "thread"}
+        self._moved = {name for name, node in config.nodes.items() if node.executor == "process"}
         nodes = {
             name: replace(
                 node,
-                executor="thread",
+                executor="thread" if name in self._moved else node.executor,
                 instance_groups=tuple(
                     replace(group, spec=self._recording(group.spec, name))
                     for group in node.instance_groups

@@ -49,6 +49,7 @@ class ModelTensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = ModelParams
+    blocks = "it runs a model"
 
     _torch: Any = None
     """The module torch, if it is installed and the engine's results are arrays; else None."""

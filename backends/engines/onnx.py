@@ -109,6 +109,7 @@ class OnnxTensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = OnnxParams
+    blocks = "it runs a model"
 
     session: Any = None
     inputs: tuple[OnnxTensorInfo, ...] = ()

@@ -81,6 +81,7 @@ class Mat2Tensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = Mat2TensorParams
+    blocks = "its time grows with the image"
     max = 1
     data_format: str
 
@@ -119,6 +120,7 @@ class Tensor2Mat(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = Tensor2MatParams
+    blocks = "its time grows with the image"
     max = 1
     data_format: str
 

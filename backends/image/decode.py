@@ -111,6 +111,7 @@ class DecodeMat(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = DecodeMatParams
+    blocks = "its time grows with the image"
     max = 1
     max_pixels: int
 

@@ -36,6 +36,7 @@ class ImageBackend(Backend):
     The input array is never written to. The result is C-contiguous and owns its memory.
     """
 
+    blocks = "its time grows with the image"
     max = 1
 
     def forward(self, batch: list[Item]) -> None:

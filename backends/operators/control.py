@@ -197,6 +197,7 @@ class Sleep(Backend):
     """Sleeps for each item; then `result` is `data`. Takes one item at a time, as in torchpipe."""
 
     parameters = SleepParams
+    blocks = "it sleeps"
     passes_data = True
     max = 1
 

@@ -53,7 +53,8 @@ class NodeConfig:
     stuck_after: float = 60.0
     """Seconds after which a running forward makes the node not ready."""
     executor: str = "thread"
-    """`thread`, or `process`: the backends of each instance run in a child process of its own."""
+    """`thread`; `loop`: the one instance runs on the event loop; `process`: the backends of each
+    instance run in a child process of its own."""
     devices: tuple[str, ...] = ()
     """Devices that the instances take in turn (`cuda:0`, `cpu`). Empty: the engines choose."""
     filter: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def build_node(
             if group
             for obstacle in obstacles(group.spec)
         )
+    elif executor == "loop":
+        problems += _check_loop([group for group in groups if group], keys)
     understood = tuple(group for group in groups if group)
     if not understood:
         return None, binding, problems
@@ -127,6 +129,45 @@ def _check_composite(spec: Spec, groups: int, keys: Mapping[str, Any]) -> list[P
         message = f"{spec.name} waits for other nodes on the event loop: it can't run in a process"
         problems.append(Problem(message, key="executor"))
     return problems
+
+
+def _check_loop(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> list[Problem]:
+    """Return what keeps a node from running on the event loop."""
+    problems: list[Problem] = []
+    instances = sum(group.instances for group in groups)
+    if instances > 1:
+        message = (
+            f'found {instances} instances: executor = "loop" runs one, because there is one event '
+            'loop: leave out instance_num and &, or use executor = "thread"'
+        )
+        problems.append(Problem(message, key="executor"))
+    if any(device.startswith("cuda") for device in _devices_of(keys)):
+        message = (
+            'a backend that waits for a GPU would hold the event loop: use executor = "thread"'
+        )
+        problems.append(Problem(message, key="executor"))
+    for name, reason in dict.fromkeys(
+        blocking for group in groups for blocking in _blocking(group.spec)
+    ):
+        message = (
+            f"{name} can't run on the event loop, because {reason} and everything else would wait: "
+            'use executor = "thread"'
+        )
+        problems.append(Problem(message, key="executor"))
+    return problems
+
+
+def _devices_of(keys: Mapping[str, Any]) -> tuple[str, ...]:
+    table, _ = validated(NodeTable, {key: keys[key] for key in ("device",) if key in keys})
+    return table.device
+
+
+def _blocking(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Yield the backends of an expression that would hold the event loop, and why."""
+    if spec.cls.blocks:
+        yield spec.name, spec.cls.blocks
+    for child in spec.children:
+        yield from _blocking(child)
 
 
 def _bind(

@@ -2,7 +2,7 @@
 
 Everything that runs on that thread is here; what the loop does with the outcome is in `node.py`.
 Batches come in by a `SimpleQueue`, and one `call_soon_threadsafe` per batch goes out. Nothing else
-is shared.
+is shared. `loop_executor.py` has the executor without a thread.
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ class Executor:
         if self._process is not None:
             self._process.on_exit = lambda: self._inbox.put(_Signal.REVIVE)
             self._process.on_restart = lambda: self._report(self._owner.executor_restarted)
-        # A daemon, because native code that never returns must not keep the process alive.
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread: threading.Thread  # made by `launch`
 
     def __repr__(self) -> str:
         return f"<Executor {self.name}>"
@@ -135,6 +134,8 @@ class Executor:
 
     def launch(self) -> None:
         """Start the thread, which loads the backend, warms it up and reports."""
+        # A daemon, because native code that never returns must not keep the process alive.
+        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
         self._thread.start()
 
     def start(self, batch: Batch) -> None:
@@ -212,11 +213,7 @@ class Executor:
         backend: Backend | None = None
         try:
             backend = self._spec.create(self._context)
-            backend.warm_up()
-            self._context.files.verify()
-            device = device_of(backend)
-            self.signature = backend.signature
-            keep_order(backend, device)
+            device = self._warm_up(backend)
             self._report(owner.executor_loaded, backend.min, backend.max, device)
             while True:
                 batch = self._inbox.get()
@@ -230,8 +227,7 @@ class Executor:
                 batch.started = batch.watched = self.clock()
                 device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()
-                if (recording := timeline.recording) is not None:
-                    self._record(recording, batch)
+                self._record(batch)
                 if device_error is not None:
                     # The memory that the backend has on the device may be lost: end this thread, so
                     # that another one with a new backend is started.
@@ -243,21 +239,37 @@ class Executor:
             self._report(owner.executor_died, readable(error))
         finally:
             if backend is not None:
-                try:
-                    backend.close()
-                except BaseException:  # SystemExit too: the owner waits for the report below
-                    logger.exception(
-                        "%s: close failed",
-                        self.name,
-                        extra={"pipeline": self._context.pipeline, "node": self._context.node},
-                    )
-                # `keep_order` put a function there that refers to the backend: a cycle. Without it
-                # the model's memory is free now, and not when the garbage collector runs.
-                vars(backend).pop("forward", None)
+                self._close(backend)
             del backend
             self._report(owner.executor_stopped)
 
-    def _record(self, recording: timeline.Recording, batch: Batch) -> None:
+    def _warm_up(self, backend: Backend) -> str:
+        """Make a new backend ready to run batches. Return the accelerator that it took, or ""."""
+        backend.warm_up()
+        self._context.files.verify()
+        device = device_of(backend)
+        self.signature = backend.signature
+        keep_order(backend, device)
+        return device
+
+    def _close(self, backend: Backend) -> None:
+        """Close a backend. Never raises."""
+        try:
+            backend.close()
+        except BaseException:  # SystemExit too: the owner waits for the report that follows
+            logger.exception(
+                "%s: close failed",
+                self.name,
+                extra={"pipeline": self._context.pipeline, "node": self._context.node},
+            )
+        # `keep_order` put a function there that refers to the backend: a cycle. Without it the
+        # model's memory is free now, and not when the garbage collector runs.
+        vars(backend).pop("forward", None)
+
+    def _record(self, batch: Batch) -> None:
+        """Record a batch that has run, if `penstock bench --profile` asks for it."""
+        if (recording := timeline.recording) is None:
+            return
         recording.add(
             self.name,
             "batch",

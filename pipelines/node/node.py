@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from penstock.backends.base import Signature
 from penstock.backends.errors import (
@@ -64,11 +64,20 @@ them.
 """
 
 
+class Change(Protocol):
+    """The part of a future by which changes ask for a decision."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: None, /) -> None: ...
+
+
 class Node:
     """The queue, the scheduler and the executors of one node.
 
     `on_batch` is called after every batch, before the results of that batch are delivered.
     """
+
+    executor_class: ClassVar[type[Executor]] = Executor
 
     def __init__(
         self,
@@ -105,7 +114,7 @@ class Node:
         # Empty, so that neither timers nor decisions inherit a request's variables.
         self._context = contextvars.Context()
         # Done when something has changed since the last decision.
-        self._change: asyncio.Future[None] = loop.create_future()
+        self._change: Change = loop.create_future()
         self._scheduling: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
@@ -140,12 +149,7 @@ class Node:
         Raises `BackendError` for the first one that fails to load.
         """
         if not self.closed:
-            self._scheduling = self._loop.create_task(
-                self._schedule(),
-                name=f"{self._pipeline.name}/{self.name} scheduler",
-                context=self._context,
-            )
-            self._scheduling.add_done_callback(self._scheduling_ended, context=self._context)
+            self._begin()
             for instance_group, config in enumerate(self.config.instance_groups):
                 for instance in range(config.instances):
                     self._launch(instance_group, instance)
@@ -328,12 +332,22 @@ class Node:
 
     # the decision
 
-    async def _schedule(self) -> None:
+    def _begin(self) -> None:
+        """Begin to decide after every change."""
+        self._change = change = self._loop.create_future()
+        self._scheduling = self._loop.create_task(
+            self._schedule(change),
+            name=f"{self._pipeline.name}/{self.name} scheduler",
+            context=self._context,
+        )
+        self._scheduling.add_done_callback(self._scheduling_ended, context=self._context)
+
+    async def _schedule(self, change: asyncio.Future[None]) -> None:
         """Wait until something changes, then decide once for all of it."""
         while not self.closed:
-            await self._change
+            await change
             # Before the decision, which may lead to changes itself.
-            self._change = self._loop.create_future()
+            self._change = change = self._loop.create_future()
             self._decide(self._clock())
 
     def _scheduling_ended(self, task: asyncio.Task[None]) -> None:
@@ -455,8 +469,7 @@ class Node:
         short = batch.ended - batch.started < SHORT_BATCH_SECONDS
         if not short:
             self._decide(now)
-        statistics = self.statistics
-        statistics.observe_batch(batch)
+        self.statistics.observe_batch(batch)
         self._on_batch()
         self._deliver(batch, now)
         if short and scheduler.buckets:
@@ -587,7 +600,7 @@ class Node:
             from penstock.backends.process.proxy import ProcessBackend  # imports numpy
 
             spec = ProcessBackend(self.config.instance_groups[instance_group].spec)
-        executor = Executor(
+        executor = self.executor_class(
             name,
             spec,
             context,

@@ -22,6 +22,7 @@ class TorchBackend(Backend):
     """A backend that needs torch to run, though not to be checked. Its one child is the engine."""
 
     extra: ClassVar[str] = "torch"
+    blocks = "it runs a model"
     engine: ClassVar[str]
     """The engine's class, as `module:Class`; `init` imports it."""
 

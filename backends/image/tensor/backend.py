@@ -41,6 +41,7 @@ class TensorBackend(Backend):
 
     parameters: ClassVar[type[Params] | None] = TensorParams
     extra: ClassVar[str] = "torch"
+    blocks = "its time grows with the tensor"
 
     _half: DeviceHalf
 
