@@ -90,12 +90,14 @@ class Gate:
 class FakeExecutor:
     """An executor that runs nothing and keeps its batches: for tests of `Scheduler` alone.
 
-    `max` is the most rows of a batch. The executors of one device share a `device_group`; without
+    `max` is the most rows of a batch. With `ready = False` it gets none, as while its child process
+    is being replaced. The executors of one device share a `device_group`; without
     one the executor has a device to itself.
     """
 
     def __init__(self, max: int = 1, device_group: DeviceGroup | None = None) -> None:  # noqa: A002  the scheduler's word
         self.max = max
+        self.ready = True
         self.device_group = DeviceGroup("fake") if device_group is None else device_group
         self.batches: list[Batch] = []
 

@@ -132,6 +132,7 @@ class Node:
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.instance_groups[0].spec.shape_key
         self._levels = config.priority_levels
+        self._in_processes = config.executor == "process"
         self._takes_request_id = any(
             group.spec.takes_request_id for group in config.instance_groups
         )
@@ -175,6 +176,14 @@ class Node:
                 f"node {self.name!r}: a forward has run for more than {self.config.stuck_after:g} s"
             )
         return ""
+
+    @property
+    def serves(self) -> bool:
+        """True if an executor can run a batch, now or when its present one has ended."""
+        scheduler = self.scheduler
+        return any(executor.ready for executor in scheduler.idle) or any(
+            executor.ready and not batch.stuck for executor, batch in scheduler.running.items()
+        )
 
     @property
     def executors(self) -> list[Executor]:
@@ -266,10 +275,17 @@ class Node:
     def enqueue(self, entry: Entry, now: float) -> None:
         """Queue the entry, and wake the scheduler if a decision could change anything.
 
-        While no executor is idle it could not: the next report of an executor leads to a decision.
-        This saves one iteration of the loop per batch. The exception is a deadline that comes
+        If no executor can serve it, it fails with `NotReady` in the next iteration. While no
+        executor is idle a decision could change nothing: the next report of an executor leads to
+        one. This saves one iteration of the loop per batch. The exception is a deadline that comes
         before the timer rings.
         """
+        scheduler = self.scheduler
+        if (self._in_processes or not scheduler.idle) and self._up and not self.serves:
+            entry.enqueued = now
+            entry.bucket = Bucket(None, scheduler.levels)  # it may be discarded until then
+            self._loop.call_soon(fail_all, [entry], self._unserved, context=self._context)
+            return
         levels = self._levels
         if levels:
             entry.priority = min(entry.wanted or self.config.default_priority, levels) - 1
@@ -287,7 +303,6 @@ class Node:
             except BaseException:
                 # Not an item that the backend expects. It runs alone, and the backend reports why.
                 key = object()
-        scheduler = self.scheduler
         scheduler.enqueue(entry, key, now)
         change = self._change
         if not change.done() and (scheduler.idle or entry.deadline < self._timer_at):
@@ -295,6 +310,9 @@ class Node:
         if self.closed:  # nothing decides any more
             reason = f"node {self.name!r} is closed"
             self._loop.call_soon(self.refuse_queued, reason, context=self._context)
+
+    def _unserved(self) -> NotReady:
+        return NotReady(self.not_ready or f"node {self.name!r}: no executor is running")
 
     def _count(self, entry: Entry, now: float) -> bool:
         """Set the rows of an entry. Return False if the node can't take them.
@@ -576,8 +594,12 @@ class Node:
         return f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
 
     def executor_restarted(self, executor: Executor) -> None:
-        """Count the restart of an executor's child process."""
+        """Count the restart of an executor's child process, which begins."""
         self.statistics.restarts += 1
+
+    def executor_revived(self, executor: Executor) -> None:
+        """Use an executor again whose child process was replaced."""
+        self._changed()
 
     def executor_stopped(self, executor: Executor) -> None:
         """Forget an executor whose thread is about to end."""

@@ -36,6 +36,9 @@ class Startable(Protocol):
     device_group: DeviceGroup
     max: int
 
+    @property
+    def ready(self) -> bool: ...
+
     def start(self, batch: Batch) -> None: ...
 
 
@@ -234,7 +237,7 @@ class Scheduler:
         best: Startable | None = None
         best_rank = (False, False, 0)
         for executor in reversed(self.idle):  # the one that ran last has warm caches
-            if executor.max < head.size:
+            if executor.max < head.size or not executor.ready:
                 continue
             busy = executor.device_group.busy > 0
             if busy and not overdue and bucket.size < executor.max:

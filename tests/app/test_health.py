@@ -126,8 +126,16 @@ def test_not_ready_while_an_executor_is_replaced(running: Any) -> None:
         assert answer.status_code == 503 and "executors are not running" in answer.json()["reason"]
         assert "not running" in client.get("/pipelines").json()["pipelines"][0]["reason"]
         assert values(client)["penstock_ready", ()] == 0
+        refused = client.post("/predict/pipeline", content=b"x")  # it does not wait
+        assert refused.status_code == 503 and refused.json()["code"] == "not_ready"
+        assert refused.headers["retry-after"] and "1 of 1 executors" in refused.json()["detail"]
+        many = client.post("/predict/pipeline/batch", files=[("images", b"x"), ("images", b"y")])
+        assert [result["code"] for result in many.json()["results"]] == ["not_ready"] * 2
+        document = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
+        assert client.post("/v2/models/pipeline/infer", json=document).status_code == 503
         GATES.may_load.set()
         until(lambda: client.get("/health/ready").status_code == 200)
+        assert client.post("/predict/pipeline", content=b"x").json() == {"result": 1}
         samples = values(client)
         labels = (("node", "main"), ("pipeline", "pipeline"))
         assert (

@@ -29,6 +29,7 @@ class Future:
 class FakeExecutor:
     def __init__(self, bound: int, device_group: DeviceGroup, machine: SchedulerMachine) -> None:
         self.max = bound
+        self.ready = True
         self.device_group = device_group
         self.machine = machine
 
