@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import MemoryFull, TooLarge
+from .lazy_numpy import np
 
 NO_LIMIT = sys.maxsize
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from importlib import import_module
 
 from penstock.backends.base import Context
 from penstock.backends.errors import NotReady
@@ -32,6 +34,10 @@ FAN_OUTS: dict[type, type[FanOut]] = {
 }
 
 
+def _import_numpy() -> None:
+    import_module("numpy")
+
+
 class RunningGraph:
     """The nodes of a pipeline, joined as its plan says.
 
@@ -54,6 +60,9 @@ class RunningGraph:
         self._entry_points = plan.entry_points
         self._max_rounds = config.max_rounds
         self._closed = False
+        self._takes_tensors = any(
+            port.kind == "tensor" for port in (*config.inputs, *config.outputs)
+        )
         running: dict[str, RunningNode] = {}
         self.composites: list[CompositeNode] = []
         nodes: list[Node] = []
@@ -161,6 +170,9 @@ class RunningGraph:
         """Load all backends. Raises `BackendError` for the first that can't be loaded."""
         nodes: tuple[Node | CompositeNode, ...] = (*self.nodes, *self.composites)
         starting = [asyncio.ensure_future(node.start()) for node in nodes]
+        if self._takes_tensors and "numpy" not in sys.modules:
+            # What reads requests imports it at its first use, and no request should wait for that.
+            starting.append(asyncio.ensure_future(asyncio.to_thread(_import_numpy)))
         try:
             await asyncio.gather(*starting)
         except BaseException:

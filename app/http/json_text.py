@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from math import inf
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 
 from penstock.backends.errors import InvalidRequest, TooLarge
+from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation, check_room
 
 UINT64_MAX = 2**64 - 1
@@ -68,9 +69,6 @@ _AT_ONCE_BYTES = 1 << 20
 """So much of a text is looked at in one call. Other threads may run between two calls."""
 
 _NOT_A_MARK = bytes(set(range(256)) - set(b'[]{},:"'))
-_STEP = np.zeros(256, np.int8)
-_STEP[list(b"[{")] = 1
-_STEP[list(b"]}")] = -1
 
 
 class JsonLimits(NamedTuple):
@@ -262,6 +260,15 @@ def _count(text: bytes, quotes: int) -> _Counts:
     return _Counts(commas, colons, containers, quotes)
 
 
+@cache
+def _level_steps() -> np.ndarray[Any, np.dtype[np.int8]]:
+    """Return by how much each character changes the level of nesting."""
+    steps = np.zeros(256, np.int8)
+    steps[list(b"[{")] = 1
+    steps[list(b"]}")] = -1
+    return steps
+
+
 def _check_marks(text: bytes, limits: JsonLimits, quotes: int) -> _Counts:
     """Count the marks outside of strings, up to the first that is too much."""
     counts = _Counts(0, 0, 0, quotes)
@@ -269,7 +276,7 @@ def _check_marks(text: bytes, limits: JsonLimits, quotes: int) -> _Counts:
     for marks in _marks_outside_strings(text):
         counts = _Counts(*map(sum, zip(counts, _count(marks, 0), strict=True)))
         steps = np.frombuffer(marks.translate(None, b",:"), np.uint8)
-        levels = np.cumsum(_STEP[steps], dtype=np.int64) + level
+        levels = np.cumsum(_level_steps()[steps], dtype=np.int64) + level
         if levels.size:
             if levels.max() > limits.depth:
                 raise InvalidRequest(

@@ -10,11 +10,11 @@ from math import prod
 from operator import mul
 from typing import Any
 
-import numpy as np
 import orjson
 
 from penstock.backends.errors import BackendError, PenstockError
 from penstock.backends.item import Item
+from penstock.backends.lazy_numpy import is_array, np
 from penstock.backends.memory import Reservation, check_room
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Submission
@@ -110,7 +110,7 @@ def _pieces(value: Any, levels: int) -> Iterator[bytes]:
         yield b"["
         yield from _elements(value, levels - 1)
         yield b"]"
-    elif isinstance(value, np.ndarray) and value.ndim:
+    elif is_array(value) and value.ndim:
         yield b"["
         yield from _rows(value, levels - 1)
         yield b"]"
@@ -249,6 +249,7 @@ def _write_large(fields: dict[str, Any], memory: Reservation, before: int) -> by
 
 
 _SCALARS = frozenset({int, float, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
 _CHARACTERS = {"b1": 6, "u1": 4, "i1": 5, "u2": 6, "i2": 7, "u4": 11, "i4": 12, "f2": 12, "f4": 16}
 """The most characters of a number and its comma, by its dtype."""
 
@@ -270,7 +271,7 @@ def json_size(value: Any, levels: int = 8) -> int:
         return MOST_CHARACTERS
     if kind is str:
         return 2 * len(value)
-    if kind is np.ndarray:
+    if kind not in _CONTAINERS and is_array(value):
         return array_size(value)
     if not levels:
         return 0

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from penstock.backends.process.proxy import SECRET_VARIABLES
+from penstock.backends.process.environment import SECRET_VARIABLES
 
 from ..settings import SECRETS, Settings
 

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 from starlette.types import Receive, Scope
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
+from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation, budget
 
 from ..http.body import (

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import orjson
 
 from penstock.backends.errors import BackendError, InvalidRequest
+from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
 
 from ..http.body import Pieces

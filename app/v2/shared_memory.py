@@ -31,9 +31,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from penstock.backends.errors import InvalidRequest, NotFound
+from penstock.backends.lazy_numpy import np
 
 from ..http.auth import check_admin_token
 from ..http.json_text import UINT64_MAX, check_unsigned

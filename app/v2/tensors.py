@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from penstock.backends.errors import InvalidRequest
+from penstock.backends.lazy_numpy import np
 
 from ..http.json_text import UINT64_MAX
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
 
 CONVERTED_AT_ONCE_ELEMENTS = 1 << 16
 """Tensors are converted in pieces of this size; other threads may run between two pieces."""
@@ -31,7 +34,8 @@ SHOWN_DIMENSIONS = 32
 """The most dimensions of a shape that an error shows; an array has 64 at most."""
 
 
-class Datatype(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Datatype:
     """A datatype of the protocol.
 
     `size` is the bytes of an element on the wire; 0 for BYTES, whose elements carry their lengths.
@@ -40,48 +44,46 @@ class Datatype(NamedTuple):
     """
 
     name: str
-    dtype: np.dtype[Any]
+    dtype_name: str
     size: int
     kind: str
     low: int = 0
     high: int = 0
     in_place: bool = True
 
-
-def _datatypes() -> dict[str, Datatype]:
-    plain = {
-        "BOOL": "bool",
-        "UINT8": "uint8",
-        "UINT16": "uint16",
-        "UINT32": "uint32",
-        "UINT64": "uint64",
-        "INT8": "int8",
-        "INT16": "int16",
-        "INT32": "int32",
-        "INT64": "int64",
-        "FP16": "float16",
-        "FP32": "float32",
-        "FP64": "float64",
-    }
-    datatypes = {}
-    for name, numpy_name in plain.items():
-        dtype = np.dtype(numpy_name).newbyteorder("<")
-        bounds = (
-            (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) if dtype.kind in "iu" else (0, 0)
-        )
-        datatypes[name] = Datatype(
-            name, dtype, dtype.itemsize, dtype.kind, *bounds, in_place=name != "BOOL"
-        )
-    datatypes["BF16"] = Datatype("BF16", np.dtype("<f4"), 2, "f", in_place=False)
-    datatypes["BYTES"] = Datatype("BYTES", np.dtype(np.object_), 0, "s", in_place=False)
-    return datatypes
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the arrays, little-endian."""
+        return np.dtype(self.dtype_name).newbyteorder("<")
 
 
-DATATYPES = _datatypes()
+def _integers(bits: int) -> tuple[Datatype, Datatype]:
+    """Return the datatypes of signed and unsigned integers of so many bits."""
+    size, half = bits // 8, 1 << (bits - 1)
+    return (
+        Datatype(f"INT{bits}", f"int{bits}", size, "i", -half, half - 1),
+        Datatype(f"UINT{bits}", f"uint{bits}", size, "u", 0, 2 * half - 1),
+    )
+
+
+_SIGNED, _UNSIGNED = zip(*map(_integers, (8, 16, 32, 64)), strict=True)
+DATATYPES = {
+    datatype.name: datatype
+    for datatype in (
+        Datatype("BOOL", "bool", 1, "b", in_place=False),
+        *_UNSIGNED,
+        *_SIGNED,
+        Datatype("FP16", "float16", 2, "f"),
+        Datatype("FP32", "float32", 4, "f"),
+        Datatype("FP64", "float64", 8, "f"),
+        Datatype("BF16", "float32", 2, "f", in_place=False),
+        Datatype("BYTES", "object", 0, "s", in_place=False),
+    )
+}
 
 _BY_DTYPE = {
     **{
-        datatype.dtype.name: datatype
+        datatype.dtype_name: datatype
         for datatype in DATATYPES.values()
         if datatype.name not in {"BF16", "BYTES"}
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from ..base import Backend, Context, Params
 from ..errors import BackendError, InvalidInput
 from ..item import Item
 from ..scores import best_classes, softmax
+from .labels import read_labels
 
 
 class SoftmaxArgMaxParams(Params):
@@ -24,13 +24,6 @@ class SoftmaxArgMaxParams(Params):
     top_k: int = Field(1, ge=1, description="how many of the best classes `top` lists; 1: no `top`")
     softmax: bool = Field(
         True, description="true: `data` are logits; false: they are probabilities already"
-    )
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Read a file with one label per line. Raises OSError and UnicodeDecodeError."""
-    return tuple(
-        line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     )
 
 

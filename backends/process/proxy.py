@@ -29,6 +29,7 @@ from ..item import Item
 from ..memory import Reservation, budget
 from ..text import message_of
 from .channel import Channel, PeerGoneError
+from .environment import child_environment
 from .failure import Failure, ProcessDiedError, RestartError
 from .wire import Change, LoadedMessage, Order, SpecMessage, Wanted
 
@@ -36,21 +37,6 @@ logger = logging.getLogger("penstock.process")
 
 CLOSE_TIMEOUT_SECONDS = 5.0
 """The time that a child has to close its backend before it is killed."""
-
-SECRET_VARIABLES = ("PENSTOCK_API_KEY", "PENSTOCK_ADMIN_TOKEN", "PENSTOCK_RESTRICTED_API")
-"""The variables that no child process inherits: the server's clients send these secrets."""
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "OPENCV_FOR_THREADS_NUM",
-)
-"""Set to 1 each, unless the environment sets them.
-
-`instance_num` decides how many processors a node uses.
-"""
 
 
 def obstacles(spec: Spec) -> Iterator[str]:
@@ -291,7 +277,7 @@ class Child:
                 # Ctrl-C is for us: we drain first. Not a session of its own: with autogroups the
                 # kernel compares nice values only within a session.
                 process_group=0,
-                env=_environment(),
+                env=child_environment(),
             )
         except BaseException:
             ours.close()
@@ -351,13 +337,3 @@ class Child:
     def _close_files(self) -> None:
         while self._files:
             os.close(self._files.pop())
-
-
-def _environment() -> dict[str, str]:
-    """Return our environment, with all of `sys.path`, such as a script's directory.
-
-    Libraries that would start a thread per processor get one thread each.
-    """
-    path = os.pathsep.join(folder or str(os.getcwd()) for folder in sys.path)  # noqa: PTH109
-    ours = {key: value for key, value in os.environ.items() if key.upper() not in SECRET_VARIABLES}
-    return {**dict.fromkeys(_THREAD_VARIABLES, "1"), **ours, "PYTHONPATH": path}

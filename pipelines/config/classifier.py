@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import ConfigError, Problem
-from penstock.backends.operators.classify import read_labels
+from penstock.backends.operators.labels import read_labels
 
 from .source import Tables, name_of
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from penstock.backends.errors import InvalidRequest
+from penstock.backends.lazy_numpy import np
 
 from ..models.model import Tensor
 from ..tensors import DATATYPES, Array, Datatype

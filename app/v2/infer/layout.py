@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from penstock.backends.item import Item
+from penstock.backends.lazy_numpy import np
 
 from ..models.model import Model
 from ..shared_memory import SharedMemory, region_of

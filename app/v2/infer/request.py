@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
+from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
 
 from ...http.json_text import (
@@ -324,7 +323,7 @@ def _set_values(item: Item, values: dict[str, Any], model: Model) -> None:
 
 
 def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
-    datatype = DATATYPES.get(name) if type(name) is str else None
+    datatype: Datatype | None = DATATYPES.get(name) if type(name) is str else None
     if datatype is None:
         raise InvalidRequest(
             f"invalid datatype for input '{expected.name}': expected one of {', '.join(DATATYPES)}"

@@ -7,11 +7,11 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
+from penstock.backends.lazy_numpy import np
 
 from ...http.render import PIECE_BYTES, json_pieces
 from ..call import JSON_HEADER

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from penstock.backends.base import Signature, TensorPort
 from penstock.backends.errors import BackendError, InvalidRequest, NotFound
 from penstock.backends.item import Item
-from penstock.backends.operators.classify import read_labels
+from penstock.backends.operators.labels import read_labels
 from penstock.pipelines.config.definition import PipelineConfig, Port
 from penstock.pipelines.pipeline import Pipeline
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from penstock.app.settings import MAX_SECRET_BYTES, SECRETS, Settings
-from penstock.backends.process.proxy import SECRET_VARIABLES
+from penstock.backends.process.environment import SECRET_VARIABLES
 
 ENVIRON = """
 import os
