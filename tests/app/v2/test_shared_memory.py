@@ -15,6 +15,7 @@ from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.http
