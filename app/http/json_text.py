@@ -215,6 +215,11 @@ def check_json(text: bytes, limits: JsonLimits) -> int:
     Takes linear time, and hardly any for a text with few marks. Returns the most bytes that the
     parsed text may take besides its strings. Raises what `parse_json` raises for the bounds.
     """
+    if len(text) <= SMALL_TEXT_BYTES:  # costs little, whatever it is
+        containers = text.count(b"[") + text.count(b"{")
+        counts = _Counts(text.count(b","), text.count(b":"), containers, 0)
+        if containers <= limits.depth and counts.values <= limits.values:
+            return counts.bytes
     quotes = _count_of(text, b'"')
     counts = _count(text, quotes)  # those within strings too, which is quicker
     if (

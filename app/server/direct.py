@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock.backends.errors import forget_frames
@@ -37,7 +37,7 @@ from ..http.predict_call import (
 )
 from ..v2.call import BodyParts, error_answer, split
 from ..v2.encoding import lasting
-from ..v2.infer.infer_call import InferCall
+from ..v2.infer.infer_call import InferCall, InferHead
 from ..v2.infer.response import Chosen, Headers, Written, takes_long
 from ..v2.routes import ProtocolApp
 from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, AccessLine, Wire
@@ -334,25 +334,23 @@ class DirectPredict(PredictCall, Direct):
 class DirectInfer(InferCall, Direct):
     """An infer request."""
 
-    __slots__ = (*_SLOTS, "_length", "_protocol")
+    __slots__ = (*_SLOTS, "_protocol")
 
-    def __init__(self, protocol: ProtocolApp, names: Mapping[str, str], head: RequestHead) -> None:
-        super().__init__(protocol.infer.rules, names, head.fields, Reservation(budget))
+    def __init__(self, protocol: ProtocolApp, head: InferHead) -> None:
+        super().__init__(protocol.infer.rules, head, Reservation(budget))
         self._protocol = protocol
-        self._length = head.length
-
-    @property
-    def is_unusual(self) -> bool:
-        return b"content-encoding" in self.headers
 
     def _begin(self) -> None:
         self._protocol.guard("inference", {"headers": self._fields})
         self.begin()
-        length = self.headers[b"content-length"]
-        reserve_body(length, self.rules.settings.max_body, self.memory)
+        reserve_body(self._length, self.rules.settings.max_body, self.memory)
+
+    @property
+    def _length(self) -> bytes:
+        return cast("bytes", self.head.length)  # a request without a body goes to the app
 
     def _wait(self) -> BodyParts:
-        return BodyParts(self.size, self._length)
+        return BodyParts(self.size, int(self._length))
 
     def _submit_pieces(self, pieces: BodyParts) -> Submission | None:
         if pieces.joins_at_once:
@@ -468,7 +466,7 @@ class DirectInfer(InferCall, Direct):
             self._send_lines(200, written.lines(), written.text, blobs)
 
     def failure(self, error: BaseException) -> Problem:
-        log_failure(error, self.request_id, self.names["model"])
+        log_failure(error, self.request_id, self.head.names["model"])
         answer = error_answer(error)
         forget_frames(error)
         length = (b"content-length", b"%d" % len(answer.body))
@@ -504,19 +502,15 @@ class DirectRoutes:
         call: DirectPredict | DirectInfer
         if type(route) is PredictHead:
             call = DirectPredict(cast("PredictRules", self._rules), route, 0.0)
-        elif type(route) is dict:
-            call = DirectInfer(self._protocol, route, head)
-            if call.is_unusual:
-                return None
+        elif type(route) is InferHead:
+            call = DirectInfer(self._protocol, route)
         else:
             return None
         call._attach(wire, head.fields, default_head, keep_alive, access)
         return call
 
-    def _route_of(self, head: RequestHead) -> PredictHead | Mapping[str, str] | str:
-        """Return what a head asks for: a predict request, or the names in the path of an infer
-        request; "" if the app has to answer it.
-        """
+    def _route_of(self, head: RequestHead) -> PredictHead | InferHead | str:
+        """Return what a head asks for; "" if the app has to answer it."""
         path = head.path.decode("ascii")
         if "%" in path:
             return ""
@@ -530,7 +524,10 @@ class DirectRoutes:
             )
             return "" if unusual or self._rules is None else asked
         if head.method == b"POST" and path.startswith("/v2/models/"):
-            return self._protocol.names_of_infer(path) or ""
+            names = self._protocol.names_of_infer(path)
+            if names is not None:
+                infer = InferHead(names, head.fields)
+                return infer if infer.encoding is None else ""
         return ""
 
 

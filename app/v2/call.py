@@ -146,6 +146,9 @@ class ProtocolCall:
         return document
 
 
+UNCOUNTED_COPY_BYTES = 1 << 12
+"""A copy of so few bytes that lives for a moment is not counted in `max_memory`."""
+
 _NOTHING = memoryview(b"")
 
 
@@ -250,9 +253,12 @@ def split(body: bytes, head: int | None, memory: Reservation) -> tuple[bytes, me
     """Split a body as `read_body` does. `memory` has the body, and then both parts."""
     if head is None:
         return body, _NOTHING
-    _check_head(head, len(body))
+    size = len(body)
+    _check_head(head, size)
+    if size <= UNCOUNTED_COPY_BYTES:
+        return body[:head], memoryview(bytearray(body[head:]))
     before = memory.size
-    memory.resize(before + len(body), "a body")
+    memory.resize(before + size, "a body")
     parts = body[:head], memoryview(bytearray(memoryview(body)[head:]))
     memory.resize(before, "a body")
     return parts

@@ -213,7 +213,10 @@ def to_flat_json(datatype: Datatype, array: Array, name: str, memory: Reservatio
             raise InvalidRequest(
                 f"output '{name}' holds bytes that are not valid UTF-8: ask for binary data"
             ) from None
-    flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
+    if array.dtype == datatype.dtype and array.dtype.isnative and array.flags.c_contiguous:
+        flat = array.reshape(-1)
+    else:
+        flat = np.ascontiguousarray(array, datatype.dtype.newbyteorder("=")).reshape(-1)
     named = datatype.kind == "f" and not np.isfinite(flat).all()
     if flat.size <= CONVERTED_AT_ONCE_ELEMENTS and not named:
         return orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)

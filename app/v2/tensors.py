@@ -278,13 +278,14 @@ def _read_bools(flat: list[Any], datatype: Datatype, name: str) -> Array:
 
 def _read_integers(flat: list[Any], datatype: Datatype, name: str) -> Array:
     _check_types(flat, {int}, datatype, name)
-    if flat and not (datatype.low <= min(flat) and max(flat) <= datatype.high):
+    try:
+        return np.array(flat, datatype.dtype)
+    except OverflowError:
         wrong = min(flat) if min(flat) < datatype.low else max(flat)
         raise InvalidRequest(
             f"Unable to parse 'data': input '{name}' has datatype {datatype.name}, whose values "
             f"are {datatype.low} to {datatype.high}, and its data holds {str(wrong)[:40]}"
-        )
-    return np.array(flat, datatype.dtype)
+        ) from None
 
 
 def _read_floats(flat: list[Any], datatype: Datatype, name: str) -> Array:

@@ -18,7 +18,7 @@ from ...settings import Settings
 from ..call import ProtocolAnswer, ProtocolCall, Route, read_body, split
 from ..models.model import Models
 from ..shared_memory import SharedMemory
-from .infer_call import InferCall, InferRules
+from .infer_call import InferCall, InferHead, InferRules
 from .response import takes_long
 
 
@@ -45,8 +45,7 @@ class Infer:
         scope = call.scope
         infer = InferCall(
             self.rules,
-            call.names,
-            scope["headers"],
+            InferHead(call.names, scope["headers"]),
             call.memory,
             request_id=scope.get("penstock.request_id"),
         )
@@ -100,9 +99,7 @@ class Infer:
     async def _read(self, call: ProtocolCall, infer: InferCall, exchange: Exchange) -> None:
         """Read the body and the request in it."""
         window, size = infer.window, infer.size
-        text, blobs = await read_body(
-            call, infer.headers.get(b"content-length"), None if window else size
-        )
+        text, blobs = await read_body(call, infer.head.length, None if window else size)
         exchange.unread = False
         if window:
             text = await inflate(text, window, self.rules.settings.max_inflated, call.memory)

@@ -50,17 +50,47 @@ class InferRules:
         self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
 
 
+class InferHead:
+    """What the head of an infer request says. Read-only: requests with the same head share it.
+
+    `names` are the parts of the path.
+    """
+
+    __slots__ = (
+        "accepted",
+        "encoding",
+        "fields",
+        "json_length",
+        "length",
+        "names",
+        "request_id",
+    )
+
+    def __init__(self, names: Mapping[str, str], fields: Sequence[tuple[bytes, bytes]]) -> None:
+        self.names = names
+        self.fields = fields
+        # If a header is repeated, the last one counts.
+        get = dict(fields).get
+        self.length = get(b"content-length")
+        self.encoding = get(b"content-encoding")
+        self.accepted = get(b"accept-encoding")
+        self.request_id = get(b"x-request-id")
+        self.json_length = get(JSON_LENGTH_HEADER)
+
+
 class InferCall:
-    """An infer request: the values of its head, and how far it has come."""
+    """An infer request, and how far it has come.
+
+    `size`: the bytes of JSON before the tensors; None if the whole body is JSON.
+    """
 
     __slots__ = (
         "_arrived",
         "_began",
         "_reading",
-        "headers",
+        "head",
         "memory",
         "model",
-        "names",
         "request",
         "request_id",
         "rules",
@@ -71,20 +101,16 @@ class InferCall:
     def __init__(
         self,
         rules: InferRules,
-        names: Mapping[str, str],
-        fields: Sequence[tuple[bytes, bytes]],
+        head: InferHead,
         memory: Reservation,
         *,
         request_id: str | None = None,
     ) -> None:
-        """`names`: the parts of the path. `fields`: the head's."""
         self.rules = rules
-        self.names = names
+        self.head = head
         self.memory = memory
-        # One pass. If a header is repeated, the last one counts.
-        self.headers: dict[bytes, bytes] = dict(fields)
         self.request = InferRequest(memory, rules.json)
-        self.request_id = request_id or choose_request_id(self.headers.get(b"x-request-id"))
+        self.request_id = request_id or choose_request_id(head.request_id)
 
     def begin(self) -> None:
         """Check what the head asks for, before the body is read.
@@ -93,9 +119,9 @@ class InferCall:
         """
         self.model = self._model()
         self.model.pipeline.check_admission()
-        encoding = self.headers.get(b"content-encoding")
-        self.window = 0 if encoding is None else _window(encoding)
-        self.size = _json_length(self.headers)
+        head = self.head
+        self.window = 0 if head.encoding is None else _window(head.encoding)
+        self.size = None if head.json_length is None else _json_length(head.json_length)
         self._began = time.monotonic()
 
     def take(self, text: bytes, blobs: memoryview) -> bool:
@@ -125,7 +151,7 @@ class InferCall:
         request_id = self.request_id
         if request.id is not None and is_fit(request.id):
             request_id = request.id
-            if b"x-request-id" not in self.headers:
+            if self.head.request_id is None:
                 self.request_id = request_id
         # If it was replaced while a helper thread read the request, the new one answers.
         if self.model.pipeline.state != "ready":
@@ -145,7 +171,7 @@ class InferCall:
 
     def encoding(self, written: Written) -> bytes | None:
         """Return how to compress the answer; None to leave it as it is."""
-        accepted = self.headers.get(b"accept-encoding")
+        accepted = self.head.accepted
         if accepted is None:
             return None
         return choose_encoding(accepted, written.size, bool(written.blobs))
@@ -166,7 +192,8 @@ class InferCall:
         Raises `InvalidRequest` for a pipeline that streams: an infer request has one answer, with
         the outputs that the model describes, which a list of parts does not have.
         """
-        model = self.rules.models.get(self.names["model"], self.names["version"])
+        names = self.head.names
+        model = self.rules.models.get(names["model"], names["version"])
         if model.streams:
             raise InvalidRequest(
                 "HTTP end point doesn't support models with decoupled transaction policy: model "
@@ -213,11 +240,8 @@ def _window(encoding: bytes) -> int:
         ) from None
 
 
-def _json_length(headers: dict[bytes, bytes]) -> int | None:
-    """Return the bytes of JSON before the tensors; None if the whole body is JSON."""
-    value = headers.get(JSON_LENGTH_HEADER)
-    if value is None:
-        return None
+def _json_length(value: bytes) -> int:
+    """Parse Inference-Header-Content-Length. Raises `InvalidRequest`."""
     if not value.isdigit() or len(value) > 19:
         raise InvalidRequest(
             "inference header size should be in range (0, size of the body), got: "

@@ -31,6 +31,12 @@ KEPT_HEADS_PER_MODEL = 64
 KEPT_HEAD_BYTES = 2048
 """The longest JSON of an answer that is kept."""
 
+SMALL_ELEMENTS = 256
+SMALL_ANSWER_BYTES = 1 << 12
+"""An output of so few elements as JSON, and so many bytes of outputs, are not counted in
+`max_memory`: they are sent at once.
+"""
+
 Headers = list[tuple[bytes, bytes]]
 
 CONVERT_OFF_LOOP_ELEMENTS = 1 << 16
@@ -157,12 +163,13 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
 
 
 def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written | None:
-    """Write outputs that all leave as the bytes they are, after JSON that is kept for their shapes.
+    """Write outputs that are arrays of the declared datatypes, and small if they become JSON.
 
-    Returns None if there is another one among them.
+    The JSON around them is kept for their shapes. Returns None if there is another one among them.
     """
     size = 0
     key: list[Any] = []
+    texts: list[bytes] = []
     blobs: list[Any] = []
     for tensor, value, wanted in chosen:
         datatype = tensor.datatype
@@ -170,7 +177,6 @@ def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Writte
             type(value) is not np.ndarray
             or datatype is None
             or not datatype.in_place
-            or not wanted.binary
             or wanted.classes
             or wanted.lease is not None
             or value.dtype != datatype.dtype
@@ -179,29 +185,49 @@ def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Writte
             or not value.flags.c_contiguous
         ):
             return None
-        size += value.nbytes
-        key += (tensor.name, value.shape)
-        blobs.append(value)
-    if not blobs:
-        return None
-    request.reserve(2 * size, "an answer")
-    text = model.heads.get(known := tuple(key))
-    if text is None:
-        outputs = [
-            {
-                "name": tensor.name,
-                "datatype": tensor.datatype.name if tensor.datatype is not None else "",
-                "shape": value.shape,
-                "parameters": {"binary_data_size": value.nbytes},
-            }
-            for tensor, value, _ in chosen
-        ]
-        text = _head(None, model, outputs, [None] * len(outputs))
+        binary = wanted.binary
+        if binary:
+            size += value.nbytes
+            blobs.append(value)
+        elif value.size <= SMALL_ELEMENTS:
+            texts.append(to_flat_json(datatype, value, tensor.name, request.memory))
+        else:
+            return None
+        key += (tensor.name, value.shape, binary)
+    if size > SMALL_ANSWER_BYTES:
+        request.reserve(2 * size, "an answer")
+    pieces = model.heads.get(known := tuple(key))
+    if pieces is None:
+        pieces = _pieces_around(model, chosen)
         if len(model.heads) >= KEPT_HEADS_PER_MODEL:
             model.heads.clear()
-        if len(text) <= KEPT_HEAD_BYTES:
-            model.heads[known] = text
+        if sum(map(len, pieces)) <= KEPT_HEAD_BYTES:
+            model.heads[known] = pieces
+    text = pieces[0]
+    if texts:
+        text += b"".join([piece for pair in zip(texts, pieces[1:], strict=True) for piece in pair])
     return Written(text, blobs, len(text) + size)
+
+
+def _pieces_around(model: Model, chosen: Chosen) -> tuple[bytes, ...]:
+    """Write the JSON of an answer with these arrays, cut where the data of those in JSON go."""
+    pieces = []
+    piece = orjson.dumps({"model_name": model.name, "model_version": model.version})[:-1]
+    piece += b',"outputs":['
+    for index, (tensor, value, wanted) in enumerate(chosen):
+        output: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype.name if tensor.datatype is not None else "",
+            "shape": value.shape,
+        }
+        if wanted.binary:
+            output["parameters"] = {"binary_data_size": value.nbytes}
+        piece += (b"," if index else b"") + orjson.dumps(output)[:-1]
+        if not wanted.binary:
+            pieces.append(piece + b',"data":')
+            piece = b""
+        piece += b"}"
+    return (*pieces, piece + b"]}")
 
 
 def _head(
@@ -258,7 +284,15 @@ def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
         return [
             (tensor, value, _plain(tensor.name, binary)) for tensor, value in model.values_of(item)
         ]
-    values = {tensor.name: (tensor, value) for tensor, value in model.values_of(item)}
+    found = model.values_of(item)
+    chosen = [
+        (tensor, value, wanted)
+        for (tensor, value), wanted in zip(found, request.outputs, strict=False)
+        if tensor.name == wanted.name
+    ]
+    if len(chosen) == len(found) == len(request.outputs):  # all, in the model's order
+        return chosen
+    values = {tensor.name: (tensor, value) for tensor, value in found}
     return [(*values[wanted.name], wanted) for wanted in request.outputs if wanted.name in values]
 
 

@@ -109,7 +109,7 @@ class Model:
             if required.inputs is not None and len(required.inputs) == len(config.inputs):
                 first = required
         self.layouts: dict[bytes, Any] = {}
-        self.heads: dict[tuple[Any, ...], bytes] = {}
+        self.heads: dict[tuple[Any, ...], tuple[bytes, ...]] = {}
         self.pipeline = pipeline
         self.name = pipeline.name
         self.version = config.version
@@ -135,19 +135,23 @@ class Model:
         self.outputs_by_name = {tensor.name: tensor for tensor in self.outputs}
         self.result_length = sum(tensor.position is not None for tensor in self.outputs)
 
-    def values_of(self, item: Item) -> Iterator[tuple[Tensor, Any]]:
-        """Yield the outputs that an item has, in order, with their values.
+    def values_of(self, item: Item) -> list[tuple[Tensor, Any]]:
+        """Return the outputs that an item has, in order, with their values.
 
         Raises `BackendError` if the result is not the list of outputs that the pipeline declares.
         """
         result = item.get("result")
+        found: list[tuple[Tensor, Any]] = []
         for output in self.outputs:
-            if output.name in item and output.name != "data":
-                value = item[output.name]
+            name = output.name
+            if name in item and name != "data":
+                value = item[name]
             elif output.position is None or result is None:
                 continue
-            elif isinstance(result, dict) and output.name in result:
-                value = result[output.name]
+            elif type(result) is list and len(result) == self.result_length != 1:
+                value = result[output.position]
+            elif isinstance(result, dict) and name in result:
+                value = result[name]
             elif self.result_length == 1:
                 value = result
             elif isinstance(result, (list, tuple)) and len(result) == self.result_length:
@@ -166,9 +170,10 @@ class Model:
                 and all(hasattr(array, "dtype") for array in value)
             ):
                 for index, array in enumerate(value):  # a list of arrays that have no names
-                    yield output._replace(name=f"{output.name}_{index}"), array
+                    found.append((output._replace(name=f"{name}_{index}"), array))
             else:
-                yield output, value
+                found.append((output, value))
+        return found
 
 
 class LoadedRepository(Protocol):

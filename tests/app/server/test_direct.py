@@ -113,7 +113,7 @@ def calls(monkeypatch: Any) -> list[str]:
     seen: list[Any] = []
 
     def start(self: Any, body: bytes | None = None) -> None:
-        seen.append(self.head.name if isinstance(self, DirectPredict) else self.names["model"])
+        seen.append(self.head.name if isinstance(self, DirectPredict) else self.head.names["model"])
         started(self, body)
 
     started = Direct.start
