@@ -122,6 +122,7 @@ def test_penstock_is_compared_with_each_peer_that_ran() -> None:
     runs = {
         http_noop.BARE: [run(10), run(10)],
         http_noop.THREAD: [run(13), run(15)],
+        http_noop.LOOP: [run(16), run(15)],
         http_noop.MOSEC: [run(7), run(7)],
     }
     by_what = {figure.what: figure for figure in http_noop.comparisons(runs, 64)}
@@ -130,6 +131,8 @@ def test_penstock_is_compared_with_each_peer_that_ran() -> None:
     mosec = by_what["thread: rate ÷ mosec's, 64 connections"]
     assert (mosec.value, mosec.least, mosec.aim) == (2.0, 1.3, 1.5)
     assert by_what["thread: p99 ÷ p50, 64 connections"].holds is False  # 3 ms to 1 ms
+    on_loop = by_what["loop: rate ÷ bare ASGI app's, 64 connections"]
+    assert (on_loop.value, on_loop.least, on_loop.holds) == (1.55, 1.6, False)
     del runs[http_noop.MOSEC]
     assert not any("mosec" in figure.what for figure in http_noop.comparisons(runs, 64))
 

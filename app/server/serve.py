@@ -40,22 +40,18 @@ from .logs import configure_logging
 from .metrics import ConnectionCollector
 from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
+from .switch_interval import SwitchInterval
 
 logger = logging.getLogger("penstock.serve")
 
 QUIET_SECONDS = 1.0
 """How long no request must have come before garbage is collected after a load or unload."""
 
+TICKS_PER_CHOICE = 10
+"""uvicorn's server ticks ten times a second; so often the switch interval is chosen again."""
+
 LAST_STANDARD_DESCRIPTOR = 2
 """That of stderr. stdin and stdout are 0 and 1."""
-
-SWITCH_INTERVAL_SECONDS = 0.0005
-"""The most seconds that an executor waits for the GIL of a thread that computes in Python.
-
-An executor that comes back from native code does so several times an image. With 12 decoding
-threads on 16 processors, 0.5 ms gives a sixth more images than Python's 5 ms. A shorter interval
-costs small requests.
-"""
 
 
 def serve(repository: Repository, settings: Settings) -> int:
@@ -115,6 +111,7 @@ class Server(uvicorn.Server):
         self._stopping = False
         self._ended = False
         self._started_at = time.monotonic()
+        self._switch_interval = SwitchInterval()
         self._loop: asyncio.AbstractEventLoop  # from `serve` on
         self._loading: asyncio.Task[None]  # from `startup` on
         self._draining: asyncio.Task[None]
@@ -200,6 +197,7 @@ class Server(uvicorn.Server):
             logger.exception("a pipeline can't be loaded")
         else:
             tune_process()
+            self._switch_interval.choose(self._repository.served)
             collect_and_freeze()
             set_limit(self._settings.max_memory)
             self._repository.on_change = self._repository_changed
@@ -211,6 +209,7 @@ class Server(uvicorn.Server):
 
     def _repository_changed(self) -> None:
         tune_process()  # a new pipeline may have imported OpenCV
+        self._switch_interval.choose(self._repository.served)
         set_limit(self._settings.max_memory)  # models take memory
         if self._repository.state == "ready" and (self._freezing is None or self._freezing.done()):
             self._freezing = asyncio.create_task(self._freeze_when_quiet())
@@ -235,6 +234,11 @@ class Server(uvicorn.Server):
             for versions in self._repository.versions.values()
             for pipeline in versions.values()
         )
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_PER_CHOICE == 0 and self._repository.state == "ready":
+            self._switch_interval.choose(self._repository.served)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal: begin the drain, or end the process if that has begun already.
@@ -300,7 +304,6 @@ def tune_process() -> None:
     # The objects of a request hold no cycles and die by their reference counts. Looking for cycles
     # every 700 allocations takes up to 5 % of the time.
     gc.set_threshold(20_000, 50, 100)
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     keep_memory()
     cv2 = sys.modules.get("cv2")
     if cv2 is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,13 @@ class Spec:
     def takes_request_id(self) -> bool:
         """True if a backend of the expression reads the item's `request_id`."""
         return self.cls.takes_request_id or any(child.takes_request_id for child in self.children)
+
+    def blocking(self) -> Iterator[tuple[str, str]]:
+        """Yield the backends of the expression that would hold the event loop, and why."""
+        if self.cls.blocks:
+            yield self.name, self.cls.blocks
+        for child in self.children:
+            yield from child.blocking()
 
     @property
     def shape_key(self) -> Callable[[Item], Hashable] | None:

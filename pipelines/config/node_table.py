@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def _check_loop(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> l
         )
         problems.append(Problem(message, key="executor"))
     for name, reason in dict.fromkeys(
-        blocking for group in groups for blocking in _blocking(group.spec)
+        blocking for group in groups for blocking in group.spec.blocking()
     ):
         message = (
             f"{name} can't run on the event loop, because {reason} and everything else would wait: "
@@ -160,14 +160,6 @@ def _check_loop(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> l
 def _devices_of(keys: Mapping[str, Any]) -> tuple[str, ...]:
     table, _ = validated(NodeTable, {key: keys[key] for key in ("device",) if key in keys})
     return table.device
-
-
-def _blocking(spec: Spec) -> Iterator[tuple[str, str]]:
-    """Yield the backends of an expression that would hold the event loop, and why."""
-    if spec.cls.blocks:
-        yield spec.name, spec.cls.blocks
-    for child in spec.children:
-        yield from _blocking(child)
 
 
 def _bind(

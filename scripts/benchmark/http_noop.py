@@ -18,9 +18,6 @@ from figures import Figure, of_runs, say
 from servers import MOSEC_VERSION, Server, mosec, penstock, process, pss
 from wrk import Run, Side, compared, in_turns, load, of_connections, ratios, require_wrk
 
-from penstock.backends.errors import ConfigError
-from penstock.pipelines.config.load import load as load_pipeline
-
 PART = "HTTP no-op"
 PROTOCOL = "asyncio.Protocol with httptools on uvloop, 15 lines"
 BARE = "bare ASGI app on uvicorn"
@@ -77,9 +74,8 @@ def measure(quick: bool) -> list[Figure]:
         figures.append(_memory(ours))  # while no other server shares its libraries
         sides = [side(PROTOCOL, script("bare_protocol.py"), "/")]
         sides += [side(BARE, script("bare.py"), "/"), ours]
-        if _knows_loop(folder / "loop.toml"):
-            server = running.enter_context(penstock(folder / "loop.toml"))
-            sides.append(side(LOOP, server, "/predict/noop"))
+        on_loop = running.enter_context(penstock(folder / "loop.toml"))
+        sides.append(side(LOOP, on_loop, "/predict/noop"))
         try:
             server = running.enter_context(mosec("mosec_noop.py"))
         except (OSError, RuntimeError) as error:
@@ -119,8 +115,6 @@ def comparisons(runs: dict[str, list[Run]], connections: int) -> list[Figure]:
     figures = []
     among = of_connections(connections)
     for name in (THREAD, LOOP):
-        if name not in runs:
-            continue
         ours, what = runs[name], "loop" if name == LOOP else "thread"
         figures.append(
             of_runs(
@@ -164,12 +158,3 @@ def _memory(side: Side) -> Figure:
     return Figure(
         PART, "PSS after a second at 64 connections", pss(side.server.pid), "MB", most=64, note=note
     )
-
-
-def _knows_loop(file: Path) -> bool:
-    """Return whether this version of Penstock has `executor = "loop"`."""
-    try:
-        load_pipeline(file)
-    except ConfigError:
-        return False
-    return True

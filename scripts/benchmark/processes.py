@@ -6,6 +6,7 @@ A no-op pipeline runs beside them, to see how much they delay it.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import uvloop
 from figures import Figure, of_runs, say
 
+from penstock.app.server.switch_interval import SHORT_SECONDS
 from penstock.pipelines.pipeline import Pipeline
 
 PART = "process"
@@ -24,15 +26,21 @@ NOOP_INTERVAL_SECONDS = 0.002
 """Time between two items of the no-op pipeline, so that it does hardly any work itself."""
 
 
+PYTHONS_INTERVAL_SECONDS = 0.005
+
+
 class Side(NamedTuple):
     """One of the executors that are compared."""
 
     executor: str
     instances: int
+    interval: float = PYTHONS_INTERVAL_SECONDS
+    """Python's switch interval meanwhile. `penstock serve` chooses it (switch_interval.py)."""
 
     def __str__(self) -> str:
         plural = "es" * (self.executor == "process" and self.instances > 1)
-        return f"{self.instances} {self.executor}{plural}"
+        short = f", turns of {self.interval * 1000:g} ms"
+        return f"{self.instances} {self.executor}{plural}{short * (self == SHORT_TURNS)}"
 
     def load(self) -> Pipeline:
         table = {
@@ -41,10 +49,12 @@ class Side(NamedTuple):
             "instance_num": self.instances,
             "max": 1,
         }
-        return Pipeline.load({"busy": table}, name=str(self).replace(" ", "_"))
+        return Pipeline.load({"busy": table}, name=self.executor)
 
 
 THREAD, PROCESS, PROCESSES = Side("thread", 1), Side("process", 1), Side("process", 2)
+SHORT_TURNS = Side("thread", 1, SHORT_SECONDS)
+SIDES = (None, THREAD, SHORT_TURNS, PROCESS, PROCESSES)
 
 
 class Run(NamedTuple):
@@ -63,7 +73,7 @@ def measure(quick: bool) -> list[Figure]:
 
 
 async def compare(rounds: int, seconds: float) -> list[Figure]:
-    runs: dict[Side | None, list[Run]] = {side: [] for side in (None, THREAD, PROCESS, PROCESSES)}
+    runs: dict[Side | None, list[Run]] = {side: [] for side in SIDES}
     async with AsyncExitStack() as stack:
         noop = await stack.enter_async_context(Pipeline.load("Identity"))
         pipelines = {
@@ -73,6 +83,7 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
         for number in range(-1, rounds):  # the first is to warm up
             for side in order:
                 busy = pipelines.get(side) if side is not None else None
+                sys.setswitchinterval(PYTHONS_INTERVAL_SECONDS if side is None else side.interval)
                 measured = await run(busy, noop, seconds)
                 if number >= 0:
                     runs[side].append(measured)
@@ -81,7 +92,7 @@ async def compare(rounds: int, seconds: float) -> list[Figure]:
     figures = [_throughput(thread, processes)]
     p99_alone = [one.p99 for one in runs[None]]
     figures.append(of_runs(PART, "no-op pipeline's p99, alone", p99_alone, "ms"))
-    for side in (THREAD, PROCESS, PROCESSES):
+    for side in (THREAD, SHORT_TURNS, PROCESS, PROCESSES):
         p99 = [one.p99 for one in runs[side]]
         say(f"{PART}: p99 beside {side}: {[round(value, 2) for value in p99]} ms")
         note = f"{median(p99) / median(p99_alone):.1f} times that alone"
