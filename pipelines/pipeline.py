@@ -336,12 +336,14 @@ class Pipeline:
         *,
         trace: Trace | None = None,
         request_id: str = "",
+        run: Run | None = None,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
         The item is read until the request ends and is never changed. It must hold neither `result`
         nor `error`. `future` takes the answer; without it the loop makes one. `trace` records what
-        happens. `request_id` is for the log.
+        happens. `request_id` is for the log. `run`: an object of a subclass of `Run`, which this
+        makes the request's run instead of a new one.
 
         Await `submission.future` for the final item (a soft failure is in its `error`), and call
         `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
@@ -382,14 +384,17 @@ class Pipeline:
         now = self._clock()
         if future is None:
             future = self._create_future()
-        request = Run(item, future, now + timeout, priority, size)
-        request.rows = counted
-        request.request_id = request_id
-        request.trace = trace
+        if run is None:
+            run = Run(item, future, now + timeout, priority, size)
+        else:
+            Run.__init__(run, item, future, now + timeout, priority, size)
+        run.rows = counted
+        run.request_id = request_id
+        run.trace = trace
         if self._loops:
-            return self._graph.enter_rounds(entry_point, request, admission, now)
-        request.admission = admission
-        return self._graph.enter(entry_point, request, now)
+            return self._graph.enter_rounds(entry_point, run, admission, now)
+        run.admission = admission
+        return self._graph.enter(entry_point, run, now)
 
     def call(
         self,

@@ -96,6 +96,7 @@ def must_close(scope: Scope) -> bool:
     return b"transfer-encoding" in headers
 
 
+@lru_cache(256)
 def _number(length: bytes) -> float:
     """Parse a Content-Length.
 

@@ -133,7 +133,7 @@ class Predict:
             self.rules,
             PredictHead(name, many, scope["headers"]),
             exchange.started,
-            request_id=scope.get("penstock.request_id"),
+            request_id=scope.get("penstock.request_id", ""),
         )
         memory = call.memory
         try:
@@ -224,7 +224,7 @@ class Predict:
             raise urls_are_off()
         left = call.pipeline.config.timeout
         if call.head.deadline is not None:
-            left = min(left, seconds_left(call.head.deadline, loop.time() - call.came))
+            left = min(left, seconds_left(call.head.deadline, loop.time() - call.first_byte))
         fetching = _Fetching(fetch(url, left, call.memory))
         exchange.runs = (fetching,)
         if exchange.helper is not None:  # a timer of a slow upload, which is over
@@ -247,7 +247,7 @@ class Predict:
                 run = call.pipeline.submit_nowait(
                     {"data": image},
                     call.timeout,
-                    call.priority,
+                    call.wanted,
                     request_id=f"{call.request_id}/{index}",
                 )
             except PenstockError as error:

@@ -33,7 +33,7 @@ from .errors import Problem, log_failure, problem
 from .events import wants_events
 from .json_text import JsonLimits
 from .render import write_item, write_small
-from .request_id import choose_request_id
+from .request_id import choose_request_id, new_request_id
 from .restriction import restriction_of
 
 JSON_HEADER = (b"content-type", b"application/json")
@@ -113,36 +113,36 @@ class PredictHead:
         return self.accept is not None and self.accept != b"*/*" and wants_events(self.accept)
 
 
-class PredictCall:
-    """A predict request, and how far it has come.
+class PredictCall(Run):
+    """A predict request, and how far it has come. In a chain it is also its run.
 
-    `came` is when its first byte came, on the loop's clock, in seconds.
+    `first_byte` is when that came, on the loop's clock, in seconds. The fields of a run are set by
+    `submit`, but for `request_id`, `trace` and `wanted`.
     """
 
     __slots__ = (
-        "came",
+        "first_byte",
         "form",
         "head",
         "memory",
         "pipeline",
-        "priority",
-        "request_id",
         "rules",
         "timeout",
-        "trace",
         "window",
     )
 
     def __init__(
-        self, rules: PredictRules, head: PredictHead, came: float, *, request_id: str | None = None
+        self, rules: PredictRules, head: PredictHead, first_byte: float, *, request_id: str = ""
     ) -> None:
         self.rules = rules
         self.head = head
-        self.came = came
-        self.priority: int | None = None
-        self.trace: Trace | None = None
+        self.first_byte = first_byte
+        self.wanted = None
+        self.trace = None
         self.memory = Reservation(budget)
-        self.request_id = request_id or choose_request_id(head.request_id)
+        self.request_id = request_id or (
+            new_request_id() if head.request_id is None else choose_request_id(head.request_id)
+        )
 
     def begin(self) -> None:
         """Check what the head asks for, before the body is read.
@@ -159,10 +159,10 @@ class PredictCall:
         self.window = 0 if head.encoding is None else _window(head.encoding)
         self.timeout = None if head.deadline is None else seconds_left(head.deadline, 0.0)
         if head.priority is not None:
-            self.priority = _priority(head.priority)
+            self.wanted = _priority(head.priority)
         if head.trace is not None:
             self.trace = self._trace(head.trace)
-        pipeline.check_admission(self.timeout, self.priority)
+        pipeline.check_admission(self.timeout, self.wanted)
         if head.length is not None:
             reserve_body(head.length, rules.settings.max_body, self.memory)
 
@@ -178,7 +178,7 @@ class PredictCall:
         """
         deadline = self.head.deadline
         if deadline is not None:
-            self.timeout = seconds_left(deadline, now - self.came)
+            self.timeout = seconds_left(deadline, now - self.first_byte)
         if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
             self.pipeline = self.rules.pipelines.get(self.head.name)
 
@@ -187,10 +187,11 @@ class PredictCall:
         return self.pipeline.submit_nowait(
             {"data": image},
             self.timeout,
-            self.priority,
+            self.wanted,
             future,
             trace=self.trace,
             request_id=self.request_id,
+            run=self,
         )
 
     def write(self, item: Item, run: Submission) -> bytes | None:
@@ -303,25 +304,16 @@ def success(body: bytes, timing: bytes) -> Problem:
     return 200, headers, body
 
 
-def success_lines(body: bytes, timing: bytes) -> bytes:
-    """Write the headers of `success` as HTTP/1.1 does."""
-    return b"content-type: application/json\r\ncontent-length: %d\r\nserver-timing: %b\r\n" % (
-        len(body),
-        timing,
-    )
-
-
 def server_timing(run: Submission) -> bytes:
     """Make the `Server-Timing` header.
 
     It has, for each node, the milliseconds in its queue and on its executor, and the rows of the
     batch.
     """
-    if type(run) is Run and run.stages is None and (batch := run.batch) is not None:
+    if isinstance(run, Run) and run.stages is None and (batch := run.batch) is not None:
         # One node, the usual case: no list, no tuple.
-        return _timing(
-            batch.node, batch.started - run.enqueued, batch.ended - batch.started, batch.size
-        )
+        before, after = _shared_timing(batch.node, batch.ended - batch.started, batch.size)
+        return b"%b%.3f%b" % (before, (batch.started - run.enqueued) * 1000, after)
     return b", ".join([_timing(*stage) for stage in run.timings()])
 
 

@@ -31,8 +31,10 @@ JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 def fields_of(item: Item, keys: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of an item that are answered: those of `keys` that it has.
 
-    An item without a result is an answer too: its `result` is None.
+    `keys` starts with "result". An item without one is an answer too: its `result` is None.
     """
+    if len(keys) == 1:
+        return {"result": item.get("result")}
     fields = {key: item[key] for key in keys if key in item}
     return fields if "result" in fields else {"result": None, **fields}
 
@@ -44,9 +46,9 @@ threads until it is done.
 """
 
 SMALL_BYTES = 1 << 14
-UNMEASURED_BYTES = 1 << 12
-"""A smaller answer is counted by its estimate: to count it again would take time that the bytes are
-not worth.
+UNCOUNTED_BYTES = 1 << 12
+"""Smaller answers are not counted in `max_memory`. `max_requests` bounds them, and counting has a
+price.
 """
 
 WRITER_FACTOR = 16
@@ -68,7 +70,7 @@ def to_json(fields: Any, size: int | None = None) -> bytes:
     if (json_size(fields) if size is None else size) > SMALL_BYTES:
         return b"".join(json_pieces(fields))
     try:
-        return _dumps(fields)
+        return orjson.dumps(fields, _default, JSON_OPTIONS)
     except TypeError as error:
         raise _without_form(error) from None
 
@@ -199,16 +201,18 @@ def write_small(
     trace: Trace | None = None,
 ) -> bytes | None:
     """Do as `write_item` does, at once. Returns None for a large item, which that has to write."""
-    fields = _fields_of(item, pipeline, trace)
+    keys = pipeline.answer_keys
+    fields = fields_of(item, keys) if trace is None else _fields_of(item, pipeline, trace)
     size = json_size(fields)
     if size > PIECE_BYTES:
         return None
-    before = memory.size
     try:
+        if size <= UNCOUNTED_BYTES:
+            return to_json(fields, size)
+        before = memory.size
         memory.resize(before + size, "an answer")
         text = to_json(fields, size)
-        if size > UNMEASURED_BYTES:
-            memory.resize(before + len(text), "an answer")
+        memory.resize(before + len(text), "an answer")
         return text
     except PenstockError as error:
         _count_unwritten(error, run, pipeline)
@@ -276,13 +280,10 @@ def json_size(value: Any, levels: int = 8) -> int:
     if not levels:
         return 0
     if kind is dict:
-        return sum(
-            [
-                64
-                + (MOST_CHARACTERS if type(member) in _SCALARS else json_size(member, levels - 1))
-                for member in value.values()
-            ]
-        )
+        size = 64 * len(value)
+        for member in value.values():
+            size += MOST_CHARACTERS if type(member) in _SCALARS else json_size(member, levels - 1)
+        return size
     if kind is list or kind is tuple:
         if value and type(value[0]) in _SCALARS and type(value[-1]) in _SCALARS:
             return MOST_CHARACTERS * len(value)

@@ -11,7 +11,7 @@ from typing import Any
 MAX_ID_CHARACTERS = 128
 _FIT = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
 
-_PREFIX = token_hex(6)
+_PATTERN = f"{token_hex(6)}-%x"
 _counter = count(1)
 
 
@@ -20,7 +20,7 @@ def new_request_id() -> str:
 
     It is cheap: random bytes are read once a process, not once a request.
     """
-    return f"{_PREFIX}-{next(_counter):x}"
+    return _PATTERN % next(_counter)
 
 
 def choose_request_id(sent: bytes | None) -> str:

@@ -134,13 +134,13 @@ class AsgiRequest:
         self.more_body = False
         self._notify()
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Tell the app that the client has left."""
         self.wire = None
         self.body = b""
         self._notify()
 
-    def fail(self, error: Exception) -> None:
+    def fail_body(self, error: Exception) -> None:
         """Raise `error` to the app that reads the body, which does not go on."""
         self.failed = error
         self.body = b""

@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
         self._chunks = None
         request, self._request = self._request, None
         if request is not None:
-            request.leave()
+            request.abandon()
         self.writing_paused = False
         self._wake_writers()
         if self._counted:
@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
             self._half_closed = True
             return True
         if self._request is not None:
-            self._request.leave()
+            self._request.abandon()
             self._request = None
         self._close()
         return False
@@ -380,10 +380,10 @@ class Connection(asyncio.Protocol):
                 self.data_received(data[end:])
             return True
         body = data[end:end_of_body]
-        if head.keep_alive:
-            self._parser.skip_body(body)
-        else:
+        if not head.keep_alive:
             self._parser.drop()
+        elif self._parser.awaits_body:
+            self._parser.skip_body(body)
         self.state = HANDLING
         self.deadline = math.inf
         if len(data) > end_of_body:
@@ -491,7 +491,7 @@ class Connection(asyncio.Protocol):
         self.deadline = math.inf
         if request is not None:
             request.keep_alive = False
-            request.fail(error)  # a direct one answers at once
+            request.fail_body(error)  # a direct one answers at once
         self._set_reading()
 
     def _hold(self, data: bytes) -> None:
@@ -579,13 +579,13 @@ class Connection(asyncio.Protocol):
 
     def answered(self, keep_alive: bool) -> None:
         self._request = None
-        self._head = NO_HEAD
+        head, self._head = self._head, NO_HEAD
         self._server_state.total_requests += 1
         state = self.state
         if state is CLOSING or self._transport.is_closing():
             return
         if not keep_alive:
-            if self._head.keep_alive or state is BODY or self._buffer:
+            if head.keep_alive or state is BODY or self._buffer:
                 self._linger()
             else:
                 self._close()  # the client has said that nothing will follow
@@ -682,7 +682,7 @@ class Connection(asyncio.Protocol):
         request, self._request = self._request, None
         if request is not None:
             started = request.started
-            request.leave()
+            request.abandon()
             if started:
                 self._close()
                 return

@@ -13,12 +13,13 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from penstock.backends.errors import forget_frames
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
-from penstock.pipelines.runs.run import Submission, as_future
+from penstock.pipelines.runs.run import ENDED, Submission, as_future
 
 from ..http.auth import check_key
 from ..http.body import Link, parse_images, reserve_body
@@ -29,10 +30,8 @@ from ..http.predict import HotRoutes, route_of
 from ..http.predict_call import (
     PredictCall,
     PredictHead,
-    PredictRules,
     client_left,
     server_timing,
-    success_lines,
     urls_are_off,
 )
 from ..v2.call import BodyParts, error_answer, split
@@ -54,8 +53,8 @@ class Direct:
     """One request. The connection sees it as it sees an `AsgiRequest`, its run as a future.
 
     `wire` is None once the answer is written or the client has left: a late outcome must not answer
-    the connection's next request. The run refers to the call, so the call lets go of the run as
-    soon as it is answered: else every request would be a cycle.
+    the connection's next request. The call is the future of its run, and a predict request is that
+    run itself. So it lets go of both when it is answered: else every request would be a cycle.
     """
 
     if not TYPE_CHECKING:  # mypy takes these for all slots, but the subclasses have more
@@ -145,7 +144,7 @@ class Direct:
             if settings.api_key is not None:
                 check_key({"headers": self._fields}, settings)
         except Unauthorized as error:
-            self.fail(error)  # closes, as `refuse` does
+            self.fail_body(error)  # closes, as `refuse` does
             return
         try:
             self._begin()
@@ -171,13 +170,13 @@ class Direct:
         except Exception as error:
             self._fail(error)
 
-    def fail(self, error: Exception) -> None:
+    def fail_body(self, error: Exception) -> None:
         """Answer by `error`: the rest of the body will not be read."""
         self._pieces = None
         self.keep_alive = False
         self._fail(error)
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """End the work for a client that has left.
 
         If a batch runs already, it holds the run and so `memory` until it lets go of its items.
@@ -202,8 +201,10 @@ class Direct:
 
     def set_result(self, item: Item, /) -> None:
         self._done = True
+        run = self._run
+        assert run is not None
         try:
-            self._finish(item, cast("Submission", self._run))
+            self._finish(item, run)
         except Exception as error:
             self._fail(error)
 
@@ -228,10 +229,19 @@ class Direct:
     def _send_lines(
         self, status: int, lines: bytes, body: bytes, blobs: Sequence[bytes | memoryview] = ()
     ) -> None:
-        """Write the answer, once, unless the client has left.
+        """Send the answer. `lines` are its own headers. The body goes on with `blobs`."""
+        head = b"%b%b%bx-request-id: %b\r\n" % (
+            STATUS_LINES[status],
+            self._default_head,
+            lines,
+            self.request_id.encode(),
+        )
+        self._send_head(status, head, body, blobs)
 
-        `lines` are its own headers. The body goes on with `blobs`.
-        """
+    def _send_head(
+        self, status: int, head: bytes, body: bytes, blobs: Sequence[bytes | memoryview] = ()
+    ) -> None:
+        """Write the answer, once, unless the client has left. `head` lacks its last line."""
         wire, self.wire = self.wire, None
         self._run = None
         if wire is None:
@@ -240,23 +250,26 @@ class Direct:
         try:
             self._release()
             keep_alive = self.keep_alive and wire.may_stay_open()
-            head = b"%b%b%bx-request-id: %b\r\n%b\r\n" % (
-                STATUS_LINES[status],
-                self._default_head,
-                lines,
-                self.request_id.encode("ascii"),
-                b"" if keep_alive else b"connection: close\r\n",
-            )
+            end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
             if self._access is not None:
                 self._access.log(status)
             if len(body) < JOIN_BELOW_BYTES and not blobs:
-                wire.write(head + body)
+                wire.write(head + end + body)
             else:
-                wire.write_pieces(head, body, *blobs)
+                wire.write_pieces(head + end, body, *blobs)
             wire.answered(keep_alive)
         except Exception:
             logger.exception("request %s could not be answered", self.request_id)
             wire.break_off()
+
+
+@lru_cache(4)
+def _head_of_json(default_head: bytes) -> bytes:
+    """Return the beginning of an answer with JSON, up to its length."""
+    return b"%b%bcontent-type: application/json\r\ncontent-length: " % (
+        STATUS_LINES[200],
+        default_head,
+    )
 
 
 def _lines(headers: Headers) -> bytes:
@@ -286,7 +299,7 @@ class DirectPredict(PredictCall, Direct):
         self.begin()
 
     def _wait(self) -> list[bytes]:
-        self.came = asyncio.get_running_loop().time()
+        self.first_byte = asyncio.get_running_loop().time()
         return []
 
     def _submit_pieces(self, pieces: list[bytes]) -> Submission:
@@ -295,7 +308,9 @@ class DirectPredict(PredictCall, Direct):
 
     def _submit(self, body: bytes) -> Submission:
         image = self.take(body)
-        return self.submit(self._parsed(body) if image is None else image, as_future(self))
+        if image is None:
+            image = self._parsed(body)
+        return self.submit(image, self)  # type: ignore[arg-type]  # `as_future` without its call
 
     def _parsed(self, body: bytes) -> bytes:
         rules = self.rules
@@ -318,7 +333,7 @@ class DirectPredict(PredictCall, Direct):
             loop = asyncio.get_running_loop()
             self._work = loop.create_task(self._write_on_helper_thread(item, run))
         else:
-            self._send_lines(200, success_lines(body, server_timing(run)), body)
+            self._succeed(body, run)
 
     async def _write_on_helper_thread(self, item: Item, run: Submission) -> None:
         try:
@@ -326,9 +341,21 @@ class DirectPredict(PredictCall, Direct):
         except Exception as error:
             self._fail(error)
         else:
-            self._send_lines(200, success_lines(body, server_timing(run)), body)
+            self._succeed(body, run)
         finally:
             self._work = None  # the task holds the call
+
+    def _succeed(self, body: bytes, run: Submission) -> None:
+        head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
+            _head_of_json(self._default_head),
+            len(body),
+            server_timing(run),
+            self.request_id.encode(),
+        )
+        self._send_head(200, head, body)
+
+    def _release(self) -> None:
+        self.future = ENDED
 
 
 class DirectInfer(InferCall, Direct):
@@ -483,7 +510,8 @@ class DirectRoutes:
     def __init__(self, hot: HotRoutes) -> None:
         rules = hot.predict.rules
         # The fetch of an image by URL is a task, and which request needs one only its body says.
-        self._rules = rules if rules.fetch is None else None
+        self._rules = rules
+        self._fetches = rules.fetch is not None
         self._protocol = cast("ProtocolApp", hot.protocol)
 
     def call_of(
@@ -501,7 +529,7 @@ class DirectRoutes:
             route = head.direct = self._route_of(head)
         call: DirectPredict | DirectInfer
         if type(route) is PredictHead:
-            call = DirectPredict(cast("PredictRules", self._rules), route, 0.0)
+            call = DirectPredict(self._rules, route, 0.0)
         elif type(route) is InferHead:
             call = DirectInfer(self._protocol, route)
         else:
@@ -522,7 +550,7 @@ class DirectRoutes:
                 or asked.asks_for_events
                 or head.length > MOST_IMAGE_BYTES
             )
-            return "" if unusual or self._rules is None else asked
+            return "" if unusual or self._fetches else asked
         if head.method == b"POST" and path.startswith("/v2/models/"):
             names = self._protocol.names_of_infer(path)
             if names is not None:

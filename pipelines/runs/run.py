@@ -48,6 +48,22 @@ def as_future(future: FutureLike) -> asyncio.Future[Item]:
     return cast("asyncio.Future[Item]", future)
 
 
+class _Ended:
+    """A future that is done and takes nothing."""
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, item: Item, /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+    def cancel(self) -> bool:
+        return False
+
+
+ENDED = as_future(_Ended())
+"""The future of a run that was its own future and has ended: so it refers to itself no more."""
+
+
 class Submission(Protocol):
     """A request in a pipeline, as its caller holds it.
 

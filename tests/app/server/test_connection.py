@@ -647,6 +647,15 @@ async def test_handling_has_no_timeout() -> None:
         assert (await client.answer()).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_client_that_says_it_is_the_last_request() -> None:
+    """Nothing will follow, so the server closes without waiting for the client's end."""
+    async with served() as server:
+        client = await server.connect()
+        client.send(CLOSING)
+        assert (await client.all()).startswith(b"HTTP/1.1 200")
+        await until(lambda: not server.open)
+
+
 async def test_the_rest_of_a_small_body_is_thrown_away() -> None:
     async with served() as server:
         client = await server.connect()
