@@ -163,6 +163,11 @@ class Pieces:
         memory.resize(memory.size - self.size, "a body")
         return whole.getvalue()
 
+    def clear(self) -> None:
+        """Let go of the bytes."""
+        self._blocks.clear()
+        self._last = io.BytesIO()
+
     async def joined(self, memory: Reservation) -> bytes:
         """Join the bytes as `join` does, many of them on a helper thread."""
         if self.size <= JOIN_OFF_LOOP_BYTES:

@@ -225,12 +225,14 @@ class Fetcher:
                 if image.size > self.max_bytes:
                     raise self._too_large()
                 memory.cover(image.size, "a fetched image")
+            if not image.size:
+                raise InvalidInput("the answer of the URL has no bytes")
+            return await image.joined(memory)
         except httpx.HTTPError as error:
             logger.info("fetching broke off after %d bytes: %s", image.size, error)
             raise InvalidInput("the image at the URL broke off") from None
-        if not image.size:
-            raise InvalidInput("the answer of the URL has no bytes")
-        return image.join(memory)
+        finally:
+            image.clear()  # the frames of an error may live on
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the image at the URL has more than {self.max_bytes} bytes (max_body)")

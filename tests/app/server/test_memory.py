@@ -11,15 +11,19 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import re
 import resource
 import select
 import socket
+import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,11 @@ def length(data):
 
 def total(data):
     return float(data.sum())
+
+
+def held(data):
+    open("gate").close()  # a FIFO: it waits until the test opens that too
+    return len(data)
 
 
 def same(data):
@@ -76,6 +85,9 @@ PIPELINES = {
     "total": "[pipeline]\nbatched = false\n"
     'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     '[total]\nbackend = "Python[operators.py:total]"\n',
+    "held": "[pipeline]\nbatched = false\ntimeout = 300\n"
+    'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
+    '[held]\nbackend = "Python[operators.py:held]"\n',
     "same": "[pipeline]\nbatched = false\n"
     'inputs = {x = {kind = "tensor", dtype = "FP64", shape = [-1]}}\n'
     '[same]\nbackend = "Python[operators.py:same]"\n',
@@ -455,3 +467,87 @@ def test_what_takes_more_than_its_bytes(
     assert set(statuses) <= {200, 400, 413, 503}
     server.check()
     assert "Traceback" not in "".join(server.process.lines)
+
+
+LOOPBACK = """
+from penstock.app.http.fetch import Fetcher
+
+Fetcher.__init__.__kwdefaults__["exempt"] = ("127.0.0.1",)  # the images' server is there
+"""
+
+FETCHED_BYTES = 40 * MIB
+
+
+class Images(BaseHTTPRequestHandler):
+    """Answers with zeros. With `/unknown` it does not say how many."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path != "/unknown":
+            self.send_header("Content-Length", str(FETCHED_BYTES))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the server has refused the rest
+            for _ in range(FETCHED_BYTES // MIB):
+                self.wfile.write(bytes(MIB))
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("path", ["/known", "/unknown"])
+def test_images_by_url(served: Any, tmp_path: Path, path: str) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(LOOPBACK)  # Python imports it first
+    paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Images) as images:
+        threading.Thread(target=images.serve_forever).start()
+        try:
+            settings = {
+                "PYTHONPATH": paths,
+                "PENSTOCK_ALLOW_URL": "true",
+                "PENSTOCK_URL_PORTS": str(images.server_port),
+                "PENSTOCK_URL_TIMEOUT": "120",
+            }
+            server = served(**settings)
+            document = {"url": f"http://127.0.0.1:{images.server_port}{path}"}
+            statuses = server.send_all("/predict/length", 24, json=document)
+            assert set(statuses) <= {200, 503}, statuses
+            assert server.send_all("/predict/length", 1, json=document) == {200: 1}
+            server.check()
+        finally:
+            images.shutdown()
+
+
+def test_copies_out_of_shared_memory(served: Any, tmp_path: Path) -> None:
+    """The first request is held at its node, so the others wait with their copies."""
+    os.mkfifo(tmp_path / "gate")
+    operators = tmp_path / "operators.py"
+    operators.write_text(operators.read_text().replace('"gate"', repr(str(tmp_path / "gate"))))
+    admin = {"PENSTOCK_ADMIN_TOKEN": "token", "PENSTOCK_ALLOW_SHARED_MEMORY": "true"}
+    server = served("held", **admin)
+    size = 24 * MIB
+    region = shared_memory.SharedMemory(create=True, size=size)
+    try:
+        answer = server.client.post(
+            "/v2/systemsharedmemory/region/given/register",
+            json={"key": region.name, "byte_size": size},
+            headers={"Authorization": "Bearer token"},
+        )
+        assert answer.status_code == 200, answer.text
+        place = {"shared_memory_region": "given", "shared_memory_byte_size": size}
+        given = {"name": "x", "shape": [size // 4], "datatype": "FP32", "parameters": place}
+        request = {"json": {"inputs": [given]}}
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(server.send_all, "/v2/models/held/infer", 48, **request)
+            try:
+                server.until(lambda: server.metric("penstock_memory_bytes") + size > server.limit)
+            finally:
+                gate = os.open(tmp_path / "gate", os.O_RDWR)
+            statuses = sending.result()
+        assert set(statuses) == {200, 503}, statuses
+        assert server.send_all("/v2/models/held/infer", 1, **request) == {200: 1}
+        os.close(gate)
+        server.check()
+    finally:
+        region.close()
+        region.unlink()
