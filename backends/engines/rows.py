@@ -9,15 +9,20 @@ share a run.
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidInput
-from ..item import Item
+from ..base import Context
+from ..errors import ConfigError, DeviceError
+from ..params import EngineParams
+from ..text import message_of
+from .probe_rows import Row, further_rows_like, random_rows, rows_like, smallest_integers
 from .shapes import shape_text
 from .sharing import shared
 
@@ -38,21 +43,167 @@ in no fixed order differ then. So it shows a small part of an answer that mixes 
 a large one that does not (boxes).
 """
 
-CONTRAST = 0.05
-"""The size of the second row's floats, as a share of the first's. A small row shows best what comes
-from a large one, and their means, extremes and norms differ.
-"""
+Run: TypeAlias = Callable[[Sequence[Row]], Sequence[NDArray[Any]]]
+"""Runs rows together, padded as in a batch, and returns the outputs without the padding."""
 
-GUESSED_SIZES = (64, 256)
-"""Sizes to try for axes that the model leaves open: multiples of the usual strides."""
 
-LARGEST_PROBE_BYTES = 64 << 20
-"""No guessed input may be larger."""
+class RowProof:
+    """Decides whether items may share the runs of one instance of an engine.
 
-Row: TypeAlias = list[NDArray[Any]]
-"""One row for each input of the model, each 1×..."""
+    `batched`: they may, as far as is known. `proven`: that is decided. An engine probes at load by
+    `at_load`; as long as it is not proven, it calls `of_item` before the first run that items would
+    share, or that is padded. All of a node's instances have one verdict.
+    """
 
-AnyRow = TypeVar("AnyRow")
+    __slots__ = (
+        "_context",
+        "_count",
+        "_logger",
+        "_names",
+        "_on_gpu",
+        "_owner",
+        "_params",
+        "_verdict",
+        "batched",
+        "proven",
+    )
+
+    def __init__(
+        self,
+        owner: str,
+        params: EngineParams,
+        context: Context,
+        logger: logging.Logger,
+        *,
+        count: Callable[[], int],
+        names: Sequence[str] = (),
+        on_gpu: bool = False,
+    ) -> None:
+        """`owner` begins messages. `count` returns the rows of a run of the probe. `names` are
+        those of the outputs.
+        """
+        self.batched = params.batched is not False
+        self.proven = True
+        self._owner = owner
+        self._params = params
+        self._context = context
+        self._logger = logger
+        self._count = count
+        self._names = names
+        self._on_gpu = on_gpu
+        self._verdict = verdict_of(params)
+
+    def refuse(self, reason: str) -> None:
+        """Let each item run alone, and say why unless the file accepts that."""
+        self._settle(reason)
+        if self._params.batched is None and self._context.instance == 0:
+            self._warn(reason)
+
+    def at_load(self, probes: Iterable[Callable[[], str | None]]) -> None:
+        """Decide by the first of the probes that the model does not refuse (`of_rows`)."""
+        self.proven = False
+        reason = self._verdict.at_load(lambda: first_reason(probes))
+        if reason is not None:
+            self._settle(reason)
+        if self._context.instance != 0:
+            return
+        if reason:
+            self._warn(reason)
+        elif reason is None:
+            self._logger.info(
+                "%s: %s refuses random rows, or their shapes are not known: whether it keeps items "
+                "apart is checked with the first items that could share a run",
+                self._owner,
+                self._params.model,
+                extra=self._extra,
+            )
+
+    def of_item(self, row: Row, run: Run) -> None:
+        """Decide with rows made from an item's, unless another instance has decided."""
+        reason = self._verdict.of_items(lambda: self._like(row, run))
+        if reason is not None:
+            self._settle(reason)
+
+    def of_rows(self, rows: Sequence[Row], run: Run, *, as_alone: bool = True) -> str | None:
+        """Probe with two rows. Return why the model mixes rows, "" if it does not, None if it
+        refuses these, or there are none.
+        """
+        if not rows:
+            return None
+        try:
+            return self._why_mixed(rows, run, as_alone=as_alone)
+        except (ConfigError, DeviceError):
+            raise
+        except Exception as error:  # models raise whatever their code raises
+            self._log_refusal(error)
+            return None
+
+    def of_random_rows(
+        self, ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], run: Run
+    ) -> str | None:
+        """Probe with random rows: `ports` has each input's shape after the batch axis, and its
+        dtype. Return what `of_rows` returns.
+        """
+        # An index out of bounds is an error on the CPU, and ends the process on a GPU.
+        smallest = [0] if self._on_gpu else smallest_integers([dtype for _, dtype in ports])
+        return first_reason(
+            partial(self.of_rows, random_rows(ports, least), run) for least in smallest
+        )
+
+    def _like(self, row: Row, run: Run) -> str | None:
+        """Probe with rows made from an item's. Return what `of_rows` returns: None also if the rows
+        can't be made to differ.
+        """
+        rows = rows_like(row)
+        try:
+            run([row])
+        except DeviceError:
+            raise
+        except Exception as error:  # `forward` reports it
+            self._log_refusal(error)
+            return None
+        if not rows:
+            return None
+        try:
+            reason = self._why_mixed(rows, run)
+        except DeviceError:
+            raise
+        except Exception as error:  # models raise whatever their code raises
+            reason = f"it can't be checked whether it keeps items apart: {message_of(error)}"
+        if not reason:
+            more = further_rows_like(row, on_gpu=self._on_gpu)
+            found = first_reason(partial(self.of_rows, pair, run, as_alone=False) for pair in more)
+            reason = found or ""
+        if reason:
+            self._warn(reason)
+        return reason
+
+    def _why_mixed(self, rows: Sequence[Row], run: Run, *, as_alone: bool = True) -> str:
+        return why_mixed(rows, run, self._count(), self._names, as_alone=as_alone)
+
+    def _settle(self, reason: str) -> None:
+        self.proven = True
+        if reason:
+            self.batched = False
+
+    @property
+    def _extra(self) -> dict[str, str]:
+        return {"pipeline": self._context.pipeline, "node": self._context.node}
+
+    def _warn(self, reason: str) -> None:
+        self._logger.warning(
+            "%s runs each item of %s alone: %s; batched = false accepts that without this warning, "
+            "batched = true lets items share runs all the same",
+            self._owner,
+            self._params.model,
+            reason,
+            extra=self._extra,
+        )
+
+    def _log_refusal(self, error: Exception) -> None:
+        self._logger.debug(
+            "%s: %s refuses a probe: %s", self._owner, self._params.model, message_of(error)
+        )
 
 
 class Verdict:
@@ -92,102 +243,6 @@ def verdict_of(params: object) -> Verdict:
     return verdict
 
 
-def is_known(row: Sequence[Sequence[int | None]]) -> bool:
-    return all(size is not None for shape in row for size in shape)
-
-
-def guesses(shapes: Sequence[Sequence[int | None]]) -> Iterator[list[tuple[int, ...]]]:
-    """Yield complete shapes to try for inputs whose axes after the batch may be open (None)."""
-    for guess in GUESSED_SIZES:
-        complete = [tuple(guess if size is None else size for size in shape) for shape in shapes]
-        if is_known(shapes):
-            yield complete
-            return
-        if all(np.prod(shape, dtype=float) * 4 <= LARGEST_PROBE_BYTES for shape in complete):
-            yield complete
-
-
-def random_rows(ports: Sequence[tuple[Sequence[int], np.dtype[Any]]], least: int = 0) -> list[Row]:
-    """Make two rows whose values differ in sign and size, because a model that drops rows often
-    drops those below a threshold.
-
-    `ports` has each input's shape after the batch axis, and its dtype. Integers are `least` or
-    `least` + 1, which is a valid mask, token and index for most models.
-    """
-    random = np.random.default_rng(0)
-    columns = [_random_column(random, shape, dtype, least) for shape, dtype in ports]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def smallest_integers(dtypes: Iterable[np.dtype[Any]]) -> Sequence[int]:
-    """Return the `least` of each pair of random rows to probe with.
-
-    0 and 1 are both masks and tokens. Beside a row of zeros, their largest value often has no
-    effect, so models that take 1 and 2 are probed with them too.
-    """
-    return (0, 1) if any(dtype.kind in "iu" and dtype != np.uint8 for dtype in dtypes) else (0,)
-
-
-def _random_column(
-    random: np.random.Generator, shape: Sequence[int], dtype: np.dtype[Any], least: int
-) -> Row:
-    whole = (1, *shape)
-    if dtype.kind == "O":
-        return [np.full(whole, text, object) for text in ("a word", "3")]
-    if dtype.kind in "fc":
-        first, second = 3 * np.abs(random.standard_normal((2, *whole)))
-        return [first.astype(dtype), (_alternating(second) * CONTRAST).astype(dtype)]
-    if dtype == np.uint8:
-        return [random.integers(*ends, whole, np.uint8) for ends in ((0, 32), (224, 256))]
-    bits = random.integers(0, 2, whole)
-    return [(least + part).astype(dtype) for part in (np.ones_like(bits), bits * 0)]
-
-
-def wrong_rows(label: str, item: Item, shape: Sequence[int], axis: int) -> InvalidInput:
-    """Make the error for an input whose rows are not those that the item counts as.
-
-    Without `request_size` the item counts as one row: its node could not tell which axis is the
-    batch, or the array has no rows.
-    """
-    where = f", axis {axis}" if axis else ""
-    rows = shape[axis] if len(shape) > axis else 0
-    if "request_size" in item or rows < 1:
-        return InvalidInput(
-            f"{label}: expected {item.get('request_size', 1)} (the item's request_size) as batch "
-            f"dimension{where}, found shape {shape_text(shape)}"
-        )
-    return InvalidInput(
-        f"{label}: expected 1 row as batch dimension{where}, found shape {shape_text(shape)}: the "
-        f"node's backend does not say which axis of data is the batch. For {rows} rows in one "
-        f"item, set request_size = {rows} in the item"
-    )
-
-
-def row_at(values: Sequence[NDArray[Any]], axes: Sequence[int], index: int) -> Row:
-    """Return one row of values that have their batch on these axes. Each stays where it is."""
-    return [
-        value.take([index], axis) if value.ndim > axis else value
-        for value, axis in zip(values, axes, strict=True)
-    ]
-
-
-def first_rows(values: Sequence[NDArray[Any]], axes: Sequence[int]) -> list[Row]:
-    """Return the first two rows of values. Empty if the values have fewer, or these do not
-    differ.
-    """
-    if any(
-        value.ndim <= axis or value.shape[axis] < 2
-        for value, axis in zip(values, axes, strict=True)
-    ):
-        return []
-    rows = [row_at(values, axes, index) for index in range(2)]
-    return [] if _are_equal(rows[0], rows[1]) else rows
-
-
-def _are_equal(row: Row, other: Row) -> bool:
-    return all(np.array_equal(one, two) for one, two in zip(row, other, strict=True))
-
-
 def first_reason(probes: Iterable[Callable[[], str | None]]) -> str | None:
     """Run probes until one tells why the model mixes rows. Return "" if none does, None if the
     model refuses all of them.
@@ -201,85 +256,9 @@ def first_reason(probes: Iterable[Callable[[], str | None]]) -> str | None:
     return found
 
 
-def _alternating(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the values with the signs -, +, -, +, ... in the order of their memory."""
-    signs = np.where(np.arange(values.size) % 2, 1, -1)
-    return values * signs.reshape(values.shape)
-
-
-def rows_like(row: Row) -> list[Row]:
-    """Make two rows from an item's: itself, and one whose values come backwards and differ in
-    their extremes and norm. Empty where the rows do not differ.
-    """
-    for make in (_backwards, _others):
-        other = [make(value) for value in row]
-        if not _are_equal(row, other):
-            return [row, other]
-    return []
-
-
-def _backwards(value: NDArray[Any]) -> NDArray[Any]:
-    """Return smaller values in reverse order. Whole numbers stay valid as masks, lengths and
-    tokens: 0 and 1 remain, greater ones are halved.
-    """
-    backwards = value.reshape(-1)[::-1].reshape(value.shape)
-    if value.dtype.kind in "fc":
-        return (_alternating(backwards) * CONTRAST).astype(value.dtype)
-    if value.dtype.kind in "iu":
-        return np.where(backwards > 1, backwards // 2 + backwards % 2, backwards).astype(
-            value.dtype
-        )
-    return backwards
-
-
-def further_rows_like(row: Row, *, on_gpu: bool) -> list[list[Row]]:
-    """Make more pairs of rows from an item's, which models may refuse: itself, and one of larger
-    floats and of whole numbers that are 1 smaller or 1 larger.
-
-    They show what `rows_like` hides: 0 and 1 come backwards with the same extremes, and a model may
-    treat floats above 1 in another way. On a GPU whole numbers stay, because an index out of bounds
-    ends the process.
-    """
-    kept = "iu" if on_gpu else ""
-    smaller, larger = (
-        [value if value.dtype.kind in kept else make(value) for value in row]
-        for make in (_step_down, _step_up)
-    )
-    others = [smaller] if _are_equal(smaller, larger) else [smaller, larger]
-    return [[row, other] for other in others if not _are_equal(row, other)]
-
-
-def _step_down(value: NDArray[Any]) -> NDArray[Any]:
-    if value.dtype.kind in "iu":
-        return np.where(value > 0, value - 1, value).astype(value.dtype)
-    return np.zeros_like(value) if value.dtype.kind == "b" else _larger(value)
-
-
-def _step_up(value: NDArray[Any]) -> NDArray[Any]:
-    if value.dtype.kind in "iu":
-        below = value < np.iinfo(value.dtype).max
-        return np.where(below, value + 1, value).astype(value.dtype)
-    return np.ones_like(value) if value.dtype.kind == "b" else _larger(value)
-
-
-def _larger(value: NDArray[Any]) -> NDArray[Any]:
-    if value.dtype.kind not in "fc":
-        return value
-    with np.errstate(over="ignore"):
-        return (value / CONTRAST).astype(value.dtype)
-
-
-def _others(value: NDArray[Any]) -> NDArray[Any]:
-    if value.dtype.kind in "OU":
-        return np.array([str(text) + " a" for text in value.reshape(-1)], object).reshape(
-            value.shape
-        )
-    return np.zeros_like(value)
-
-
 def why_mixed(
-    rows: Sequence[AnyRow],
-    run: Callable[[Sequence[AnyRow]], Sequence[NDArray[Any]]],
+    rows: Sequence[Row],
+    run: Run,
     count: int,
     names: Sequence[str] = (),
     *,
@@ -293,7 +272,7 @@ def why_mixed(
     other values, as those of numbers that 16 bits can't hold. Raises what `run` raises.
     """
 
-    def outputs(some: Sequence[AnyRow]) -> list[tuple[object, NDArray[Any]]]:
+    def outputs(some: Sequence[Row]) -> list[tuple[object, NDArray[Any]]]:
         arrays = run(some)
         return list(zip(names or range(len(arrays)), arrays, strict=True))
 

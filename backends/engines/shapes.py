@@ -67,6 +67,26 @@ def refuse_without_elements(
         item["error"] = refusal
 
 
+def wrong_rows(label: str, item: Item, shape: Sequence[int], axis: int) -> InvalidInput:
+    """Make the error for an input whose rows are not those that the item counts as.
+
+    Without `request_size` the item counts as one row: its node could not tell which axis is the
+    batch, or the array has no rows.
+    """
+    where = f", axis {axis}" if axis else ""
+    rows = shape[axis] if len(shape) > axis else 0
+    if "request_size" in item or rows < 1:
+        return InvalidInput(
+            f"{label}: expected {item.get('request_size', 1)} (the item's request_size) as batch "
+            f"dimension{where}, found shape {shape_text(shape)}"
+        )
+    return InvalidInput(
+        f"{label}: expected 1 row as batch dimension{where}, found shape {shape_text(shape)}: the "
+        f"node's backend does not say which axis of data is the batch. For {rows} rows in one "
+        f"item, set request_size = {rows} in the item"
+    )
+
+
 def batch_first(shape: Sequence[Size], axis: int) -> tuple[Size, ...]:
     """Return a shape with its batch axis moved to the front."""
     return (*shape[axis : axis + 1], *shape[:axis], *shape[axis + 1 :])

@@ -23,8 +23,9 @@ from ..shapes import (
     with_batch,
 )
 from ..sharing import shared
-from ..torch.engine import BatchMember, TorchEngine
+from ..torch.engine import TorchEngine
 from ..torch.reading import dtype_text, widens
+from ..torch.runner import BatchMember
 from .execution import EngineTensor, Execution, LoadedEngine, deserialise
 from .library import Library, find_library
 from .params import TensorrtParams
@@ -108,12 +109,12 @@ class TensorrtEngine(TorchEngine):
     def _run_rows(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
         return self._run(inputs, names)  # the execution moves the batch
 
-    def _probe_rows(self) -> int:
+    def probe_rows(self) -> int:
         inner = {
             port.name: shape
             for port, (shape, _) in zip(self._inputs, self.example_shapes(), strict=True)
         }
-        return min(super()._probe_rows(), self.model.largest(inner))
+        return min(super().probe_rows(), self.model.largest(inner))
 
     def example_shapes(self) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         largest = max(

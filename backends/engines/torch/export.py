@@ -24,10 +24,10 @@ from ...gpu.device import choose_device
 from ...item import Item
 from ...text import message_of
 from ..shapes import batch_first, check_batch_axes, shape_text, with_batch
-from .engine import BatchMember, Input
 from .module import TorchModule, identity_of, reason_of
 from .params import TorchParams
-from .reading import dtype_text, widens
+from .reading import Input, dtype_text, widens
+from .runner import BatchMember
 
 PACKAGE_FOLDER = "data/aotinductor"
 """A folder inside a .pt2 file that only AOTInductor's packages have."""
@@ -291,20 +291,19 @@ class TorchExportEngine(TorchModule):
         except SmallBatchError as small:
             self._pad_up_to(small.smallest)
             if not self.proven:  # the padding is rows beside the item's
-                with self.gradients_off():
-                    self._prove(members[0])
+                self.prove(members[0])
             if self.batched:
                 super()._run_group(members)
                 return
             for member in members:
                 self._run_alone(member)
 
-    def _probe(self, rows: Sequence[list[Input]], names: tuple[str, ...]) -> list[NDArray[Any]]:
+    def probe(self, rows: Sequence[list[Input]], names: tuple[str, ...]) -> list[NDArray[Any]]:
         try:
-            return super()._probe(rows, names)
+            return super().probe(rows, names)
         except SmallBatchError as small:
             self._pad_up_to(small.smallest)
-            return super()._probe(rows, names)
+            return super().probe(rows, names)
 
     def _pad_up_to(self, smallest: int) -> None:
         self.model_range = BatchRange(smallest, self.model_range.max)

@@ -26,9 +26,10 @@ from ..postprocess import PostProcessing
 from ..processors import threads_per_instance
 from ..shapes import parse_order, shape_text, shapes_of_last_profile
 from ..sharing import shared
-from .engine import BatchMember, TorchEngine
+from .engine import TorchEngine
 from .options import release, set_process_wide, use_threads
 from .params import TorchParams
+from .runner import BatchMember
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

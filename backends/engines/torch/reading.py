@@ -5,13 +5,17 @@ They are copied only if they must be.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...errors import InvalidInput
+
+Input: TypeAlias = torch.Tensor | list[str]
 
 WIDE_INTEGERS = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 """Integer dtypes whose large values lose digits in floating point."""
@@ -83,3 +87,30 @@ def widens(dtype: torch.dtype, expected: torch.dtype) -> bool:
 def dtype_text(dtype: torch.dtype) -> str:
     """Write a dtype as NumPy does: `float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def to_arrays(inputs: Sequence[Input]) -> list[NDArray[Any]]:
+    """Return a row's inputs as arrays."""
+    return [
+        to_array(value) if isinstance(value, torch.Tensor) else np.array(value, object)
+        for value in inputs
+    ]
+
+
+def to_inputs(row: Sequence[NDArray[Any]], like: Sequence[Input]) -> list[Input]:
+    """Return the arrays of a row as inputs of the kinds and dtypes of `like`."""
+    return [
+        torch.from_numpy(part.copy()).to(given.dtype)
+        if isinstance(given, torch.Tensor)
+        else part.tolist()
+        for part, given in zip(row, like, strict=True)
+    ]
+
+
+def to_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return a tensor as an array, bfloat16 (which NumPy lacks) and its like as float32."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float64):
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.contiguous().numpy()
+    return array

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.engines.encryption import KEY_VARIABLE, WrongKeyError, encrypt
 from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
+from penstock.backends.engines.onnx_model import OnnxModel
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
@@ -171,14 +172,14 @@ def test_results_do_not_keep_the_batch_and_the_buffer_is_not_shared(double: Path
 def test_one_item_goes_in_and_out_without_a_copy(image: Path) -> None:
     fed = []
     backend = make(image, max=4)
-    session = backend.session
+    session = backend.model.session
 
     class Spy:
         def run(self, names: Any, feed: Any, options: Any) -> Any:
             fed.append(feed["image"])
             return session.run(names, feed, options)
 
-    backend.session = Spy()
+    backend.model.session = Spy()
     data = np.ones((1, 3, 4, 4), np.float32)
     (result,) = run(backend, data)
     assert fed[0] is data
@@ -352,13 +353,13 @@ SIZES_OF_A_PROBE = [3, 3, 1, 3, 1, 3]
 def measured_probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the rows of each run of a probe."""
     sizes: list[int] = []
-    probe = OnnxTensor._probe
+    probe = OnnxModel.probe
 
-    def measured(self: Any, rows: Any) -> Any:
+    def measured(self: Any, rows: Any, ran: int) -> Any:
         sizes.append(len(rows))
-        return probe(self, rows)
+        return probe(self, rows, ran)
 
-    monkeypatch.setattr(OnnxTensor, "_probe", measured)
+    monkeypatch.setattr(OnnxModel, "probe", measured)
     return sizes
 
 
@@ -493,14 +494,14 @@ def test_the_first_items_decide_where_random_rows_are_refused(
     tmp_path: Path, reduces: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = make(needs_ten(tmp_path / "m.onnx", reduces), max=8)
-    assert not backend._proven
+    assert not backend.proof.proven
     data = [np.arange(10, dtype=np.float32)[None] * factor for factor in (1, 2, 3)]
     same = run(backend, data[0] * 0, data[0] * 0)
-    assert len(same) == 2 and not backend._proven  # rows that do not differ prove nothing
+    assert len(same) == 2 and not backend.proof.proven  # rows that do not differ prove nothing
     results = run(backend, *data)
     for result, array in zip(results, data, strict=True):
         np.testing.assert_array_equal(result, array * (0 if reduces else 1))
-    assert backend._proven and backend._batched is not reduces
+    assert backend.proof.proven and backend.batched is not reduces
     assert ("runs each item" in caplog.text) is reduces
 
 
@@ -508,7 +509,7 @@ def test_an_item_that_the_model_refuses_proves_nothing(tmp_path: Path) -> None:
     backend = make(needs_ten(tmp_path / "m.onnx", reduces=False), max=8)
     with pytest.raises(Exception, match="Reshape"):
         run(backend, np.ones((1, 7), np.float32), np.ones((1, 7), np.float32))
-    assert not backend._proven and backend._batched
+    assert not backend.proof.proven and backend.batched
 
 
 def test_keys_for_batches(double: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -874,7 +875,9 @@ def test_instances_share_the_processors(
     double: Path, monkeypatch: pytest.MonkeyPatch, instances: Any, threads: Any, expected: Any
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
-    options = make(double, {"instances": instances}, threads=threads).session.get_session_options()
+    options = make(
+        double, {"instances": instances}, threads=threads
+    ).model.session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (expected, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -885,14 +888,14 @@ def test_instances_share_the_processors(
 
 def warmed(backend: Any) -> Any:
     sizes = []
-    session = backend.session
+    session = backend.model.session
 
     class Spy:
         def run(self, names: Any, feed: Any, options: Any) -> Any:
             sizes.append(next(iter(feed.values())).shape)
             return session.run(names, feed, options)
 
-    backend.session = Spy()
+    backend.model.session = Spy()
     backend.warm_up()
     return sizes
 
@@ -983,12 +986,12 @@ def test_a_batch_axis_for_each_tensor(
     tmp_path: Path, batch: Any, axes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = make(recurrent(tmp_path / "m.onnx", batch), max=8, batch_axis=axes)
-    assert backend.max == 8 and backend._proven and not backend.signature.batched
+    assert backend.max == 8 and backend.proof.proven and not backend.signature.batched
     assert backend.signature.batch_axes == (0, 1)
     shapes = [port.shape for port in (*backend.signature.inputs, *backend.signature.outputs)]
     assert shapes == [(-1, 3), (2, -1, 3)] * 2
     backend.warm_up()
-    session, runs = backend.session, []
+    session, runs = backend.model.session, []
     run_session = session.run
 
     class Counted:
@@ -996,7 +999,7 @@ def test_a_batch_axis_for_each_tensor(
             runs.append(feed["h"].shape)
             return run_session(names, feed)
 
-    backend.session = Counted()
+    backend.model.session = Counted()
     check_steps(items := steps(5), run(backend, *items))
     check_steps(items := steps(2, 3), run(backend, *items, request_size=3))
     check_steps(items := steps(1), run(backend, *items))

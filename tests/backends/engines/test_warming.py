@@ -106,13 +106,13 @@ def test_values_for_the_warm_up(
 
     np.savez(divide.parent / "ab.npz", b=ints([[2], [0]]), a=ints([[6], [1]]))
     backend = make(divide, max=2, warm_up="ab.npz", batched=True)
-    session, backend.session = backend.session, Spy()
+    session, backend.model.session = backend.model.session, Spy()
     backend.warm_up()
     assert ran == [{"a": [[6]] * rows, "b": [[2]] * rows} for rows in (1, 2)]
 
     np.savez(divide.parent / "xs.npz", x=floats([[1, 2, 3]]), s=ints([2, 3]))
     backend = make(expand, warm_up="xs.npz", batched=False)
-    session, backend.session = backend.session, Spy()
+    session, backend.model.session = backend.model.session, Spy()
     backend.warm_up()
     assert ran[2:] == [{"x": [[1, 2, 3]], "s": [2, 3]}] and caplog.text == ""
 
@@ -225,7 +225,7 @@ def test_rows_of_the_values_are_the_probe_of_a_model_that_refuses_random_ones(
     np.savez(tmp_path / "x.npz", x=ints([1000, 1001]))
     backend = make(looked_up(tmp_path / "apart.onnx", mixes=False), max=2, warm_up="x.npz")
     assert "refuses random rows" not in caplog.text
-    session, backend.session = backend.session, Spy()
+    session, backend.model.session = backend.model.session, Spy()
     batch: Any = [{"data": ints([1001])}, {"data": ints([1002])}]
     backend.forward(batch)
     assert [item["result"].tolist() for item in batch] == [[2], [4]] and ran == [2]
