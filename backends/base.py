@@ -308,6 +308,11 @@ class Backend:
     The executors of one device share a group (docs/explanation/scheduling.md).
     """
 
+    @property
+    def undecided(self) -> bool:
+        """True if the first items that could share a run decide whether items share any."""
+        return any(child.undecided for child in self.children)
+
     @classmethod
     def declared_range(cls, params: Any, children: tuple[BatchRange, ...]) -> BatchRange:
         """Return the batch range as far as it is known when the file is loaded, before `init`."""

@@ -111,21 +111,27 @@ def check(
         fail(*(str(problem) for error in repository.unread.values() for problem in error.problems))
     if load:
         try:
-            print_loaded(asyncio.run(_nodes_that_run_alone(repository)))
+            print_loaded(asyncio.run(_notes_on_rows(repository)))
         except PenstockError as error:
             fail(str(error))
 
 
-async def _nodes_that_run_alone(repository: Repository) -> Sequence[str]:
-    """Load all pipelines, and name the nodes whose model was not found to keep rows apart."""
+async def _notes_on_rows(repository: Repository) -> Sequence[str]:
+    """Load all pipelines, and note the nodes whose model was not found to keep rows apart."""
+    notes = []
     try:
         await repository.start()
-        return [
-            f"{pipeline.name}: [{node.name}]"
-            for pipeline in repository.served
-            for node in pipeline.nodes
-            if node.signature is not None and node.counted is None
-        ]
+        for pipeline in repository.served:
+            for node in pipeline.nodes:
+                place = f"{pipeline.name}: [{node.name}]"
+                if any(executor.undecided for executor in node.executors):
+                    notes.append(
+                        f"{place} can't be probed at load: its first items decide whether items "
+                        "share runs"
+                    )
+                elif node.signature is not None and node.counted is None:
+                    notes.append(f"{place} runs each item alone")
+        return notes
     finally:
         await repository.close()
 

@@ -56,12 +56,12 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
             )
 
 
-def print_loaded(alone: Iterable[str]) -> None:
-    """Print what loading has shown: the nodes that run each item alone. The log has the reasons."""
+def print_loaded(notes: Iterable[str]) -> None:
+    """Print what loading has shown of the nodes. The log has the reasons."""
     console = Console()
     console.print(Text("loaded"))
-    for node in alone:
-        console.print(Text(f"{node} runs each item alone"), soft_wrap=True)
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
 
 
 def _missing_extras(spec: Spec) -> Iterator[str]:

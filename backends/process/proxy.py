@@ -86,6 +86,7 @@ class ProcessBackend(Backend):
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
+        self._undecided = False
         self.ready = True  # False while a child that has died is being replaced
         self.on_exit: Callable[[], None] = lambda: None
         self.on_restart: Callable[[], None] = lambda: None
@@ -110,6 +111,10 @@ class ProcessBackend(Backend):
             self.close()
             raise
         return self
+
+    @property
+    def undecided(self) -> bool:
+        return self._undecided
 
     def forward(self, batch: list[Item]) -> None:
         """Run a batch in the child.
@@ -192,7 +197,7 @@ class ProcessBackend(Backend):
             raise ProcessDiedError(f"{child.name} {child.end()} while it loaded") from None
         if isinstance(answer, Failure):
             raise answer.rebuild(child.name)
-        self.min, self.max, self.signature, files = answer
+        self.min, self.max, self.signature, self._undecided, files = answer
         context.files.adopt(files)
 
     def _replace(self, child: Child) -> str:

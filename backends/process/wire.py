@@ -80,13 +80,14 @@ class Order:
 
 
 class LoadedMessage(NamedTuple):
-    """The batch range of the loaded backend, the arrays that it takes and gives, and the files
-    that it has read.
+    """The batch range of the loaded backend, the arrays that it takes and gives, whether its first
+    items decide if they share runs, and the files that it has read.
     """
 
     min: int
     max: int
     signature: Signature | None
+    undecided: bool
     files: dict[Path, FileRecord]
 
 

@@ -90,7 +90,11 @@ def serve(channel: Channel) -> None:
         except BaseException as error:
             channel.send(Failure.of(error))
             return
-        channel.send(LoadedMessage(backend.min, backend.max, backend.signature, files.records))
+        channel.send(
+            LoadedMessage(
+                backend.min, backend.max, backend.signature, backend.undecided, files.records
+            )
+        )
         while True:
             answer(channel, backend)
     except PeerGoneError:

@@ -86,6 +86,7 @@ class Executor:
         "min",
         "name",
         "signature",
+        "undecided",
         "waits_for",
     )
 
@@ -107,6 +108,7 @@ class Executor:
         self.waits_for: object = None
         self.loaded = False
         self.signature: Signature | None = None  # of its backend, if that knows it
+        self.undecided = False  # True: the first items decide whether items share runs
         self.failures = 0  # deaths of this instance in a row, since it last ran a batch
         self.clock = clock
         self._callbacks = contextvars.Context()  # empty: reports inherit no request's variables
@@ -251,6 +253,7 @@ class Executor:
         self._context.files.verify()
         device = device_of(backend)
         self.signature = backend.signature
+        self.undecided = backend.undecided
         keep_order(backend, device)
         return device
 

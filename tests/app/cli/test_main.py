@@ -304,6 +304,28 @@ def test_check_loads_models_to_find_those_that_run_items_alone(run: Run, tmp_pat
     assert alone == ["mixed: [net] runs each item alone"]
 
 
+def test_check_names_the_nodes_whose_first_items_decide(run: Run, tmp_path: Path) -> None:
+    graph = helper.make_graph(  # it refuses random rows, because their length is a guess
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "ten",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "size"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor("w", TensorProto.FLOAT, [10, 1], [1.0] * 10)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "ten.onnx").write_bytes(model.SerializeToString())
+    for executor in ("thread", "process"):
+        (tmp_path / f"{executor}.toml").write_text(
+            f'[net]\nbackend = "S[Identity,OnnxTensor]"\nmodel = "ten.onnx"\nmax = 4\n'
+            f'executor = "{executor}"\n'
+        )
+    answer = run("check", tmp_path, "--load")
+    assert answer.exit_code == 0, answer.stderr
+    for name in ("thread", "process"):
+        note = "can't be probed at load: its first items decide whether items share runs"
+        assert f"{name}: [net] {note}" in answer.stdout.splitlines()
+
+
 def test_check_says_why_a_model_can_not_be_loaded(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text('[net]\nbackend = "OnnxTensor"\nmodel = "net.onnx"\n')
     assert run("check", tmp_path / "one.toml").exit_code == 0

@@ -490,7 +490,7 @@ class Images(BaseHTTPRequestHandler):
             for _ in range(FETCHED_BYTES // MIB):
                 self.wfile.write(bytes(MIB))
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base's word
         """Say nothing."""
 
 
