@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -16,9 +21,11 @@ sys.path.append(str(ROOT / "scripts" / "benchmark"))  # its modules import each 
 
 import figures  # noqa: E402
 import http_noop  # noqa: E402
+import sampled_server  # noqa: E402
 import servers  # noqa: E402
+import stages  # noqa: E402
 import wrk  # noqa: E402
-from figures import Figure  # noqa: E402
+from figures import HTTP, PROFILE, Figure  # noqa: E402
 
 OUTPUT = """Running 1s test @ http://127.0.0.1:8000/
   1 threads and 64 connections
@@ -46,12 +53,12 @@ ENVIRONMENT = {
 
 
 def run(rate: float) -> wrk.Run:
-    return wrk.Run(rate, p50=1.0, p99=3.0, processor=20.0)
+    return wrk.Run(rate, p50=1.0, p99=3.0, processor=20.0, requests=int(rate))
 
 
 def test_the_output_of_wrk_is_read_in_milliseconds() -> None:
     run = wrk.read_output(OUTPUT, "http://…", 0.35631)
-    assert tuple(run) == pytest.approx((16951.88, 0.89, 1020.0, 10.0))
+    assert tuple(run) == pytest.approx((16951.88, 0.89, 1020.0, 10.0, 35631))
 
 
 @pytest.mark.parametrize(
@@ -87,28 +94,31 @@ def test_what_was_not_measured_says_why_and_has_no_number() -> None:
     assert json.loads(json.dumps(figure.to_dict()))["value"] is None
 
 
-def test_peers_have_a_table_of_their_own() -> None:
+def test_a_part_may_have_a_table_of_its_own() -> None:
     some = [
-        Figure("HTTP", "ours", 1234.5, "requests/s", column="1 connection"),
-        Figure("HTTP", "other", 5.0, "requests/s", column="1 connection"),
-        Figure("HTTP", "ours", 99.0, "requests/s", column="64 connections"),
-        Figure("HTTP", "ratio", 1.5),
+        Figure(HTTP, "ours", 1234.5, "requests/s", column="1 connection"),
+        Figure(HTTP, "other", 5.0, "requests/s", column="1 connection"),
+        Figure(HTTP, "ours", 99.0, "requests/s", column="64 connections"),
+        Figure(PROFILE, "parsing", 1.5, "µs", column="thread"),
+        Figure(HTTP, "ratio", 1.5),
     ]
-    peers = figures.peers_table(some, ENVIRONMENT, quick=False)
+    peers = figures.table_of_part(some, HTTP, ENVIRONMENT, quick=False)
     assert peers.splitlines()[2:] == [
         "| | 1 connection | 64 connections |",
         "|---|---|---|",
         "| ours | 1,234 | 99 |",
         "| other | 5 |  |",
     ]
+    profile = figures.table_of_part(some, PROFILE, ENVIRONMENT, quick=False)
+    assert profile.splitlines()[2:] == ["| | thread |", "|---|---|", "| parsing | 1.5 |"]
     assert "ratio" in figures.table(some, ENVIRONMENT, quick=False)
     assert "1,234" not in figures.table(some, ENVIRONMENT, quick=False)
-    assert figures.peers_table(some[3:], ENVIRONMENT, quick=False) == ""
+    assert figures.table_of_part(some[4:], HTTP, ENVIRONMENT, quick=False) == ""
 
 
-def test_the_page_has_both_sections_and_only_they_are_replaced() -> None:
+def test_the_page_has_all_sections_and_only_they_are_replaced() -> None:
     page = figures.PAGE.read_text()
-    for section in (figures.PEERS, figures.FIGURES):
+    for section in (figures.FIGURES, *[section for section, _ in figures.SECTIONS.values()]):
         written = figures.replace_section(page, section, "TABLE")
         before, _, after = written.partition("TABLE")
         assert page.startswith(before) and page.endswith(after) and len(after) > 100
@@ -135,6 +145,93 @@ def test_penstock_is_compared_with_each_peer_that_ran() -> None:
     assert (on_loop.value, on_loop.least, on_loop.holds) == (1.55, 1.6, False)
     del runs[http_noop.MOSEC]
     assert not any("mosec" in figure.what for figure in http_noop.comparisons(runs, 64))
+
+
+def test_stages_name_functions_that_exist() -> None:
+    """A stage whose functions have other names by now would lose their ticks to another one."""
+    for stage in stages.STAGES:
+        for place, pattern in stage.places:
+            if place == "noop_backend.py":
+                continue
+            path = ROOT / "penstock" / place
+            assert path.exists(), f"{stage.name}: {place}"
+            if pattern != stages.ANY:
+                names = [
+                    node.name
+                    for node in ast.walk(ast.parse(path.read_text()))
+                    if isinstance(node, ast.FunctionDef)
+                ]
+                for part in pattern.split("|"):
+                    assert any(re.fullmatch(part, name) for name in names), f"{place}: {part}"
+
+
+@pytest.mark.parametrize(
+    ("stack", "stage"),
+    [
+        ([], stages.LOOP),
+        ([("asyncio/runners.py", "run"), ("app/server/serve.py", "serve")], stages.LOOP),
+        ([("app/server/head.py", "parse"), ("app/server/connection.py", "_read_head")], "finding"),
+        ([("app/server/connection.py", "write"), ("app/server/direct.py", "_send")], "writing"),
+        ([("app/server/direct.py", "call_of")], "route"),
+        ([("app/server/direct.py", "_send_lines")], "finish"),
+        ([("enum.py", "__call__"), ("app/http/render.py", "to_json")], "finish"),
+        ([("backends/memory.py", "reserve"), ("app/http/predict_call.py", "begin")], "memory"),
+        ([("pipelines/node/scheduler.py", "decide")], "queue"),
+        ([("noop_backend.py", "size"), ("pipelines/node/executor.py", "run_batch")], "running"),
+    ],
+)
+def test_a_tick_counts_for_the_innermost_stage(stack: list[tuple[str, str]], stage: str) -> None:
+    ours = ("app/", "pipelines/", "backends/")
+    full = [
+        (f"{ROOT}/penstock/{file}" if file.startswith(ours) else f"/lib/{file}", function)
+        for file, function in stack
+    ]
+    assert stages.stage_of(full).startswith(stage)
+    ticks = stages.by_stage([(3, full), (2, [])])
+    assert sum(ticks.values()) == 5 and ticks[stages.stage_of(full)] >= 3
+
+
+def test_a_function_that_was_only_entered_did_not_run_at_the_tick() -> None:
+    stacks: list[sampled_server.Stack] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stacks.append(sampled_server.stack_of(frame))
+
+    def entered() -> None: ...
+
+    def caller() -> None:
+        while not stacks:
+            entered()
+
+    usual = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        caller()
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert [name for _, name in stacks[0]][:2] == [
+        "caller",
+        "test_a_function_that_was_only_entered_did_not_run_at_the_tick",
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the timer is Linux's")
+def test_a_sampled_server_tells_where_its_time_went(tmp_path: Path) -> None:
+    (tmp_path / "noop_backend.py").write_text(http_noop.NOOP)
+    (tmp_path / "noop.toml").write_text(http_noop.PIPELINE)
+    file = tmp_path / "measured.json"
+    script = ROOT / "scripts" / "benchmark" / "sampled_server.py"
+    command = [sys.executable, str(script), str(file), "serve", str(tmp_path / "noop.toml")]
+    with servers.process(command, "/health/ready") as server, httpx.Client(timeout=60) as client:
+        os.kill(server.pid, signal.SIGUSR2)
+        for _ in range(300):
+            assert client.post(server.url("/predict/noop"), content=b"abc").json() == {"result": 3}
+        os.kill(server.pid, signal.SIGUSR2)
+        while not file.exists():
+            assert client.get(server.url("/health/live")).status_code == 200
+    measured = json.loads(file.read_text())
+    assert 0 < measured["loop"] <= measured["process"]
+    assert sum(stages.by_stage(measured["stacks"]).values()) > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from figures import FIGURES, PEERS, Figure, machine, peers_table, say, table, write_page
+from figures import FIGURES, SECTIONS, Figure, machine, say, table, table_of_part, write_page
 
 PARTS = {
     "in_process": "in_process",
@@ -20,6 +20,7 @@ PARTS = {
     "memory": "memory",
     "overload": "overload",
     "process": "processes",
+    "profile": "stages",
 }
 """Part -> the module that measures it."""
 
@@ -59,8 +60,11 @@ def main() -> None:
         text += "\n\n" + "\n".join(
             f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items()
         )
-    peers = peers_table(figures, environment, arguments.quick)
-    print("\n\n".join(filter(None, (peers, text))))
+    sections = {
+        section: table_of_part(figures, part, environment, arguments.quick)
+        for part, (section, _) in SECTIONS.items()
+    } | {FIGURES: text if any(not figure.column for figure in figures) or skipped else ""}
+    print("\n\n".join(filter(None, sections.values())))
     result = json.dumps(
         {
             "machine": environment,
@@ -74,7 +78,7 @@ def main() -> None:
     else:
         print(result)
     if arguments.write:
-        write_page({PEERS: peers, FIGURES: text})
+        write_page(sections)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
-FIGURES, PEERS = "scripts/bench", "scripts/bench http"
-"""The generated sections of the page: comments with `: begin` and `: end` are around them."""
+HTTP, PROFILE = "HTTP no-op", "profile"
+"""The parts that have tables of their own, besides the one of all figures."""
+
+FIGURES = "scripts/bench"
+"""The generated section of the page with all figures: comments with `: begin` and `: end` are
+around each section.
+"""
+
+SECTIONS = {
+    HTTP: ("scripts/bench http", "the other columns are requests/s"),
+    PROFILE: ("scripts/bench profile", "the server's processor time per request, in µs"),
+}
+"""Part -> the generated section with its table, and what the figures in it are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Figure:
     """The runs of which `value` is the median. They show how noisy it is."""
     note: str = ""
     column: str = ""
-    """Its column in the table of peers, where `what` is its row. Empty: it is not in that table."""
+    """Its column in the part's own table, where `what` is its row. Empty: it is not in that one."""
 
     @property
     def holds(self) -> bool | None:
@@ -148,7 +159,7 @@ def _lines(path: str) -> list[str]:
 def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -> str:
     """Write figures as a Markdown table, below a line on how and where they were measured.
 
-    Those of the peers' table are left out.
+    Those with a column are left out.
     """
     packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
     lines = [
@@ -163,24 +174,31 @@ def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -
     return "\n".join(lines)
 
 
-def peers_table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -> str:
-    """Write the figures that have a column as a Markdown table: a row for each peer.
+def table_of_part(
+    figures: Sequence[Figure], part: str, environment: dict[str, Any], quick: bool
+) -> str:
+    """Write the figures of a part that have a column as a Markdown table.
 
     Return an empty text if there are none.
     """
-    cells = {(figure.what, figure.column): figure.cell for figure in figures if figure.column}
+    cells = {
+        (figure.what, figure.column): figure.cell
+        for figure in figures
+        if figure.part == part and figure.column
+    }
     if not cells:
         return ""
     columns = list(dict.fromkeys(column for _, column in cells))
+    _, meaning = SECTIONS[part]
     lines = [
-        f"{_origin(environment, quick)}; the other columns are requests/s.",
+        f"{_origin(environment, quick)}; {meaning}.",
         "",
         f"| | {' | '.join(columns)} |",
         f"|{'---|' * (len(columns) + 1)}",
     ]
-    for peer in dict.fromkeys(what for what, _ in cells):
-        row = [cells.get((peer, column), "") for column in columns]
-        lines.append(f"| {peer} | {' | '.join(row)} |")
+    for what in dict.fromkeys(what for what, _ in cells):
+        row = [cells.get((what, column), "") for column in columns]
+        lines.append(f"| {what} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from figures import Figure, of_runs, say
+from figures import HTTP, Figure, of_runs, say
 from servers import MOSEC_VERSION, Server, mosec, penstock, process, pss
 from wrk import Run, Side, compared, in_turns, load, of_connections, ratios, require_wrk
 
-PART = "HTTP no-op"
+PART = HTTP
 PROTOCOL = "asyncio.Protocol with httptools on uvloop, 15 lines"
 BARE = "bare ASGI app on uvicorn"
 MOSEC = f"mosec {MOSEC_VERSION} (Rust front end)"
@@ -95,7 +95,7 @@ def measure(quick: bool) -> list[Figure]:
 
 
 def peers(runs: dict[int, dict[str, list[Run]]]) -> list[Figure]:
-    """Return the cells of the peers' table: the rates by connections, and the p99 at 64."""
+    """Return the cells of the part's own table: the rates by connections, and the p99 at 64."""
     figures = [
         of_runs(
             PART, name, [run.rate for run in its], "requests/s", column=of_connections(connections)

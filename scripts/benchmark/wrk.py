@@ -38,6 +38,8 @@ class Run(NamedTuple):
     """Milliseconds."""
     processor: float
     """The server's processor time per request, in µs."""
+    requests: int
+    """How many were answered."""
 
 
 def require_wrk() -> None:
@@ -91,7 +93,7 @@ def read_output(output: str, url: str, processor_seconds: float) -> Run:
     if rate is None or total is None:
         raise RuntimeError(f"the output of wrk lacks a figure:\n{output}")
     p50, p99 = (_percentile(output, percent) for percent in (50, 99))
-    return Run(float(rate[1]), p50, p99, processor_seconds / int(total[1]) * 1e6)
+    return Run(float(rate[1]), p50, p99, processor_seconds / int(total[1]) * 1e6, int(total[1]))
 
 
 def _percentile(output: str, percent: int) -> float:
