@@ -306,10 +306,10 @@ def run_batch(
         # The thread ends, and half-made copies must not become answers.
         batch.outcomes = [None] * len(entries)
         raise
-    except BaseException as raised:
+    except BaseException as error:
         # Half-made copies must not become answers, whatever the lines below raise.
         batch.outcomes = [None] * len(entries)
-        error = readable(raised)
+        error = readable(error)  # Python drops this name at the end: no cycle
         if len(entries) == 1 and isinstance(error, ProcessDiedError) and owner.retry:
             return _run_singly(backend, batch, owner, clock)
         if len(entries) == 1:
@@ -346,10 +346,11 @@ def _run_singly(
             backend.forward([item])
         except RestartError:
             raise
-        except BaseException as raised:
-            error = readable(raised)
-            outcome = outcomes[position] = _outcome_of(error, entry, batch, backend)
-            failed += isinstance(outcome, BaseException)
+        except BaseException as error:
+            error = readable(error)
+            # Without a name: the traceback of the outcome's cause holds this frame.
+            outcomes[position] = _outcome_of(error, entry, batch, backend)
+            failed += isinstance(outcomes[position], BaseException)
             if isinstance(error, NEVER_RETRIED):
                 outcomes[position + 1 :] = [
                     _wrap(error, batch, backend) for _ in entries[position + 1 :]

@@ -61,6 +61,7 @@ class LoopExecutor(Executor):
         if error is None:
             return batch
         self._owner.executor_died(self, error)
+        del error  # its traceback holds this frame: a cycle
         self._end()
         return None
 

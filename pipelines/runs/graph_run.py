@@ -168,16 +168,10 @@ class GraphRun:
                     self.succeed({**self.item, "error": error})
                 except PenstockError as error:
                     self.fail(readable(error))
-                except BaseException as raised:
-                    cause = readable(raised)
+                except BaseException as error:
                     # A filter raised it. That includes CancelledError, which cancels nothing here:
                     # this is not a task.
-                    failure = BackendError(
-                        f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised "
-                        f"{type(cause).__name__}: {message_of(cause)}"
-                    )
-                    failure.__cause__ = cause
-                    self.fail(failure)
+                    self.fail(_filter_failure(plan_node, readable(error)))
         if left.kept and 0 < len(self.visits) == visits and left.outflow is not None:
             self._wait_at_join(result)
 
@@ -331,3 +325,12 @@ class GraphRun:
             Stage(name, batch.started - queued, batch.ended - batch.started, batch.size)
             for name, queued, batch in self.stages
         ]
+
+
+def _filter_failure(plan_node: PlanNode, cause: BaseException) -> BackendError:
+    failure = BackendError(
+        f"node {plan_node.name!r}: its filter {plan_node.filter_name} raised "
+        f"{type(cause).__name__}: {message_of(cause)}"
+    )
+    failure.__cause__ = cause
+    return failure

@@ -35,6 +35,7 @@ from penstock.backends.errors import (
     NotReady,
     QueueFull,
 )
+from penstock.backends.expressions.filters import Status, register_filter
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
 from penstock.pipelines.blocking.calls import Event
@@ -759,20 +760,49 @@ def test_nothing_holds_the_callers_data_after_the_call(
     gc.disable()
     try:
         for says in "fine", "unreadable", "raise":
-            for with_event in False, True:
-                item: dict[str, Any] = {"data": Data(says)}
+            # With another item in its batch, the item that raises runs again alone.
+            for with_event, others in (False, 0), (True, 0), (False, 1):
+                items: list[dict[str, Any]] = [{"data": 1} for _ in range(1 + others)]
+                items[0]["data"] = Data(says)
                 if with_event:
-                    item["event"] = Event()
-                gone = weakref.ref(item["data"])
+                    items[0]["event"] = Event()
+                gone = weakref.ref(items[0]["data"])
                 with contextlib.suppress(BackendError):
-                    p(item)
+                    p(items)
                     if with_event:
-                        item["event"].Wait()
-                del item
-                p({"data": 1})  # the executor has let go of the batch before
-                assert gone() is None, says
+                        items[0]["event"].Wait()
+                del items
+                p({"data": 1})  # the executor lets go of the batch before
+                until(lambda: gone() is None)
     finally:
         gc.enable()
+
+
+@pytest.mark.usefixtures("own_filters")
+def test_nothing_holds_the_data_that_a_filter_failed_for() -> None:
+    class Data:
+        pass
+
+    def broken(item: Item) -> Status:
+        if isinstance(item["data"], Data):
+            raise ValueError("on purpose")
+        return Status.RUN
+
+    register_filter("broken", broken)
+    nodes = {"a": {"backend": "Identity", "next": "b"}, "b": {"backend": "Act", "filter": "broken"}}
+    with pipe(nodes) as made:
+        gc.collect()
+        gc.disable()
+        try:
+            item: dict[str, Any] = {"data": Data()}
+            gone = weakref.ref(item["data"])
+            with contextlib.suppress(BackendError):
+                made(item)
+            del item
+            made({"data": 1})  # the executor lets go of the batch before
+            until(lambda: gone() is None)
+        finally:
+            gc.enable()
 
 
 # from inside asyncio, and from backends
