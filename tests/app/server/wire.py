@@ -84,19 +84,19 @@ class Client:
         self.writer.write(data)
 
     async def head(self) -> bytes:
-        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
+        return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 60)
 
     async def answer(self) -> bytes:
         """Return one whole answer, which has a Content-Length."""
         head = await self.head()
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        return head + await asyncio.wait_for(self.reader.readexactly(int(length or 0)), 10)
+        return head + await asyncio.wait_for(self.reader.readexactly(int(length or 0)), 60)
 
     async def all(self) -> bytes:
         """Return what comes until the server closes, in order or not."""
         received = b""
         with contextlib.suppress(ConnectionResetError):
-            while more := await asyncio.wait_for(self.reader.read(1 << 20), 10):
+            while more := await asyncio.wait_for(self.reader.read(1 << 20), 60):
                 received += more
         return received
 
@@ -161,6 +161,6 @@ async def served(root_path: str = "", **settings: Any) -> AsyncIterator[Served]:
 
 async def until(condition: Any) -> None:
     """Wait until the loop has made `condition` true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)

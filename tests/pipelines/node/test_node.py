@@ -291,7 +291,7 @@ async def test_a_change_during_a_decision_leads_to_another_one(
     monkeypatch.setattr(type(node.scheduler), "decide", enqueue_after)
     cls.gate.clear()  # else the end of the first batch would lead to a decision
     node.enqueue(early, 0.0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(cls.seen) < 2:
             await asyncio.sleep(0.001)
         cls.gate.set()
