@@ -126,7 +126,7 @@ async def overload(target: Target, rate: float, seconds: float) -> Overload:
 
 
 async def open_loops(target: Target, quick: bool) -> list[Figure]:
-    """Load a target with 2 and 5 times its capacity, for 10 and 30 s.
+    """Load a target with 2 and 5 times its capacity, for 10 and 30 s, a peer only for 10.
 
     The capacity is measured before and after each load, and their mean counts: machines get slower
     and faster.
@@ -134,7 +134,8 @@ async def open_loops(target: Target, quick: bool) -> list[Figure]:
     figures: list[Figure] = []
     pace = await measure_pace(target, 2.0 if quick else 5.0)
     say(f"{PART}, {target.name}: {pace.capacity:.1f} {target.unit}/s, {pace.alone * 1000:.1f} ms")
-    for seconds in (6.0,) if quick else (10.0, 30.0):
+    durations = (10.0,) if target.peer else (10.0, 30.0)
+    for seconds in (6.0,) if quick else durations:
         for factor in (2, 5):
             rate = factor * pace.capacity / mean(target.work)
             start = rss(target.pid) or 0.0

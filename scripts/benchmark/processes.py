@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
 
 def measure(quick: bool) -> list[Figure]:
-    return uvloop.run(compare(5 if quick else 9, 1.0 if quick else 2.0))
+    return uvloop.run(compare(5 if quick else 7, 1.0 if quick else 2.0))
 
 
 async def compare(rounds: int, seconds: float) -> list[Figure]:

@@ -29,7 +29,7 @@ PATH = "/predict/resnet18"
 
 
 def measure(quick: bool) -> list[Figure]:
-    seconds, pairs = (3.0, 3) if quick else (6.0, 7)
+    seconds, pairs = (3.0, 3) if quick else (6.0, 5)
     jpegs = synthetic_jpegs()
     with exported() as folder:
         model = read_model(folder / "resnet18.onnx")
