@@ -41,7 +41,7 @@ def needs_short_turns(node: Node) -> bool:
     That is known of built-in backends that run a model or look at pixels. Others are judged by
     their last batches.
     """
-    if node.config.executor != "thread":
+    if node.config.executor in ("loop", "process"):
         return False
     if any(True for group in node.config.instance_groups for _ in group.spec.blocking()):
         return True

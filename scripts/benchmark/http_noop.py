@@ -59,7 +59,7 @@ def measure(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
         (folder / "noop_backend.py").write_text(NOOP)
-        (folder / "noop.toml").write_text(PIPELINE)
+        (folder / "noop.toml").write_text(f'{PIPELINE}executor = "thread"\n')
         (folder / "loop.toml").write_text(f'{PIPELINE}executor = "loop"\n')
         (folder / "post.lua").write_text(WRK)
 
