@@ -60,7 +60,9 @@ async def compare(concurrency: int, items: int, pairs: int) -> tuple[list[Run], 
     """Return the runs of the plain loop and those of the pipeline, pair by pair."""
     plain: list[Run] = []
     ours: list[Run] = []
-    async with Pipeline.load({"noop": {"backend": "Identity", "max": MAX_BATCH}}) as pipeline:
+    # On a thread, as the plain loop's items are.
+    node = {"backend": "Identity", "max": MAX_BATCH, "executor": "thread"}
+    async with Pipeline.load({"noop": node}) as pipeline:
         loop = PlainLoop(MAX_BATCH)
         sides: list[tuple[Submit, list[Run]]] = [(loop.submit, plain), (pipeline, ours)]
         for pair in range(-1, pairs):  # the first is to warm up
