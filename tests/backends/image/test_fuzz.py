@@ -51,7 +51,7 @@ def changed(encoded: bytes, changes: list[tuple[str, int, bytes]]) -> bytes:
 
 
 @pytest.mark.parametrize("case", FILES)
-@settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=20_000, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=CHANGES)
 def test_damaged_files(case: str, changes: list[tuple[str, int, bytes]]) -> None:
     encoded = changed(FILES[case], changes)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
 from penstock.pipelines.node.scheduler import DeviceGroup, Scheduler
+
+pytestmark = pytest.mark.timeout(300)  # seconds; it takes 20 of one processor
 
 TIMEOUT = 2.0
 

@@ -31,6 +31,8 @@ from ..graphs.behaviour import BOUND, FILTERS, Request, Worker, act
 from ..graphs.generate import Tables, configurations, ends, items, skips
 from ..graphs.reference import Item, Outcome, Reference
 
+pytestmark = pytest.mark.timeout(300)  # seconds; the longest takes 30 of one processor
+
 GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "350"))
 MOST_OUTCOMES = 200
 EVENT_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
