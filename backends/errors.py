@@ -9,8 +9,8 @@ PenstockError
 ├── InvalidInput (ValueError)           an input does not decode or fit: a soft failure of one item
 │   ├── TooLarge                        body or decoded image above the bound
 │   └── MemoryFull                      requests hold all the memory that they may hold together
-├── QueueFull                           too many requests in flight
-├── Overloaded                          the request would wait past its deadline
+├── QueueFull                           too many requests in flight, or in the queue
+├── Overloaded                          the request would wait for too long
 ├── NotReady                            loading, draining, closed, or without executors
 ├── DeadlineExceeded (TimeoutError)     the request's deadline passed
 └── BackendError (RuntimeError)         a backend raised; names node and backend, has a `__cause__`
@@ -45,6 +45,8 @@ class PenstockError(Exception):
     code: str = "internal"
     status: int | None = None
     """The HTTP status, 400 to 599, of an error class of your own; None: that of its base class."""
+    retry_after: int | None = None
+    """Seconds after which a request that was refused for load should come again; None: unknown."""
     logged: bool = False
     """True if the log has it. A server logs what it answers by 500 and is not logged yet."""
 
@@ -140,13 +142,13 @@ class TooLarge(InvalidInput):
 
 
 class QueueFull(PenstockError):
-    """Raised when too many requests are in flight."""
+    """Raised when too many requests are in flight, or wait."""
 
     code = "queue_full"
 
 
 class Overloaded(PenstockError):
-    """Raised when a request would wait past its deadline."""
+    """Raised when a request would wait past its deadline, or for longer than `max_wait`."""
 
     code = "overloaded"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
@@ -63,7 +63,7 @@ class Pipeline:
         self._thread = 0
         self._is_running: Callable[[], bool]
         self._create_future: Callable[[], asyncio.Future[Item]]
-        self._admission = Admission(config.max_requests, clock)
+        self._admission = Admission(config, clock)
         self._files = config_files(config)
         self._loops = config.loop
         self._limit = config.timeout
@@ -103,6 +103,7 @@ class Pipeline:
             loop,
             clock=self._clock,
             on_batch=self._admission.update,
+            pressure=self._admission.pressure,
             caller=self,
         )
         self.nodes = self._admission.nodes = graph.nodes
@@ -121,7 +122,7 @@ class Pipeline:
         for pipeline in (self, *self.exposed):
             pipeline.state = state
 
-    def _join(self, whole: Pipeline) -> Admission:
+    def _join(self, whole: Pipeline) -> NodeAdmission:
         """Become one node of `whole`, which starts: requests that come in here queue there."""
         root = next(iter(self.plan.nodes.values()))
         node = root.node = whole.plan.nodes[root.name].node
@@ -133,8 +134,10 @@ class Pipeline:
         self._thread, self._is_running = whole._thread, whole._is_running
         self.nodes = (node,) if isinstance(node, Node) else ()
         self.composites = (node,) if isinstance(node, CompositeNode) else ()
-        self._admission = NodeAdmission(whole._admission, self.nodes or whole.nodes)
-        return self._admission
+        self._admission = admission = NodeAdmission(
+            whole._admission, self.config, self.nodes or whole.nodes
+        )
+        return admission
 
     async def close(self, timeout: float = 10.0) -> None:
         """Close the pipeline: refuse new requests, let those in flight end, and end the threads.
@@ -149,7 +152,7 @@ class Pipeline:
         ends = loop.time() + timeout
         if self.state != "closed":
             self._set_state("draining")
-            if self._admission.in_flight and timeout > 0:
+            if self.in_flight and timeout > 0:
                 await asyncio.wait([self.wait_empty()], timeout=timeout)
             self._set_state("closed")
         left = max(ends - loop.time(), 1.0)  # the threads get a second at least
@@ -210,12 +213,17 @@ class Pipeline:
     @property
     def in_flight(self) -> int:
         """The number of requests that were admitted and have not ended."""
-        return self._admission.in_flight
+        return self._admission.door.requests
 
     @property
     def refused(self) -> dict[str, int]:
         """The number of requests that were refused at admission, by code."""
         return self._admission.refused
+
+    @property
+    def pressure(self) -> bool:
+        """True while more requests come than can be answered in time."""
+        return self._admission.pressure.on
 
     @property
     def statistics(self) -> RequestStatistics:
@@ -226,7 +234,12 @@ class Pipeline:
 
     @overload
     async def __call__(
-        self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
+        self,
+        item: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+        client: Hashable = None,
     ) -> Item: ...
     @overload
     async def __call__(
@@ -235,6 +248,7 @@ class Pipeline:
         *,
         timeout: float | None = None,
         priority: int | None = None,
+        client: Hashable = None,
     ) -> list[Item]: ...
     async def __call__(
         self,
@@ -242,6 +256,7 @@ class Pipeline:
         *,
         timeout: float | None = None,
         priority: int | None = None,
+        client: Hashable = None,
     ) -> Item | list[Item]:
         """Run one item, or a list of items as one call. Return new dicts.
 
@@ -250,7 +265,8 @@ class Pipeline:
         streams returns the list of its parts: for each value that it yields, the final dict.
 
         `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: from 1
-        (highest) to the `priority_levels` of the entry node.
+        (highest) to the `priority_levels` of the entry node. `client`: anything hashable that tells
+        one client from another; under overload each gets its share.
 
         Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`),
         `MissingData`, `NotFound` (`node_name`), `QueueFull`, `Overloaded`, `NotReady`,
@@ -261,8 +277,8 @@ class Pipeline:
         if get_ident() != self._thread or not self._is_running():
             self._check_loop()
         if type(item) is not dict and isinstance(item, (list, tuple)):
-            return await self._call_many(item, timeout, priority)
-        submission = self.submit_nowait(as_item(item), timeout, priority)
+            return await self._call_many(item, timeout, priority, client)
+        submission = self.submit_nowait(as_item(item), timeout, priority, client=client)
         try:
             answer: Item = await submission.future
         except BaseException:
@@ -274,13 +290,19 @@ class Pipeline:
         return parts
 
     async def _call_many(
-        self, items: Sequence[Mapping[str, Any]], timeout: float | None, priority: int | None
+        self,
+        items: Sequence[Mapping[str, Any]],
+        timeout: float | None,
+        priority: int | None,
+        client: Hashable,
     ) -> list[Item]:
         submissions: list[Submission] = []
         try:
             for item in items:
                 # Not a comprehension: if one is refused, those before it are left.
-                submissions.append(self.submit_nowait(as_item(item), timeout, priority))  # noqa: PERF401
+                submissions.append(  # noqa: PERF401
+                    self.submit_nowait(as_item(item), timeout, priority, client=client)
+                )
             answers: list[Item] = await asyncio.gather(
                 *[submission.future for submission in submissions]
             )
@@ -290,7 +312,12 @@ class Pipeline:
                 submission.leave()
 
     async def stream(
-        self, item: Mapping[str, Any], *, timeout: float | None = None, priority: int | None = None
+        self,
+        item: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+        client: Hashable = None,
     ) -> AsyncGenerator[Item]:
         """Run one item and yield each part of the answer as it comes.
 
@@ -307,7 +334,7 @@ class Pipeline:
                 f"stream takes one item, a dict with 'data'; found a {type(given).__name__}: "
                 "call it once for each item"
             )
-        submission = self.submit_nowait(as_item(item), timeout, priority)
+        submission = self.submit_nowait(as_item(item), timeout, priority, client=client)
         try:
             if not isinstance(submission, StreamRun):
                 answer: Item = await submission.future
@@ -334,16 +361,19 @@ class Pipeline:
         priority: int | None = None,
         future: asyncio.Future[Item] | None = None,
         *,
+        client: Hashable = None,
         trace: Trace | None = None,
         request_id: str = "",
         run: Run | None = None,
+        until: float | None = None,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
         The item is read until the request ends and is never changed. It must hold neither `result`
         nor `error`. `future` takes the answer; without it the loop makes one. `trace` records what
         happens. `request_id` is for the log. `run`: an object of a subclass of `Run`, which this
-        makes the request's run instead of a new one.
+        makes the request's run instead of a new one. `until`: an earlier deadline than `timeout`
+        gives, on the pipeline's clock, which the caller has not set: admission does not go by it.
 
         Await `submission.future` for the final item (a soft failure is in its `error`), and call
         `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
@@ -356,9 +386,6 @@ class Pipeline:
                 f"pipeline {self.name!r}: the item has no 'data'; its keys are "
                 f"{sorted(map(str, item))}"
             )
-        limit = self._limit
-        if timeout is None or not timeout <= limit:  # written so that NaN gets the limit too
-            timeout = limit
         entry_point = self.plan.default
         if "node_name" in item:
             entry_point = self.plan.entry_point(item["node_name"], self.name)
@@ -371,27 +398,42 @@ class Pipeline:
             counted = entry_point.rows_of(item)
         if priority is not None:
             entry_point.check_priority(priority, self.name)
-        # Admission's counters are kept here and in `finish`, without calls: this is the hot path.
-        admission = self._admission
-        rows = admission.rows + counted
-        if (
-            admission.in_flight >= admission.max_requests
-            or rows * admission.pace + admission.run_time > timeout
-        ):
-            admission.check(counted, timeout, priority)
-        admission.in_flight += 1
-        admission.rows = rows
         now = self._clock()
+        admission = self._admission
+        door = admission.door
+        rows = door.rows + counted
+        limit = self._limit
+        # The common case is decided without a call: this is the hot path.
+        if timeout is None and rows <= admission.room:
+            ticket = None
+            if client is not None:
+                ticket = admission.ticket(counted, None, priority, client, now)
+        else:
+            if timeout is not None and not timeout <= limit:  # NaN gets the limit too
+                timeout = limit
+            admission.check(counted, timeout, priority, client, now)
+            ticket = admission.ticket(counted, timeout, priority, client, now)
+            if timeout is not None:
+                limit = timeout
+        door.requests += 1
+        door.rows = rows
+        deadline = now + limit
+        if until is not None and until < deadline:
+            deadline = until
         if future is None:
             future = self._create_future()
         if run is None:
-            run = Run(item, future, now + timeout, priority, size)
+            run = Run(item, future, deadline, priority, size)
         else:
-            Run.__init__(run, item, future, now + timeout, priority, size)
+            Run.__init__(run, item, future, deadline, priority, size)
         run.rows = counted
         run.request_id = request_id
         run.trace = trace
+        if ticket is not None:
+            run.ticket = ticket
         if self._loops:
+            if ticket is None:  # the runs of all rounds share it
+                run.ticket = admission.ticket(counted, None, priority, client, now)
             return self._graph.enter_rounds(entry_point, run, admission, now)
         run.admission = admission
         return self._graph.enter(entry_point, run, now)
@@ -429,11 +471,13 @@ class Pipeline:
                     self._graph.release_if_needed(entry, None)
                 return called.submit_nowait(
                     other,
-                    deadline - now,
+                    timeout,
                     priority,
                     future,
+                    client=None if entry.ticket is None else entry.ticket.client,
                     trace=self._graph.trace_of(entry),
                     request_id=entry.request_id,
+                    until=deadline,
                 )
         item = as_item(item)
         if "data" not in item:
@@ -447,7 +491,12 @@ class Pipeline:
         run = Run(item, future, deadline, entry.wanted if priority is None else priority, size)
         return self._graph.enter_for(entry_point, run, entry, now)
 
-    def check_admission(self, timeout: float | None = None, priority: int | None = None) -> None:
+    def check_admission(
+        self,
+        timeout: float | None = None,
+        priority: int | None = None,
+        client: Hashable = None,
+    ) -> None:
         """Raise `NotReady`, `QueueFull` or `Overloaded` if `submit_nowait` would raise it now.
 
         For callers that have not received the item's data yet: under overload, a request that is
@@ -455,14 +504,11 @@ class Pipeline:
         """
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
-        limit = self.config.timeout
-        budget = limit if timeout is None or timeout > limit else timeout
         admission = self._admission
-        if (
-            admission.in_flight >= admission.max_requests
-            or (admission.rows + 1) * admission.pace + admission.run_time > budget
-        ):
-            admission.check(1, budget, priority)
+        if timeout is not None or admission.door.rows >= admission.room:
+            if timeout is not None and not timeout <= self._limit:
+                timeout = self._limit
+            admission.check(1, timeout, priority, client, self._clock())
 
     def _check_loop(self) -> None:
         if asyncio._get_running_loop() is not self._loop and self._loop is not None:

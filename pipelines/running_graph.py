@@ -19,6 +19,7 @@ from .node.loop_node import LoopNode, LoopTurn
 from .node.node import Node
 from .node.outflow import Outflow
 from .node.queue import Entry
+from .overload.door import Pressure
 from .runs.admission import Admission
 from .runs.graph_run import GraphRun, NodeVisit
 from .runs.plan import EntryPoint, Plan, RunningNode
@@ -51,7 +52,8 @@ class RunningGraph:
         loop: asyncio.AbstractEventLoop,
         *,
         clock: Callable[[], float],
-        on_batch: Callable[[], None],
+        on_batch: Callable[[float], None],
+        pressure: Pressure,
         caller: CalledPipeline,
     ) -> None:
         self._name = config.name
@@ -59,6 +61,7 @@ class RunningGraph:
         self._clock = clock
         self._entry_points = plan.entry_points
         self._max_rounds = config.max_rounds
+        self._pressure = pressure
         self._closed = False
         self._takes_tensors = any(
             port.kind == "tensor" for port in (*config.inputs, *config.outputs)
@@ -80,9 +83,9 @@ class RunningGraph:
                 self.composites.append(fan_out)
             else:
                 running[name] = executing = (
-                    LoopNode(node, config, loop, clock, on_batch, turn=turn)
+                    LoopNode(node, config, loop, clock, on_batch, pressure=pressure, turn=turn)
                     if node.executor == "loop"
-                    else Node(node, config, loop, clock, on_batch)
+                    else Node(node, config, loop, clock, on_batch, pressure=pressure)
                 )
                 nodes.append(executing)
         self.nodes = tuple(nodes)
@@ -164,6 +167,7 @@ class RunningGraph:
             root=root.name,
             entry_point=entry_point,
             start=self.enter_for,
+            pressure=self._pressure,
         )
 
     async def start(self) -> None:
@@ -231,6 +235,7 @@ class RunningGraph:
         if self._closed:
             raise NotReady(f"pipeline {self._name!r} is closed")
         run.request_id = entry.request_id
+        run.ticket = entry.request_ticket()
         run.trace = self.trace_of(entry)
         return self.enter(entry_point, run, now)
 

@@ -45,4 +45,4 @@ def needs_short_turns(node: Node) -> bool:
         return False
     if any(True for group in node.config.instance_groups for _ in group.spec.blocking()):
         return True
-    return node.statistics.seconds_per_batch >= LONG_BATCH_SECONDS
+    return node.estimate.recent >= LONG_BATCH_SECONDS

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from penstock.backends.item import Item
@@ -79,6 +79,7 @@ class PipeCall:
     """A call with one item or several. Either all are answered, or the first failure ends it."""
 
     __slots__ = (
+        "client",
         "ended",
         "error",
         "keeps",
@@ -96,11 +97,14 @@ class PipeCall:
         items: Sequence[MutableMapping[str, Any]],
         timeout: float | None,
         priority: int | None,
-        keeps: object,
+        *,
+        client: Hashable = None,
+        keeps: object = None,
     ) -> None:
         self.runner = runner
         self.timeout = timeout
         self.priority = priority
+        self.client = client
         self.keeps = keeps  # what must live as long as the call runs
         self.error: BaseException | None = None
         self.ended = False
@@ -119,7 +123,9 @@ class PipeCall:
         try:
             for part in self.parts:
                 future = as_future(part)
-                part.run = submit_nowait(part.item, self.timeout, self.priority, future)
+                part.run = submit_nowait(
+                    part.item, self.timeout, self.priority, future, client=self.client
+                )
         except Exception as error:
             self.end(error)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +50,7 @@ class Pipe:
         *,
         timeout: float | None = None,
         priority: int | None = None,
+        client: Hashable = None,
     ) -> None:
         """Run one item, or a list of items as one call. Put the answers into the caller's dicts.
 
@@ -65,7 +66,8 @@ class Pipe:
           others, and none has a `result`.
 
         `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: from 1
-        (highest) to the `priority_levels` of the entry node.
+        (highest) to the `priority_levels` of the entry node. `client`: anything hashable that tells
+        one client from another; under overload each gets its share.
 
         With an `Event` in the item the call returns at once, and `event.Wait()` does the rest.
 
@@ -85,7 +87,8 @@ class Pipe:
         for caller_item in items:
             caller_item.pop("result", None)
             caller_item.pop("error", None)
-        call = PipeCall(runner, items, timeout, priority, None if event is None else self)
+        keeps = None if event is None else self
+        call = PipeCall(runner, items, timeout, priority, client=client, keeps=keeps)
         try:
             if event is not None:
                 event.attach(call)

@@ -2,9 +2,12 @@
 
 Each part is a run of its own through the graph that starts at `jump`. At most 2 x `max` parts of
 one node queue there at a time, and the items that they belong to take turns, so a small item does
-not wait for a large one. A batch that starts there makes room for the next parts at once, so that
-executors never wait for them. Python logic among the parts may send more items here and wait for
-them: those have room of their own (`Lane`).
+not wait for a large one. If more wait than can be answered in time, the oldest item sends all of
+its parts first: some items are ready in time then, instead of none.
+
+A batch that starts there makes room for the next parts at once, so that executors never wait for
+them. Python logic among the parts may send more items here and wait for them: those have room of
+their own (`Lane`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from penstock.backends.text import message_of
 from ..config.definition import DEFAULT_MAX, NodeConfig
 from ..node.node import Node
 from ..node.queue import Batch, Entry, Outcome
+from ..node.turns import SETTLE_DIVISOR
+from ..overload.door import Pressure
 from ..runs.inside import Inside
 from ..runs.plan import EntryPoint
 from ..runs.run import PARTS, Run, Submission, as_future
@@ -107,19 +112,52 @@ class Parent:
         self.answers: list[Item | None] = [None] * len(pieces)
         self.running: dict[FanOutPart, None] = {}
 
+    def order(self) -> tuple[bool, float]:
+        """Sort those first that have begun, then the oldest."""
+        return not self.sent, self.entry.enqueued
+
 
 class Lane:
     """The items of one depth with parts left to send, and the number of their queued parts.
 
     Each depth has a lane. With one lane for all, parts that wait for parts of their own at the same
     node could take all the room.
+
+    `oldest_first`: `turns` is in the order of arrival. `late`, under pressure: items that have been
+    inside for longer than the target and have sent no part yet.
     """
 
-    __slots__ = ("queued", "turns")
+    __slots__ = ("_settle_at", "late", "oldest_first", "queued", "turns")
 
     def __init__(self) -> None:
         self.turns: deque[Parent] = deque()
+        self.late: deque[Parent] = deque()
         self.queued = 0
+        self.oldest_first = False
+        self._settle_at = 0.0
+
+    def settle(self, pressure: Pressure, now: float) -> None:
+        """Bring the items into the order of the present pressure."""
+        oldest_first = pressure.on or pressure.deep
+        if oldest_first is not self.oldest_first or (self.late and not pressure.on):
+            self.oldest_first = oldest_first
+            self.turns = deque(sorted([*self.turns, *self.late], key=Parent.order))
+            self.late.clear()
+            self._settle_at = now
+        if pressure.on and now >= self._settle_at:
+            self._settle_at = now + pressure.target / SETTLE_DIVISOR
+            for parent in list(self.turns):
+                ticket = parent.entry.request_ticket()
+                if parent.sent or ticket is None:
+                    continue
+                if not ticket.started and now - ticket.came > pressure.target:
+                    ticket.become_late()
+                if ticket.late:
+                    self.turns.remove(parent)
+                    self.late.append(parent)
+
+    def remove(self, parent: Parent) -> None:
+        (self.turns if parent in self.turns else self.late).remove(parent)
 
 
 class FanOut(CompositeNode):
@@ -137,6 +175,7 @@ class FanOut(CompositeNode):
         root: str,
         entry_point: EntryPoint,
         start: Start,
+        pressure: Pressure,
     ) -> None:
         """`root` names the root of the graph that the composite itself is in."""
         super().__init__(config, loop, clock)
@@ -144,6 +183,7 @@ class FanOut(CompositeNode):
         self._root = root
         self.entry_point = entry_point
         self._start = start
+        self._pressure = pressure
         self._lanes: defaultdict[int, Lane] = defaultdict(Lane)
 
     @property
@@ -222,18 +262,22 @@ class FanOut(CompositeNode):
                     )
 
     def _feed(self, now: float) -> None:
-        """Send parts while there is room. The parents take turns."""
+        """Send parts while there is room."""
         target = self.entry_point.root.node
-        room = 2 * (target.scheduler.max if isinstance(target, Node) else DEFAULT_MAX)
+        most = target.scheduler.max if isinstance(target, Node) else DEFAULT_MAX
+        pressure = self._pressure
         for lane in self._lanes.values():
-            while lane.turns and lane.queued < room:
-                self._send(lane.turns.popleft(), now)
+            lane.settle(pressure, now)
+            while lane.turns and lane.queued < 2 * most:
+                self._send(_next_of(lane.turns, stay=lane.oldest_first), now)
+            while lane.late and not lane.turns and lane.queued < most:  # they only fill a batch
+                self._send(_next_of(lane.late, stay=True), now)
 
     def _send(self, parent: Parent, now: float) -> None:
         index = parent.sent
         parent.sent += 1
-        if parent.sent < len(parent.pieces):
-            parent.lane.turns.append(parent)
+        if not index and (ticket := parent.entry.request_ticket()) is not None:
+            ticket.started = True
         part = FanOutPart(parent, index)
         parent.running[part] = None
         parent.lane.queued += 1
@@ -303,13 +347,13 @@ class FanOut(CompositeNode):
 
     def _stop(self, parent: Parent) -> None:
         if parent.sent < len(parent.pieces):
-            parent.lane.turns.remove(parent)
+            parent.lane.remove(parent)
         for part in list(parent.running):
             run = part.run
             self._forget(part)
             if run is not None:
                 run.drop()
-        if any(lane.turns for lane in self._lanes.values()):
+        if any(lane.turns or lane.late for lane in self._lanes.values()):
             # In the loop's next iteration: the caller may walk over the queue that this feeds.
             self._loop.call_soon(self._feed_later, context=self._context)
 
@@ -390,6 +434,16 @@ class CopySplitNode(FanOut):
         results = [answer["result"] for answer in answers]
         item["result"] = concatenated(results)
         return item
+
+
+def _next_of(turns: deque[Parent], *, stay: bool) -> Parent:
+    """Return the first parent. If it has more than one part left, it stays first, or goes last."""
+    parent = turns[0]
+    if not stay or parent.sent + 1 == len(parent.pieces):
+        turns.popleft()
+        if parent.sent + 1 < len(parent.pieces):
+            turns.append(parent)
+    return parent
 
 
 def _keys_of(item: Item) -> str:

@@ -131,6 +131,16 @@ class PipelineConfig:
     """The largest number of requests that may be in flight."""
     timeout: float = 30.0
     """Seconds until the deadline of a request that sets none; a request may not set more."""
+    max_wait: float | None = 0.0
+    """Seconds that admitted requests should wait at most; the rest is refused under overload.
+
+    0: it follows from the times of the batches (`"auto"`). None: only bounds and deadlines refuse
+    (`"none"`).
+    """
+    queue_size: int | None = None
+    """The largest number of requests that may wait for an executor. None: `max_requests` alone."""
+    queue_timeout: float | None = None
+    """Seconds that an item may wait in the queue of a node. None: until its deadline."""
     entry: str | None = None
     """The node at which requests that name no node enter.
 

@@ -98,6 +98,19 @@ class ExposedTable(_Table):
     description: str = ""
 
 
+def _max_wait(value: Any) -> Any:
+    """Read `"auto"` (0), `"none"` (None) or seconds."""
+    if value in ("auto", "none"):
+        return 0.0 if value == "auto" else None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"expected 'auto', 'none' or seconds above 0, found {value!r}")
+    return seconds
+
+
 class PipelineTable(_Table):
     """`[pipeline]`."""
 
@@ -117,6 +130,9 @@ class PipelineTable(_Table):
     expose: dict[str, ExposedTable] = {}
     max_requests: int = Field(1024, ge=1)
     timeout: float = Field(30.0, gt=0)
+    max_wait: Annotated[float | None, BeforeValidator(_max_wait)] = 0.0
+    queue_size: int | None = Field(None, ge=1)
+    queue_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
     entry: str | None = None
     loop: bool = False
     max_rounds: int = Field(10_000, ge=1)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..config.definition import NodeConfig, PipelineConfig
+from ..overload.door import Pressure
 from .executor import Executor
 from .loop_executor import LoopExecutor
 from .node import Node
@@ -105,11 +106,12 @@ class LoopNode(Node):
         pipeline: PipelineConfig,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
-        on_batch: Callable[[], None],
+        on_batch: Callable[[float], None],
         *,
+        pressure: Pressure,
         turn: LoopTurn,
     ) -> None:
-        super().__init__(config, pipeline, loop, clock, on_batch)
+        super().__init__(config, pipeline, loop, clock, on_batch, pressure=pressure)
         self._turn = turn
         self._change = self._due = Due(self, turn)
         self._held = 0  # batches that held the loop since the last line about it
@@ -152,7 +154,7 @@ class LoopNode(Node):
         self.statistics.observe_batch(batch)
         if now - batch.started > HELD_SECONDS:
             self._log_held(batch, now)
-        self._on_batch()
+        self._on_batch(now)
         self._deliver(batch, now)
         if self.scheduler.buckets:
             self._changed()

@@ -29,6 +29,7 @@ from penstock.backends.loaded_files import LoadedFiles
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig, PipelineConfig
+from ..overload.door import Pressure
 from .executor import Executor
 from .inflow import Inflow
 from .outflow import Outflow
@@ -74,7 +75,8 @@ class Change(Protocol):
 class Node:
     """The queue, the scheduler and the executors of one node.
 
-    `on_batch` is called after every batch, before the results of that batch are delivered.
+    `on_batch` is called after every batch with the time, before its results are delivered.
+    `pressure`: that of its pipeline.
     """
 
     executor_class: ClassVar[type[Executor]] = Executor
@@ -85,7 +87,9 @@ class Node:
         pipeline: PipelineConfig,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
-        on_batch: Callable[[], None] = lambda: None,
+        on_batch: Callable[[float], None] = lambda now: None,
+        *,
+        pressure: Pressure | None = None,
     ) -> None:
         self.config = config
         self.name = config.name
@@ -101,9 +105,13 @@ class Node:
             batching_timeout=config.batching_timeout / 1000,
             priority_levels=config.priority_levels,
             stuck_after=config.stuck_after,
+            queue_timeout=pipeline.queue_timeout or NEVER,
             on_expired=self._expired,
             on_stuck=self._stuck,
         )
+        self.estimate = self.scheduler.estimate = self.statistics.estimate
+        if pressure is not None:
+            self.scheduler.pressure = pressure
         self.outflow = self.scheduler.outflow = Outflow(self._changed)
         self.closed = False
         self._pipeline = pipeline
@@ -191,17 +199,30 @@ class Node:
         return list(self._executors)
 
     @property
-    def seconds_per_item(self) -> float:
-        """Seconds per row of a request, with all executors at work; 0 before the first batch."""
-        executors = len(self.scheduler.idle) + len(self.scheduler.running)
-        return self.statistics.seconds_per_item * self.parts_per_item / max(1, executors)
+    def executor_count(self) -> int:
+        """The number of executors that run or wait for a batch."""
+        return len(self.scheduler.idle) + len(self.scheduler.running)
+
+    @property
+    def max_rows(self) -> int:
+        """The rows of the largest batch."""
+        return self.scheduler.max
+
+    def level_of(self, priority: int | None) -> int:
+        """Return the index of the level of requests with this priority; 0 is the most urgent."""
+        if not self._levels:
+            return 0
+        return min(priority or self.config.default_priority, self._levels) - 1
 
     def ahead_of(self, priority: int | None) -> int:
-        """Count the rows that would run before a request of this priority that arrives now."""
+        """Count the rows that would run before a request of this priority that arrives now.
+
+        What stands behind it by the order of `Turns` counts too.
+        """
         running = sum(batch.size for batch in self.scheduler.running.values())
         if not self._levels:
             return running + self.scheduler.queued
-        level = min(priority or self.config.default_priority, self._levels) - 1
+        level = self.level_of(priority)
         return running + sum(entry.size for entry in self.scheduler if entry.priority <= level)
 
     def watch_starts(self, watcher: Callable[[Batch], None]) -> None:
@@ -305,7 +326,7 @@ class Node:
                 key = object()
         scheduler.enqueue(entry, key, now)
         change = self._change
-        if not change.done() and (scheduler.idle or entry.deadline < self._timer_at):
+        if not change.done() and (scheduler.idle or scheduler.earliest < self._timer_at):
             change.set_result(None)  # as `_changed`, but without a call: this is the hot path
         if self.closed:  # nothing decides any more
             reason = f"node {self.name!r} is closed"
@@ -423,12 +444,12 @@ class Node:
 
     def _expired(self, entry: Entry) -> None:
         self.statistics.outcomes["expired"] += 1
-        fail_all(
-            [entry],
-            lambda: DeadlineExceeded(
-                f"node {self.name!r}: the deadline passed while the request was queued"
-            ),
-        )
+        limit = self._pipeline.queue_timeout
+        if limit is None or entry.deadline <= self._clock():
+            why = "the deadline passed while the request was queued"
+        else:
+            why = f"the request was queued for longer than {limit:g} s (queue_timeout)"
+        fail_all([entry], lambda: DeadlineExceeded(f"node {self.name!r}: {why}"))
 
     def _stuck(self, batch: Batch) -> None:
         """Answer the callers of a batch that hangs, and kill the child process that runs it.
@@ -488,7 +509,7 @@ class Node:
         if not short:
             self._decide(now)
         self.statistics.observe_batch(batch)
-        self._on_batch()
+        self._on_batch(now)
         self._deliver(batch, now)
         if short and scheduler.buckets:
             self._changed()

@@ -11,7 +11,10 @@ from typing import Any, TypeAlias
 from penstock.backends.errors import BackendError
 from penstock.backends.item import Item
 
+from ..overload.door import Pressure
+from ..overload.ticket import Ticket
 from .outflow import SMALL_BYTES, Outflow
+from .turns import Turns
 
 logger = logging.getLogger("penstock.node")
 
@@ -43,6 +46,7 @@ class Entry:
         "priority",
         "request_id",
         "size",
+        "ticket",
         "wanted",
     )
 
@@ -65,8 +69,17 @@ class Entry:
         self.enqueued: float
         self.arrival: int
         self.request_id = ""
+        # Its request, if that is more to admission than its rows, or if queues are in turns.
+        self.ticket: Ticket | None = None
         # The bytes that are counted as results of the node that it left (outflow.py).
         self.charge: tuple[Outflow, int] | None = None
+
+    def request_ticket(self) -> Ticket | None:
+        """Return the ticket of the request, made now if it came without one.
+
+        None if no admission counts it.
+        """
+        return self.ticket
 
     def charge_to(self, outflow: Outflow, size: int) -> None:
         """Count `size` bytes of the item as a result that waits here, until `release`."""
@@ -138,14 +151,15 @@ class Batch:
 class Bucket:
     """The queued entries of one shape key.
 
-    `levels` has one deque per priority level; without priorities there is one level.
+    `levels` has one deque per priority level, or `Turns`; without priorities there is one level.
     """
 
-    __slots__ = ("key", "levels", "size")
+    __slots__ = ("key", "levels", "size", "takes_turns")
 
     def __init__(self, key: Hashable, levels: int = 1) -> None:
         self.key = key
-        self.levels: tuple[deque[Entry], ...] = tuple(deque() for _ in range(levels))
+        self.levels: tuple[deque[Entry] | Turns[Entry], ...] = tuple(deque() for _ in range(levels))
+        self.takes_turns = False
         self.size = 0  # sum of the entries' sizes
 
     def __iter__(self) -> Iterator[Entry]:
@@ -162,6 +176,33 @@ class Bucket:
             if level:
                 return level[0]
         raise IndexError("an empty bucket has no head")
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """The order of the buckets: the level of the head, its lane and its arrival."""
+        for level in self.levels:
+            if level:
+                lane = level.rank if isinstance(level, Turns) else 0
+                return level[0].priority, lane, level[0].arrival
+        raise IndexError("an empty bucket has no rank")
+
+    def take_turns(self, pressure: Pressure) -> None:
+        """Order each level by `Turns` from now on."""
+        self.takes_turns = True
+        self.levels = tuple(Turns(pressure, level) for level in self.levels)
+
+    def end_turns(self) -> None:
+        """Order each level by arrival again."""
+        self.takes_turns = False
+        self.levels = tuple(
+            deque(sorted(level, key=lambda entry: entry.arrival)) for level in self.levels
+        )
+
+    def settle(self, now: float, run_time: float) -> None:
+        """Find who is late or due. `run_time`: the seconds of a batch."""
+        for level in self.levels:
+            if isinstance(level, Turns) and level:
+                level.settle(now, run_time)
 
     @property
     def oldest(self) -> float:
@@ -186,8 +227,10 @@ class Bucket:
         self.size -= entry.size
         return True
 
-    def take(self, limit: int) -> tuple[list[Entry], int]:
+    def take(self, limit: int, fill: int | None = None) -> tuple[list[Entry], int]:
         """Remove entries in order, up to the first that does not fit into `limit` rows.
+
+        With `fill`, entries of the last two lanes (`Turns`) are only taken up to so many rows.
 
         Returns the entries and the sum of their sizes. Entries whose future is done are dropped:
         their callers left in this iteration of the loop.
@@ -201,7 +244,9 @@ class Bucket:
                 size = entry.size
                 if entry.future.done():
                     dropped += size
-                elif size <= room:
+                elif size <= room and (
+                    fill is None or not taken or limit - room + size <= fill or _leads(level)
+                ):
                     room -= size
                     taken.append(entry)
                 else:
@@ -211,12 +256,21 @@ class Bucket:
         self.size = 0
         return taken, limit - room
 
-    def take_expired(self, now: float) -> list[Entry]:
-        """Remove and return the entries whose deadline has come."""
-        expired = [entry for entry in self if entry.deadline <= now]
+    def take_expired(self, now: float, queue_timeout: float = NEVER) -> list[Entry]:
+        """Remove and return the entries whose deadline has come, or that queued too long."""
+        expired = [
+            entry
+            for entry in self
+            if entry.deadline <= now or entry.enqueued + queue_timeout <= now
+        ]
         for entry in expired:
             self.remove(entry)
         return expired
+
+
+def _leads(level: deque[Entry] | Turns[Entry]) -> bool:
+    """Return whether the next entry stands before the patient and the late ones."""
+    return not isinstance(level, Turns) or level.rank < 2
 
 
 def fail_all(entries: Iterable[Entry], error: Callable[[], BaseException]) -> None:

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from penstock.backends.errors import BackendError
 
+from ..overload.door import Pressure
+from ..overload.estimate import Estimate
 from .outflow import Outflow
 from .queue import NEVER, Batch, Bucket, Entry, fail_all
 
@@ -45,17 +47,23 @@ class Startable(Protocol):
 class Scheduler:
     """The queue, the executors and the decision of one node.
 
-    `batching_timeout` and `stuck_after` are seconds. Three functions are called during a decision:
-    `on_expired` with each entry whose deadline came while it queued, `on_stuck` with each batch
-    that has run for `stuck_after`, and `on_start` with each batch as it starts. They may queue more
-    entries.
+    `batching_timeout`, `stuck_after` and `queue_timeout` are seconds. Three functions are called
+    during a decision: `on_expired` with each entry whose deadline or `queue_timeout` came while it
+    queued, `on_stuck` with each batch that has run for `stuck_after`, and `on_start` with each
+    batch as it starts. They may queue more entries.
     """
 
     __slots__ = (
         "_arrivals",
-        "_earliest",
+        "_idle_at",
+        "_spare",
+        "_spare_at",
+        "_times_out",
+        "_was_idle",
         "batching_timeout",
         "buckets",
+        "earliest",
+        "estimate",
         "idle",
         "levels",
         "max",
@@ -64,9 +72,13 @@ class Scheduler:
         "on_start",
         "on_stuck",
         "outflow",
+        "pressure",
+        "queue_timeout",
         "queued",
         "running",
+        "small",
         "stuck_after",
+        "takes_turns",
     )
 
     def __init__(
@@ -76,6 +88,7 @@ class Scheduler:
         batching_timeout: float = 0.0,
         priority_levels: int = 0,
         stuck_after: float = 60.0,
+        queue_timeout: float = NEVER,
         on_expired: Callable[[Entry], None],
         on_stuck: Callable[[Batch], None],
         on_start: Callable[[Batch], None] | None = None,
@@ -84,10 +97,15 @@ class Scheduler:
         self.batching_timeout = batching_timeout
         self.levels = priority_levels or 1
         self.stuck_after = stuck_after
+        self.queue_timeout = queue_timeout
+        self._times_out = queue_timeout < NEVER
         self.on_expired = on_expired
         self.on_stuck = on_stuck
         self.on_start = on_start
         self.outflow = Outflow()
+        self.estimate = Estimate()
+        self.pressure = Pressure()
+        self.takes_turns = False  # the buckets are in the order of `Turns`
         self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
         self.idle: list[Startable] = []  # the executor that ran last is last
         self.running: dict[Startable, Batch] = {}
@@ -95,7 +113,15 @@ class Scheduler:
         self.max = 1  # the largest batch that any executor has taken: no larger entry may queue
         self._arrivals = 0
         # No queued entry expires before this. It may be too early, but never too late.
-        self._earliest = NEVER
+        self.earliest = NEVER
+        # An executor was idle after the last decision, or at this time for the last time.
+        self._was_idle = False
+        self._idle_at = -NEVER
+        # A batch of at most so many rows shows that the node has time left (rule 6).
+        self.small = 0
+        # The levels below this index could have had more of the last batch.
+        self._spare = 0
+        self._spare_at = [-NEVER] * self.levels  # by level: until when that was so
 
     def __repr__(self) -> str:
         active, idle = len(self.running), len(self.idle)
@@ -108,6 +134,8 @@ class Scheduler:
         bucket = self.buckets.get(key)
         if bucket is None:
             bucket = self.buckets[key] = Bucket(key, self.levels)
+            if self.takes_turns:
+                bucket.take_turns(self.pressure)
         self._arrivals += 1
         entry.arrival = self._arrivals
         entry.enqueued = now
@@ -116,8 +144,10 @@ class Scheduler:
         size = entry.size
         bucket.size += size
         self.queued += size
-        if entry.deadline < self._earliest:  # noqa: PLR1730  a call costs more
-            self._earliest = entry.deadline
+        if entry.deadline < self.earliest:  # noqa: PLR1730  a call costs more
+            self.earliest = entry.deadline
+        if self._times_out:
+            self.earliest = min(self.earliest, now + self.queue_timeout)
 
     def discard(self, entry: Entry) -> bool:
         """Drop a queued entry whose caller left. Return whether the entry was queued."""
@@ -137,6 +167,8 @@ class Scheduler:
         del self.running[executor]
         executor.device_group.busy -= 1
         self.idle.append(executor)
+        if not self.buckets:  # there may be no decision before something comes
+            self._was_idle = True
 
     def remove(self, executor: Startable) -> Batch | None:
         """Remove an executor. Return the batch that it was running, if any."""
@@ -154,7 +186,7 @@ class Scheduler:
             bucket.clear()
         self.buckets.clear()
         self.queued = 0
-        self._earliest = NEVER
+        self.earliest = NEVER
         return entries
 
     # the decision
@@ -164,8 +196,13 @@ class Scheduler:
 
         Returns when to decide next if nothing changes before; infinity if there is no need.
         """
-        if now >= self._earliest:
+        if self._was_idle:
+            self._idle_at = now
+        if now >= self.earliest:
             self._expire(now)
+        pressure = self.pressure
+        if pressure.sorts or self.takes_turns:
+            self._order(now)
         if self.outflow.bytes and self.outflow.full:  # rule 9
             return self._next_wake(now)
         while self.idle and self.buckets:
@@ -174,11 +211,62 @@ class Scheduler:
                 break
             bucket, executor = choice
             queued = bucket.size
-            entries, size = bucket.take(executor.max)
+            if bucket.takes_turns or self.queued > pressure.base:
+                entries, size = bucket.take(*self._limits(executor.max, bucket.head.size))
+            else:
+                entries, size = bucket.take(executor.max)
             self._settle(bucket, queued - bucket.size)
             if entries:  # empty if all their callers have left
+                lowest = entries[-1].priority
+                if size <= self.small and not self.buckets:
+                    lowest = self.levels
+                if lowest or self._spare:
+                    self._note_spare(lowest, now)
                 self._start(executor, entries, size, now)
+        self._was_idle = bool(self.idle)
         return self._next_wake(now)
+
+    def _note_spare(self, lowest: int, now: float) -> None:
+        """Note that a batch had room left for the levels above `lowest`."""
+        for level in range(self._spare):
+            self._spare_at[level] = now
+        self._spare = lowest
+
+    def _order(self, now: float) -> None:
+        """Bring the buckets into the order of `Turns`, or back (rule 6)."""
+        turns = self.pressure.sorts
+        if turns != self.takes_turns:
+            self.takes_turns = turns
+            for bucket in self.buckets.values():
+                if turns:
+                    bucket.take_turns(self.pressure)
+                else:
+                    bucket.end_turns()
+        if turns:
+            for bucket in self.buckets.values():
+                bucket.settle(now, self.estimate.recent)
+
+    def _limits(self, most: int, head: int) -> tuple[int, int]:
+        """Return the most rows of a batch if many wait, and to how many late ones fill it (rule 6).
+
+        `head`: the rows of the entry that goes in any case.
+        """
+        pressure, estimate = self.pressure, self.estimate
+        good = max(head, estimate.good_size(most))
+        if pressure.on or pressure.shared or self.queued > pressure.base:
+            most = max(good, estimate.most_within(pressure.target, most))
+        return most, good
+
+    def idle_until(self, now: float, level: int) -> float:
+        """Return when an executor was idle for the last time: `now` if one is.
+
+        It counts as idle too while it runs a small batch that was all that queued. To a level it
+        counts as idle while it runs a batch that has lower ones in it.
+        """
+        # What came since the last decision has not been decided on: it may be a burst.
+        if self._was_idle or level < self._spare:
+            return now
+        return max(self._idle_at, self._spare_at[level])
 
     def _start(self, executor: Startable, entries: list[Entry], size: int, now: float) -> None:
         try:
@@ -206,15 +294,26 @@ class Scheduler:
 
         That is so if no group is idle, or if the queued items fill the idle executors.
         """
+        return self.room <= self.queued
+
+    @property
+    def room(self) -> int:
+        """The rows that the executors of idle groups take at once."""
         room = 0
         for executor in self.idle:
             if not executor.device_group.busy:
                 room += executor.max
-        return room <= self.queued
+        return room
 
     def _choose(self, now: float) -> tuple[Bucket, Startable] | None:
         """Choose the bucket with the smallest head (priority, arrival) that may start (rule 3)."""
         choice: tuple[Bucket, Startable] | None = None
+        if self.takes_turns:
+            for bucket in sorted(self.buckets.values(), key=lambda bucket: bucket.rank):
+                executor = self._executor_for(bucket, bucket.head, now)
+                if executor is not None:
+                    return bucket, executor
+            return None
         order = (0, 0)
         for bucket in self.buckets.values():
             head = bucket.head
@@ -250,14 +349,15 @@ class Scheduler:
 
     def _expire(self, now: float) -> None:
         """Answer every queued entry that has reached its deadline (rule 5)."""
-        self._earliest = NEVER
+        self.earliest = NEVER
         expired: list[Entry] = []
         for bucket in list(self.buckets.values()):
             queued = bucket.size
-            expired += bucket.take_expired(now)
+            expired += bucket.take_expired(now, self.queue_timeout)
             self._settle(bucket, queued - bucket.size)
             for entry in bucket:
-                self._earliest = min(self._earliest, entry.deadline)
+                end = min(entry.deadline, entry.enqueued + self.queue_timeout)
+                self.earliest = min(self.earliest, end)
         # Only now, because this may remove other entries from the buckets, or queue new ones.
         failure: Exception | None = None
         for entry in expired:
@@ -269,7 +369,7 @@ class Scheduler:
             raise failure
 
     def _next_wake(self, now: float) -> float:
-        wake = self._earliest if self.buckets else NEVER
+        wake = self.earliest if self.buckets else NEVER
         if self.idle:
             largest = max(executor.max for executor in self.idle)
             for bucket in self.buckets.values():

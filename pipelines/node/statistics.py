@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput, NotReady
 
+from ..overload.estimate import Estimate
+from ..overload.ticket import GIVEN_UP
 from .queue import Batch
 
 SECONDS_BOUNDS = (
@@ -28,6 +30,9 @@ SECONDS_BOUNDS = (
     10.0,
     30.0,
 )
+ESTIMATE_SECONDS = 0.002
+"""The estimate learns from a batch this often, and from each of the first `EARLY_BATCHES`."""
+EARLY_BATCHES = 100
 BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -70,6 +75,8 @@ class RequestStatistics:
 
     `failures`: soft (the input can't be read), failed, expired, cancelled, unready (the pipeline
     was closed meanwhile), unwritten (a network protocol could not write the answer).
+
+    `given_up` counts those that were cancelled or expired after more than `patience` seconds.
     """
 
     __slots__ = (
@@ -77,6 +84,8 @@ class RequestStatistics:
         "clock",
         "failed_seconds",
         "failures",
+        "given_up",
+        "patience",
         "queued",
         "reading",
         "rows",
@@ -96,6 +105,8 @@ class RequestStatistics:
             ("soft", "failed", "expired", "cancelled", "unready", "unwritten"), 0
         )
         self.failed_seconds = 0.0
+        self.given_up = 0
+        self.patience = math.inf
 
     @property
     def computed(self) -> float:
@@ -120,7 +131,10 @@ class RequestStatistics:
     def fail(self, how: str, since: float) -> None:
         """Count a request that came at `since` and failed; `how` is a key of `failures`."""
         self.failures[how] += 1
-        self.failed_seconds += self.clock() - since
+        seconds = self.clock() - since
+        self.failed_seconds += seconds
+        if how in GIVEN_UP and seconds > self.patience:
+            self.given_up += 1
 
     def take_back(self, size: int) -> None:
         """Count a request as unwritten that was counted as good a moment ago."""
@@ -150,7 +164,7 @@ def kind_of_failure(error: BaseException) -> str:
 
 
 class NodeStatistics:
-    """Counters of one node, and the rate of its last 32 batches. Warm-up is not counted.
+    """Counters of one node, and the estimate of its batches' times. Warm-up is not counted.
 
     `outcomes`: items by how they left the node: ok, soft (unreadable), failed, expired (while they
     queued, or late), cancelled. `sizes`: by number of rows, how many batches ran, and for how many
@@ -158,22 +172,17 @@ class NodeStatistics:
     """
 
     __slots__ = (
-        "_recent",
-        "_recent_seconds",
-        "_recent_size",
+        "_estimate_at",
         "batch_seconds",
         "batch_size",
         "batches",
+        "estimate",
         "last",
         "outcomes",
         "queue_seconds",
         "restarts",
-        "seconds_per_batch",
-        "seconds_per_item",
         "sizes",
     )
-
-    RECENT_BATCHES = 32
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = dict.fromkeys(
@@ -185,12 +194,9 @@ class NodeStatistics:
         self.sizes: dict[int, list[float]] = {}
         self.last: float | None = None
         self.restarts = 0
-        self._recent: list[tuple[int, float]] = []  # a ring, at most RECENT_BATCHES long
-        self._recent_size = 0
-        self._recent_seconds = 0.0
         self.batches = 0
-        self.seconds_per_item = 0.0  # executor time per row, over the recent batches
-        self.seconds_per_batch = 0.0  # over the recent batches
+        self.estimate = Estimate()
+        self._estimate_at = -math.inf
 
     def observe_batch(self, batch: Batch) -> None:
         """Count a batch that has run. Its items count as ok; `count` corrects that."""
@@ -208,19 +214,11 @@ class NodeStatistics:
         else:
             total[0] += 1
             total[1] += seconds
-        self._recent_size += size
-        self._recent_seconds += seconds
-        if len(self._recent) < self.RECENT_BATCHES:
-            self._recent.append((size, seconds))
-        else:
-            slot = self.batches % self.RECENT_BATCHES
-            old_size, old_seconds = self._recent[slot]
-            self._recent_size -= old_size
-            self._recent_seconds -= old_seconds
-            self._recent[slot] = size, seconds
         self.batches += 1
-        self.seconds_per_item = self._recent_seconds / self._recent_size
-        self.seconds_per_batch = self._recent_seconds / len(self._recent)
+        if batch.ended >= self._estimate_at:
+            if self.batches > EARLY_BATCHES:
+                self._estimate_at = batch.ended + ESTIMATE_SECONDS
+            self.estimate.observe(size, seconds)
 
     def count(self, outcome: str) -> None:
         """Count an item of an observed batch as something else than ok."""

@@ -1,86 +1,299 @@
 """Admission at a pipeline's entry: the one place that may refuse a request for load.
 
-Rule 6 of docs/explanation/scheduling.md.
+Rule 6 of docs/explanation/scheduling.md. What is decided is in `overload/`; here it meets the
+nodes, the bounds of the configuration and the clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
-from penstock.backends.errors import Overloaded, QueueFull
+from penstock.backends.errors import Overloaded, PenstockError, QueueFull
 
+from ..config.definition import PipelineConfig
 from ..node.node import Node
+from ..node.queue import Entry
 from ..node.statistics import RequestStatistics
+from ..overload.door import Door, LevelEndings, Pressure, retry_after
+from ..overload.rates import Rates
+from ..overload.ticket import Ticket
+
+RESERVED_DIVISOR = 8
+"""The rule leaves an eighth of `max_requests` to clients that have less than their share inside."""
+
+REFRESH_SECONDS = 0.05
+"""The rates are taken anew this often, and after each of the first `EARLY_BATCHES`."""
+EARLY_BATCHES = 100
 
 
 class Admission:
-    """Counts the requests in flight, and estimates whether one more can be answered in time.
+    """Counts the requests in flight and decides about one more.
 
-    `in_flight` counts requests, `rows` their rows (node/rows.py). A refusal costs no queue, no
-    future and no thread.
+    A refusal costs no queue, no future and no thread. `door` counts all requests; `room` is the
+    number of rows up to which nothing needs to be decided about a request that sets no deadline.
     """
 
     __slots__ = (
+        "_batches",
+        "_chains",
+        "_default_level",
+        "_max_wait",
+        "_queue_size",
+        "_refresh_at",
+        "door",
         "draining",
         "exposed",
-        "in_flight",
         "max_requests",
         "nodes",
-        "pace",
+        "pressure",
+        "rates",
         "refused",
         "requests",
-        "rows",
+        "room",
         "run_time",
     )
 
-    def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: PipelineConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes: Sequence[Node] = ()
-        self.exposed: Sequence[Admission] = ()  # those of the pipeline's exposed nodes
-        self.max_requests = max_requests
-        self.in_flight = 0
+        self.exposed: Sequence[NodeAdmission] = ()  # those of the pipeline's exposed nodes
+        self.max_requests = config.max_requests
         self.draining: asyncio.Future[None] | None = None
-        self.rows = 0
-        self.pace = 0.0  # seconds per row at the slowest node; 0 until a batch has run
-        self.run_time = 0.0  # seconds an item spends running, over all nodes
         self.refused = {"queue_full": 0, "overloaded": 0}
         self.requests = RequestStatistics(clock)
+        self.rates = Rates(config.max_wait, config.timeout)
+        self.run_time = 0.0  # seconds that an item spends running, over all nodes
+        self.pressure = Pressure()
+        leveled = max(config.nodes.values(), key=lambda node: node.priority_levels)
+        levels = leveled.priority_levels or 1
+        self._default_level = max(leveled.default_priority, 1)
+        self._max_wait = config.max_wait
+        self._make_doors(levels)
+        self._queue_size = config.queue_size
+        self._batches = 0
+        self._refresh_at = 0.0
+        self.room = 0.0
+        self._set_room()
 
-    def update(self) -> None:
-        """Take the new rates after a batch has run."""
-        pace = run_time = 0.0
-        for node in self.nodes:
-            pace = max(pace, node.seconds_per_item)
-            run_time += node.statistics.seconds_per_batch
-        self.pace = pace
-        self.run_time = run_time
-        for admission in self.exposed:
-            admission.update()
+    def _make_doors(self, levels: int) -> None:
+        doors = [Door([LevelEndings()]) for _ in range(levels - 1)]
+        # Without the rule nothing tells the nodes of pressure: first come, first served.
+        self.door = Door([self.requests], None if self._max_wait is None else self.pressure)
+        self.pressure.doors = (*doors, self.door)
+        # By level, the doors that count its requests. The first of them decides.
+        self._chains = tuple(self.pressure.doors[level:] for level in range(levels))
 
-    def check(self, size: int, budget: float, priority: int | None) -> None:
+    # what the nodes report
+
+    def update(self, now: float) -> None:
+        """Take the new rates now and then, after a batch has run and before its results are
+        delivered.
+        """
+        if now >= self._refresh_at:
+            self._batches += 1
+            if self._batches > EARLY_BATCHES:
+                self._refresh_at = now + REFRESH_SECONDS
+            self.refresh(now)
+
+    def refresh(self, now: float) -> None:
+        """Take the new rates, and let the doors look at the time."""
+        for door in self.pressure.doors:
+            door.note()
+        self._take_rates()
+        self.pressure.target = self.requests.patience = self.rates.target
+        for exposed in self.exposed:
+            exposed._take_rates()
+            exposed.requests.patience = self.rates.target
+        for level, door in enumerate(self.pressure.doors):
+            door.observe(self._idle_until(level + 1, now), self.rates.base, now)
+        if self._max_wait is not None:
+            self.pressure.look(self.rates.base)
+
+    def _take_rates(self) -> None:
+        self.rates.update(self.nodes)
+        self.run_time = sum(node.estimate.recent for node in self.nodes)
+        if self.rates.slowest is not None:
+            self.nodes[self.rates.slowest].scheduler.small = self.rates.small
+        self._set_room()
+
+    def _set_room(self) -> None:
+        rates = self.rates
+        rates.base = min(rates.base, self.max_requests - self.max_requests // RESERVED_DIVISOR)
+        if len(self._chains) > 1 or self._queue_size is not None:
+            self.room = 0
+        elif self._max_wait is None:
+            self.room = self.max_requests
+        else:
+            self.room = rates.base
+
+    def _idle_until(self, priority: int | None, now: float) -> float:
+        """Return when the slowest node had an executor for this priority for the last time."""
+        if self.rates.slowest is None:
+            return now
+        node = self.nodes[self.rates.slowest]
+        return node.scheduler.idle_until(now, node.level_of(priority))
+
+    # the decision
+
+    def check(
+        self,
+        size: int,
+        timeout: float | None,
+        priority: int | None,
+        client: Hashable,
+        now: float,
+    ) -> None:
         """Raise `QueueFull` or `Overloaded` if a request of `size` rows should be refused.
 
-        `budget`: the seconds until its deadline. `Pipeline.submit_nowait` calls this only if one of
-        the two conditions below holds. It counts the request itself.
+        `timeout`: the seconds until the deadline that its caller has set; None: the caller has set
+        none.
         """
-        if self.in_flight >= self.max_requests:
-            self.refused["queue_full"] += 1
-            raise QueueFull(
-                f"too many requests in flight: {self.in_flight} "
-                f"(max_requests = {self.max_requests})"
+        chain = self._chain(priority)
+        door = chain[0]
+        if door.requests >= self.max_requests:
+            self._refuse_full(
+                door,
+                f"too many requests in flight: {door.requests} "
+                f"(max_requests = {self.max_requests})",
+                now,
             )
+        if self._queue_size is not None:
+            self._check_queue(door, priority, self._queue_size, now)
+        if timeout is None:
+            if self._max_wait is not None:
+                self._check_rule(door, size, priority, client, now)
+            return
         # As if all rows in flight were ahead of it: no finer estimate is larger.
-        if (self.rows + size) * self.pace + self.run_time > budget:
-            self._estimate(size, budget, priority)
+        if (self.door.rows + size) * self.rates.best + self.run_time > timeout:
+            self._estimate(door, size, timeout, priority, now)
+
+    def _check_rule(
+        self, door: Door, size: int, priority: int | None, client: Hashable, now: float
+    ) -> None:
+        """Raise `Overloaded` if the rule refuses the request."""
+        rates = self.rates
+        if not door.admits(size, client, rates, self._idle_until(priority, now), now):
+            self.refused["overloaded"] += 1
+            raise _refusal(
+                Overloaded,
+                f"more comes than can be answered: {door.n} rows are inside, about "
+                f"{door.n * rates.best * 1000:.0f} ms of work; {rates.base:.0f} rows can be "
+                f"answered within {rates.target:g} s (max_wait)",
+                (door.n + size - rates.base) * rates.best,
+            )
+
+    def ticket(
+        self,
+        size: int,
+        timeout: float | None,
+        priority: int | None,
+        client: Hashable,
+        now: float,
+    ) -> Ticket:
+        """Return the ticket of an admitted request. The caller counts it at `door`."""
+        return Ticket(
+            self._chain(priority),
+            self.pressure,
+            size,
+            now,
+            client=client,
+            patient=timeout is not None and self._is_patient(timeout),
+        )
+
+    def _chain(self, priority: int | None) -> tuple[Door, ...]:
+        chains = self._chains
+        return chains[min(priority or self._default_level, len(chains)) - 1]
+
+    def _is_patient(self, timeout: float) -> bool:
+        return self._max_wait is not None and timeout > 2 * self.rates.target
+
+    def _refuse_full(self, door: Door, text: str, now: float) -> None:
+        door.refuse(now)
+        self.refused["queue_full"] += 1
+        raise _refusal(QueueFull, text, (door.n - self.rates.base) * self.rates.best)
+
+    def _check_queue(self, door: Door, priority: int | None, most: int, now: float) -> None:
+        """Raise `QueueFull` if `most` requests wait already, of this level and those above it.
+
+        A request waits if it queues somewhere and nothing of it runs. What idle executors will take
+        at the end of this iteration of the loop does not wait.
+        """
+        if door.requests < most:
+            return
+        waiting: set[object] = set()
+        for node in self.nodes:
+            level = node.level_of(priority)
+            room = node.scheduler.room
+            for entry in node.scheduler:
+                if entry.priority > level or entry.future.done():
+                    continue
+                if room >= entry.size:
+                    room -= entry.size
+                else:
+                    waiting.add(_request_of(entry))
+        if len(waiting) >= most:
+            for node in self.nodes:
+                for batch in node.scheduler.running.values():
+                    waiting.difference_update(map(_request_of, batch.entries))
+        if len(waiting) >= most:
+            self._refuse_full(
+                door, f"too many requests wait: {len(waiting)} (queue_size = {most})", now
+            )
+
+    def _estimate(
+        self,
+        door: Door,
+        size: int,
+        timeout: float,
+        priority: int | None,
+        now: float,
+    ) -> None:
+        """Raise `Overloaded` if the request would have to queue, and past its deadline.
+
+        If a group is idle nothing is refused: the estimate may be wrong, and a run corrects it.
+        """
+        rates = self.rates
+        if rates.slowest is None:
+            return
+        slowest = self.nodes[rates.slowest]
+        if not slowest.scheduler.would_queue:
+            return
+        ahead = 0.0
+        for node in self.nodes[: rates.slowest + 1]:
+            ahead += node.ahead_of(priority) / node.parts_per_item
+        parts = slowest.parts_per_item
+        if parts > 1:  # most parts are not queued there yet
+            ahead = max(ahead, door.rows)
+        if not self._is_patient(timeout):
+            ahead = max(0.0, ahead - door.late - door.patient)
+        estimate, most = slowest.estimate, slowest.max_rows
+        per_row = estimate.hopeful(most) / most * parts / max(1, slowest.executor_count)
+        per_row = min(rates.best, per_row)
+        run = self.run_time - estimate.recent
+        run += estimate.hopeful(min(most, (ahead + size) * parts))
+        if parts > 1:
+            run += size * per_row
+        wait = ahead * per_row + run
+        if wait > timeout:
+            door.refuse(now)
+            self.refused["overloaded"] += 1
+            raise _refusal(
+                Overloaded,
+                f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node "
+                f"{slowest.name!r}), the deadline is in {timeout * 1000:.0f} ms",
+                wait - timeout,
+            )
+
+    # ends
 
     def leave(self, size: int) -> None:
         """Stop counting a request of `size` rows that has ended."""
-        self.in_flight -= 1
-        self.rows -= size
+        self.door.requests -= 1
+        self.door.rows -= size
         self.settle()
 
-    def end(self, size: int, came: float, failure: str) -> None:
+    def end(self, size: int, came: float, failure: str, ticket: Ticket | None) -> None:
         """Count the end of a request that came at `came`, and stop counting it as in flight.
 
         `failure`: a key of `RequestStatistics.failures`, or "" for a good end.
@@ -89,11 +302,13 @@ class Admission:
             self.requests.fail(failure, came)
         else:
             self.requests.succeed(size, came)
+        if ticket is not None:
+            ticket.leave(failure, self.requests.clock())
         self.leave(size)
 
     def settle(self) -> None:
         """Wake the waiter of `wait_empty` if no request is in flight."""
-        if self.draining is not None and not self.in_flight and not self.draining.done():
+        if self.draining is not None and not self.door.requests and not self.draining.done():
             self.draining.set_result(None)
             self.draining = None
 
@@ -102,29 +317,6 @@ class Admission:
         if self.draining is None or self.draining.done():
             self.draining = asyncio.get_running_loop().create_future()
         return self.draining
-
-    def _estimate(self, size: int, budget: float, priority: int | None) -> None:
-        """Raise `Overloaded` if the request would have to queue, and for too long.
-
-        If a group is idle nothing is refused: the estimate may be wrong, and a run corrects it.
-        """
-        slowest = max(self.nodes, key=lambda node: node.seconds_per_item, default=None)
-        if slowest is None or not slowest.scheduler.would_queue:
-            return
-        ahead = 0.0
-        for node in self.nodes:
-            ahead += node.ahead_of(priority) / node.parts_per_item
-            if node is slowest:
-                break
-        if slowest.parts_per_item > 1:  # most parts are not queued there yet
-            ahead = max(ahead, self.rows)
-        wait = (ahead + size) * self.pace + self.run_time
-        if wait > budget:
-            self.refused["overloaded"] += 1
-            raise Overloaded(
-                f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node "
-                f"{slowest.name!r}), the deadline is in {budget * 1000:.0f} ms"
-            )
 
 
 class NodeAdmission(Admission):
@@ -136,26 +328,15 @@ class NodeAdmission(Admission):
 
     __slots__ = ("_whole",)
 
-    def __init__(self, whole: Admission, nodes: Sequence[Node]) -> None:
+    def __init__(self, whole: Admission, config: PipelineConfig, nodes: Sequence[Node]) -> None:
         self._whole = whole
-        super().__init__(whole.max_requests, whole.requests.clock)
+        super().__init__(config, whole.requests.clock)
         self.nodes = nodes
-
-    @property
-    def in_flight(self) -> int:
-        return self._whole.in_flight
-
-    @in_flight.setter
-    def in_flight(self, count: int) -> None:
-        self._whole.in_flight = count
-
-    @property
-    def rows(self) -> int:
-        return self._whole.rows
-
-    @rows.setter
-    def rows(self, count: int) -> None:
-        self._whole.rows = count
+        self.pressure = whole.pressure
+        self.door = whole.door
+        self._chains = whole._chains
+        self._default_level = whole._default_level
+        self.door.endings.append(self.requests)
 
     @property
     def draining(self) -> asyncio.Future[None] | None:
@@ -166,3 +347,14 @@ class NodeAdmission(Admission):
         self, future: asyncio.Future[None] | None
     ) -> None:
         self._whole.draining = future
+
+
+def _request_of(entry: Entry) -> object:
+    """Return what the entries of one request have in common."""
+    return entry if entry.ticket is None else entry.ticket
+
+
+def _refusal(kind: type[PenstockError], text: str, seconds: float) -> PenstockError:
+    error = kind(text)
+    error.retry_after = retry_after(seconds)
+    return error

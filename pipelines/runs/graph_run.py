@@ -18,6 +18,7 @@ from penstock.backends.text import message_of, repr_of
 from ..node.outflow import Outflow, bytes_of, bytes_of_all
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import covered, kind_of_failure
+from ..overload.ticket import Ticket
 from .plan import EntryPoint, PlanNode
 from .run import Run, Stage, as_soft_failure
 
@@ -32,6 +33,7 @@ class NodeVisit(Entry):
     ) -> None:
         super().__init__(item, run.future, run.deadline, run.priority, run.size)
         self.request_id = run.request_id
+        self.ticket = run.ticket
         self.run = run
         self.plan_node = plan_node
         self.outflow = outflow  # of the node that it comes from
@@ -74,6 +76,10 @@ class NodeVisit(Entry):
             count("failed")
             run.fail(outcome)
 
+    def request_ticket(self) -> Ticket | None:
+        self.ticket = ticket = self.run.request_ticket()
+        return ticket
+
     def fail(self, error: BaseException) -> None:
         self.release()
         if self in self.run.visits:
@@ -99,6 +105,7 @@ class GraphRun:
         "rows",
         "size",
         "stages",
+        "ticket",
         "trace",
         "visits",
         "waiting",
@@ -115,6 +122,7 @@ class GraphRun:
         self.request_id = run.request_id
         # None: the request has ended, or it is part of another request.
         self.admission = run.admission
+        self.ticket = run.ticket
         self.trace = run.trace
         self.entry_point = entry_point
         # For each node, how many of its predecessors have not passed it anything yet.
@@ -129,6 +137,12 @@ class GraphRun:
     def ended(self) -> bool:
         """True if the nodes that follow need not run."""
         return self.future.done()
+
+    def request_ticket(self) -> Ticket | None:
+        """Return the ticket of the request, as `Entry.request_ticket` does."""
+        if self.ticket is None and self.admission is not None:
+            self.ticket = self.admission.ticket(self.rows, None, self.priority, None, self.came)
+        return self.ticket
 
     def start(self, now: float) -> None:
         """Queue the request at its entry point."""
@@ -313,7 +327,7 @@ class GraphRun:
             self.admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self.rows, self.came, failure)
+            admission.end(self.rows, self.came, failure, self.ticket)
 
     def spent(self) -> tuple[float, float]:
         # Time in which several nodes work on the request counts once.

@@ -80,6 +80,7 @@ class Rounds:
         run = Run(item, as_future(self), request.deadline, request.wanted, request.size)
         run.request_id = request.request_id
         run.trace = request.trace
+        run.ticket = request.ticket
         self._run = self._enter(entry_point, run, now)
 
     # what a round's run uses of a future
@@ -156,4 +157,4 @@ class Rounds:
             self._admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self._request.rows, self._came, failure)
+            admission.end(self._request.rows, self._came, failure, self._request.ticket)

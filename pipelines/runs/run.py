@@ -14,6 +14,7 @@ from penstock.backends.text import message_of
 from ..node.outflow import SMALL_BYTES, bytes_of
 from ..node.queue import Batch, Entry, Outcome
 from ..node.statistics import kind_of_failure
+from ..overload.ticket import Ticket
 from .admission import Admission
 from .plan import PlanNode
 from .trace import Trace
@@ -128,6 +129,7 @@ class Run(Entry):
         self.counted = False
         self.request_id = ""
         self.charge = None
+        self.ticket = None
         self.data = item["data"]
         self.plan_node: PlanNode  # where it is; set when it enters a chain
         # None: the request has ended, or it is part of another request.
@@ -204,10 +206,18 @@ class Run(Entry):
                     requests.queued += _sums(stages)[0]
                     enqueued = stages[0][1]
                 requests.seconds += now - enqueued
-            admission.in_flight -= 1
-            admission.rows -= self.rows
+            door = admission.door
+            door.requests -= 1
+            door.rows -= self.rows
+            if self.ticket is not None:
+                self.ticket.leave(failure, now)
             if admission.draining is not None:
                 admission.settle()
+
+    def request_ticket(self) -> Ticket | None:
+        if self.ticket is None and self.admission is not None:
+            self.ticket = self.admission.ticket(self.rows, None, self.wanted, None, self.came)
+        return self.ticket
 
     def fail(self, error: BaseException) -> None:
         self.release()
@@ -242,10 +252,9 @@ class Run(Entry):
         admission = self.admission
         if admission is not None:
             self.admission = None
-            admission.requests.fail(failure, self.came)
             self.drop()
             self.future.cancel()
-            admission.leave(self.rows)
+            admission.end(self.rows, self.came, failure, self.ticket)
 
     def drop(self) -> None:
         self.release()

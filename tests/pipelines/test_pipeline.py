@@ -162,7 +162,7 @@ async def gathered(pipeline: Pipeline, *values: Any) -> list[Any]:
 def nothing_is_left(pipeline: Pipeline) -> bool:
     """Assert that the pipeline holds nothing of any request."""
     assert pipeline.in_flight == 0
-    assert pipeline._admission.rows == 0
+    assert pipeline._admission.door.rows == 0
     for node in pipeline.nodes:
         assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (
             0,

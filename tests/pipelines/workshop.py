@@ -143,7 +143,11 @@ def outcomes(pipeline: Pipeline, node: str) -> dict[str, int]:
 def assert_empty(pipeline: Pipeline) -> None:
     """Assert that nothing of any request is left."""
     assert pipeline.in_flight == 0
-    assert pipeline._admission.rows == 0
+    pressure = pipeline._admission.pressure
+    for door in pressure.doors:
+        assert (door.requests, door.rows, door.late, door.patient) == (0, 0, 0, 0)
+        assert (door.named, door.clients) == (0, {})
+    assert pressure.patient == 0
     for node in pipeline.nodes:
         assert (node.scheduler.queued, node.scheduler.buckets, node.scheduler.running) == (
             0,

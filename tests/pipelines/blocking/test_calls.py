@@ -37,9 +37,9 @@ def later() -> list[Callback]:
 def call(later: list[Callback]) -> PipeCall:
     runner: Any = SimpleNamespace(
         loop=SimpleNamespace(call_soon=lambda function, *args: later.append((function, args))),
-        pipeline=SimpleNamespace(submit_nowait=lambda item, timeout, priority, part: Run()),
+        pipeline=SimpleNamespace(submit_nowait=lambda item, timeout, priority, part, client: Run()),
     )
-    call = PipeCall(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, "kept alive")
+    call = PipeCall(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, keeps="kept alive")
     call.submit()
     return call
 
@@ -88,7 +88,7 @@ def test_a_call_that_was_abandoned_before_the_loop_saw_it_is_not_submitted() -> 
         raise AssertionError(args)
 
     runner: Any = SimpleNamespace(pipeline=SimpleNamespace(submit_nowait=submit_nowait))
-    call = PipeCall(runner, [{"data": 1}], None, None, None)
+    call = PipeCall(runner, [{"data": 1}], None, None)
     call.abandon()
     call.submit()
     assert call.parts[0].done()

@@ -107,12 +107,12 @@ async def test_admission_and_statistics_count_the_rows_of_arrays(more: dict[str,
         for item in ({"data": FOUR}, {"data": FOUR, "request_size": 4}):
             before = pipeline.statistics.rows
             submission = pipeline.submit_nowait(dict(item))
-            assert pipeline._admission.rows == submission.rows == 4
+            assert pipeline._admission.door.rows == submission.rows == 4
             await submission.future
-            assert pipeline.statistics.rows - before == 4 and pipeline._admission.rows == 0
+            assert pipeline.statistics.rows - before == 4 and pipeline._admission.door.rows == 0
         left = pipeline.submit_nowait({"data": FOUR})
         left.leave()
-        assert pipeline._admission.rows == 0
+        assert pipeline._admission.door.rows == 0
         assert_empty(pipeline)
 
 

@@ -229,7 +229,7 @@ async def quiet(pipeline: Pipeline) -> None:
         while any(busy()):
             await asyncio.sleep(0.0005)
     assert pipeline.in_flight == 0
-    assert pipeline._admission.rows == 0
+    assert pipeline._admission.door.rows == 0
     for node in pipeline.nodes:
         if getattr(node, "scheduler", None) is not None:
             assert (node.scheduler.queued, node.scheduler.buckets) == (0, {})
