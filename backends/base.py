@@ -302,6 +302,9 @@ class Backend:
     says which axis is the batch.
     """
 
+    sample: Any = None
+    """The `data` with which a node of Penstock's own operators is measured at load; None: any."""
+
     device: str = ""
     """The accelerator that `init` took (`cuda:0`); "": the CPU.
 

@@ -17,6 +17,7 @@ from .composites.composite import CompositeNode
 from .composites.logic import CallFuture
 from .config.load import PipelineConfig, load
 from .node.files import config_files
+from .node.measured import resolved
 from .node.node import Node
 from .node.queue import Entry
 from .node.statistics import RequestStatistics
@@ -85,7 +86,7 @@ class Pipeline:
     # life
 
     async def start(self) -> None:
-        """Load every backend on its executor thread and warm it up.
+        """Load every backend where it runs, on a thread as a rule, and warm it up.
 
         Raises `BackendError` if one can't be loaded. Nothing is left running then.
         """
@@ -94,11 +95,16 @@ class Pipeline:
                 f"pipeline {self.name!r} was started before: a pipeline starts once, load it again"
             )
         self._set_state("loading")
+        config = self.config
+        if any(node.executor == "auto" for node in config.nodes.values()):
+            config = await resolved(config)
+            if self.state != "loading":
+                raise NotReady(f"pipeline {self.name!r} was closed while it loaded")
         loop = self._loop = asyncio.get_running_loop()
         self._thread, self._is_running = get_ident(), loop.is_running
         self._create_future = loop.create_future
         graph = self._graph = RunningGraph(
-            self.config,
+            config,
             self.plan,
             loop,
             clock=self._clock,

@@ -84,7 +84,7 @@ class RunningGraph:
             else:
                 running[name] = executing = (
                     LoopNode(node, config, loop, clock, on_batch, pressure=pressure, turn=turn)
-                    if node.executor == "loop"
+                    if node.executor in ("loop", "auto")
                     else Node(node, config, loop, clock, on_batch, pressure=pressure)
                 )
                 nodes.append(executing)

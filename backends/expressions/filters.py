@@ -160,6 +160,11 @@ def register_filter(
     return function
 
 
+def is_builtin(name: str) -> bool:
+    """Return whether the filter is one of Penstock's own."""
+    return name in BUILTIN
+
+
 def find_filter(name: str) -> Filter:
     """Return the filter of that name.
 

@@ -172,6 +172,11 @@ def find_backend(name: str) -> type[Backend]:
     )
 
 
+def is_operator(name: str) -> bool:
+    """Return whether the name is one of Penstock's operators for keys, control and classes."""
+    return BUILTINS.get(name, "").startswith("penstock.backends.operators.")
+
+
 def backend_registered_here(name: str) -> bool:
     """Return whether the name was registered in this process, so that no other process knows it."""
     return name in _registered

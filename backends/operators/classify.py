@@ -14,6 +14,9 @@ from ..item import Item
 from ..scores import best_classes, softmax
 from .labels import read_labels
 
+SAMPLE_CLASSES = 1000
+"""The scores of a sample item if no labels say how many classes there are."""
+
 
 class SoftmaxArgMaxParams(Params):
     labels: str | None = Field(
@@ -56,6 +59,8 @@ class SoftmaxArgMaxTensor(Backend):
                     f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}"
                 ) from error
             self.labels_path = path
+        classes = SAMPLE_CLASSES if self.labels is None else len(self.labels)
+        self.sample = np.zeros((1, classes), np.float32)
 
     def forward(self, batch: list[Item]) -> None:
         """Classify all rows of one length at once.

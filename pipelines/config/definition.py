@@ -54,7 +54,8 @@ class NodeConfig:
     """Seconds after which a running forward makes the node not ready."""
     executor: str = "thread"
     """`thread`; `loop`: the one instance runs on the event loop; `process`: the backends of each
-    instance run in a child process of its own."""
+    instance run in a child process of its own; `auto`: a measurement at load decides between `loop`
+    and `thread`."""
     devices: tuple[str, ...] = ()
     """Devices that the instances take in turn (`cuda:0`, `cpu`). Empty: the engines choose."""
     filter: str | None = None

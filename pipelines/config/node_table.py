@@ -10,6 +10,8 @@ from typing import Any
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.expression import parse
+from penstock.backends.expressions.filters import is_builtin
+from penstock.backends.expressions.registry import is_operator
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import RESERVED_KEYS
 from penstock.backends.params import EngineParams
@@ -91,6 +93,8 @@ def build_node(
         problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
     # A composite has no executor. An `executor` among the file's defaults is for the other nodes.
     executor = table.executor if composite is None else "thread"
+    if executor == "auto" and not _may_be_measured([group for group in groups if group], keys):
+        executor = "thread"
     if executor == "process":
         from penstock.backends.process.proxy import obstacles  # it imports numpy
 
@@ -155,6 +159,24 @@ def _check_loop(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> l
         )
         problems.append(Problem(message, key="executor"))
     return problems
+
+
+def _may_be_measured(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> bool:
+    """Return whether a node has nothing but Penstock's own operators, and one instance of them."""
+    return (
+        sum(group.instances for group in groups) == 1
+        and _only_operators(groups[0].spec)
+        and not _devices_of(keys)
+    )
+
+
+def _only_operators(spec: Spec) -> bool:
+    return (
+        is_operator(spec.name)
+        and not spec.cls.blocks
+        and (spec.filter is None or is_builtin(spec.filter))
+        and all(_only_operators(child) for child in spec.children)
+    )
 
 
 def _devices_of(keys: Mapping[str, Any]) -> tuple[str, ...]:

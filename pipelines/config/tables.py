@@ -196,7 +196,7 @@ class NodeTable(_Table):
     default_priority: int | None = Field(None, ge=0)
     retry: bool = True
     stuck_after: float = Field(60.0, gt=0)
-    executor: Literal["thread", "process", "loop"] = "thread"
+    executor: Literal["auto", "thread", "process", "loop"] = "auto"
     device: Devices = ()
 
 

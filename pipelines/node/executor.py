@@ -231,7 +231,8 @@ class Executor:
                 batch.started = batch.watched = self.clock()
                 device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()
-                self._record(batch)
+                if timeline.recording is not None:
+                    self._record(timeline.recording, batch)
                 if device_error is not None:
                     # The memory that the backend has on the device may be lost: end this thread, so
                     # that another one with a new backend is started.
@@ -271,10 +272,8 @@ class Executor:
         # model's memory is free now, and not when the garbage collector runs.
         vars(backend).pop("forward", None)
 
-    def _record(self, batch: Batch) -> None:
-        """Record a batch that has run, if `penstock bench --profile` asks for it."""
-        if (recording := timeline.recording) is None:
-            return
+    def _record(self, recording: timeline.Recording, batch: Batch) -> None:
+        """Record a batch that has run, for `penstock bench --profile`."""
         recording.add(
             self.name,
             "batch",

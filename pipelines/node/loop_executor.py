@@ -11,6 +11,7 @@ import threading
 import traceback
 from typing import Any
 
+from penstock.backends import timeline
 from penstock.backends.base import Backend
 from penstock.backends.process.failure import readable
 
@@ -57,7 +58,8 @@ class LoopExecutor(Executor):
         except BaseException as raised:
             error = readable(raised)
         batch.ended = self.clock()
-        self._record(batch)
+        if timeline.recording is not None:
+            self._record(timeline.recording, batch)
         if error is None:
             return batch
         self._owner.executor_died(self, error)

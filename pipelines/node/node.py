@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.backends.base import Signature
 from penstock.backends.errors import (
@@ -79,7 +79,7 @@ class Node:
     `pressure`: that of its pipeline.
     """
 
-    executor_class: ClassVar[type[Executor]] = Executor
+    executor_class: type[Executor] = Executor
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -31,10 +32,11 @@ def measure(quick: bool) -> list[Figure]:
     many, alone = (50_000, 2_000) if quick else (100_000, 5_000)
     figures = []
     for name, run, has_target in (("uvloop", uvloop.run, True), ("asyncio", asyncio.run, False)):
-        for concurrency, items in ((512, many), (1, alone)):
-            plain, ours = run(compare(concurrency, items, pairs))
+        executors = ("thread", "loop") if has_target else ("thread",)
+        for (concurrency, items), executor in product(((512, many), (1, alone)), executors):
+            plain, ours = run(compare(concurrency, items, pairs, executor))
             ratios = [our.rate / other.rate for our, other in zip(ours, plain, strict=True)]
-            say(f"{PART}, {name}, {concurrency}: {[round(ratio, 3) for ratio in ratios]}")
+            say(f"{PART}, {name}, {concurrency}, {executor}: {[round(each, 3) for each in ratios]}")
             our, other = (
                 Run(*(median(values) for values in zip(*runs, strict=True)))
                 for runs in (ours, plain)
@@ -43,11 +45,14 @@ def measure(quick: bool) -> list[Figure]:
                 f"{our.rate:,.0f} to {other.rate:,.0f} items/s; "
                 f"CPU {our.processor:.2f} to {other.processor:.2f} µs an item"
             )
-            least = (0.65 if concurrency > 1 else 0.85) if has_target else None
+            least = None
+            if has_target and executor == "thread":
+                least = 0.65 if concurrency > 1 else 0.85
+            where = "" if executor == "thread" else ', executor = "loop"'
             figures.append(
                 of_runs(
                     PART,
-                    f"{name}, concurrency {concurrency}: rate ÷ plain loop's",
+                    f"{name}, concurrency {concurrency}{where}: rate ÷ plain loop's",
                     ratios,
                     least=least,
                     note=note,
@@ -56,13 +61,14 @@ def measure(quick: bool) -> list[Figure]:
     return figures
 
 
-async def compare(concurrency: int, items: int, pairs: int) -> tuple[list[Run], list[Run]]:
+async def compare(
+    concurrency: int, items: int, pairs: int, executor: str
+) -> tuple[list[Run], list[Run]]:
     """Return the runs of the plain loop and those of the pipeline, pair by pair."""
     plain: list[Run] = []
     ours: list[Run] = []
-    # On a thread, as the plain loop's items are.
-    node = {"backend": "Identity", "max": MAX_BATCH, "executor": "thread"}
-    async with Pipeline.load({"noop": node}) as pipeline:
+    noop = {"backend": "Identity", "max": MAX_BATCH, "executor": executor}
+    async with Pipeline.load({"noop": noop}) as pipeline:
         loop = PlainLoop(MAX_BATCH)
         sides: list[tuple[Submit, list[Run]]] = [(loop.submit, plain), (pipeline, ours)]
         for pair in range(-1, pairs):  # the first is to warm up

@@ -75,7 +75,9 @@ def measure(quick: bool) -> list[Figure]:
 async def compare(rounds: int, seconds: float) -> list[Figure]:
     runs: dict[Side | None, list[Run]] = {side: [] for side in SIDES}
     async with AsyncExitStack() as stack:
-        noop = await stack.enter_async_context(Pipeline.load("Identity"))
+        noop = await stack.enter_async_context(
+            Pipeline.load({"backend": "Identity", "executor": "thread"})
+        )
         pipelines = {
             side: await stack.enter_async_context(side.load()) for side in runs if side is not None
         }

@@ -53,7 +53,9 @@ class PlainThread:
 def measure(quick: bool) -> list[Figure]:
     pairs, items = (5, 8_000) if quick else (11, 32_000)
     figures = []
-    with penstock.pipe({"noop": {"backend": "Identity", "max": MAX_BATCH}}) as pipe:
+    with penstock.pipe(
+        {"noop": {"backend": "Identity", "max": MAX_BATCH, "executor": "thread"}}
+    ) as pipe:
         plain = PlainThread()
         for threads in 1, 8, 32:
             rates: dict[Submit, list[float]] = {plain: [], pipe: []}

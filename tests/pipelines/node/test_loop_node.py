@@ -186,6 +186,20 @@ async def test_a_chain_runs_in_one_go(work: type[Work]) -> None:
     assert events[:3] == [0, 1, 2]
 
 
+async def test_the_loop_does_other_work_between_two_batches_of_a_node(work: type[Work]) -> None:
+    loop = asyncio.get_running_loop()
+    events: list[Any] = []
+
+    def act(item: Item) -> None:
+        events.append(item["data"])
+        loop.call_soon(events.append, "other work")
+
+    work.acts["a"] = act
+    async with serve(graph(a={"max": 1}), Clock()) as pipeline:
+        await pipeline([{"data": 0}, {"data": 1}])
+    assert events[:3] == [0, "other work", 1]
+
+
 async def test_a_long_turn_lets_the_loop_do_other_work(work: type[Work]) -> None:
     loop, clock = asyncio.get_running_loop(), Clock()
     events: list[Any] = []

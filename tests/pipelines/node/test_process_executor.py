@@ -451,7 +451,7 @@ def test_main_is_a_load_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_executor_is_a_load_error() -> None:
-    assert "input should be 'thread', 'process' or 'loop'" in problem(
+    assert "input should be 'auto', 'thread', 'process' or 'loop'" in problem(
         {"work": {"backend": "Identity", "executor": "fork"}}
     )
 
