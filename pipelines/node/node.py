@@ -461,6 +461,7 @@ class Node:
         if executor.killable and not executor.ready:  # a child that loads has no batch yet
             batch.stuck, batch.watched = False, now
             return
+        batch.hung = True
         stuck_after = self.config.stuck_after
         entries = batch.entries
         if executor.killable and batch.alone is not None:

@@ -115,7 +115,7 @@ class Batch:
 
     `begun`: the thread has taken the batch. `alone`: the position of the entry that runs alone
     after the batch failed, else None. `watched`: when what runs now began; `stuck_after` counts
-    from there.
+    from there. `hung`: it was stuck once, so its seconds say nothing of other batches.
     """
 
     __slots__ = (
@@ -124,6 +124,7 @@ class Batch:
         "ended",
         "entries",
         "executor",
+        "hung",
         "node",
         "outcomes",
         "size",
@@ -144,6 +145,7 @@ class Batch:
         self.ended = started
         self.watched = started
         self.begun = False
+        self.hung = False
         self.alone: int | None = None
         self.stuck = False
 

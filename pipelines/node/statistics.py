@@ -215,7 +215,7 @@ class NodeStatistics:
             total[0] += 1
             total[1] += seconds
         self.batches += 1
-        if batch.ended >= self._estimate_at:
+        if batch.ended >= self._estimate_at and not batch.hung:
             if self.batches > EARLY_BATCHES:
                 self._estimate_at = batch.ended + ESTIMATE_SECONDS
             self.estimate.observe(size, seconds)

@@ -778,7 +778,9 @@ async def test_a_stuck_forward_is_not_ready_until_it_returns(
         cls.gate.open()
         pipeline.nodes[0].scheduler.stuck_after = 60.0  # the machine may stand still for a while
         await until(lambda: pipeline.not_ready == "")
+        assert pipeline.nodes[0].estimate.batches == 0  # its seconds say nothing of other batches
         assert (await pipeline({"data": 2}))["result"] == 2
+        assert pipeline.nodes[0].estimate.batches == 1
         assert nothing_is_left(pipeline)
 
 

@@ -346,6 +346,7 @@ async def test_a_child_that_hangs_is_killed_and_replaced(
         assert after["result"] == "y" and after["pid"] != pid
         assert not pipeline.not_ready
         assert pipeline.nodes[0].statistics.restarts == 2
+        assert pipeline.nodes[0].estimate.batches == 2  # those that did not hang
     assert [what for _, what in runs(ops)] == ["['x']", "['sleep']", "['sleep']", "['y']"]
     assert f"which waits for process {pid}" in caplog.text and "recv" in caplog.text
     assert "Its child process is killed and replaced" in caplog.text
