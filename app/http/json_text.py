@@ -6,8 +6,12 @@ a text that would take it over 50 ms is refused (`MAX_JSON_COST`).
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from math import inf
 from secrets import token_hex
@@ -56,6 +60,16 @@ SMALL_TEXT_BYTES = 1 << 14
 
 PARSER_FACTOR = 14
 """orjson allocates twelve times the size of a text, and copies it. It touches little of that."""
+
+ALONE_BYTES = 1 << 20
+"""From this size on, helper threads parse or decode one text at a time."""
+
+PAUSE_SECONDS = 0.005
+"""The pause after that. In it the event loop does what has come meanwhile: without it, eight
+parses that begin together would hold it up for the sum of their times.
+"""
+
+_parsing = threading.Lock()
 
 MAX_NAMED_BYTES = 1 << 23
 """The largest text in which NaN and Infinity are read: the parser that reads them stops everything
@@ -120,7 +134,8 @@ def parse_json(text: bytes, limits: JsonLimits, memory: Reservation | None = Non
     try:
         if named:
             # Slower than orjson, but it reads NaN and Infinity.
-            value = json.loads(text.decode(), parse_float=_finite, parse_int=_whole)
+            with alone(len(text)):
+                value = json.loads(text.decode(), parse_float=_finite, parse_int=_whole)
             if b"\\u" in text:
                 # It also reads lone surrogates, which no answer can carry: encoding them raises.
                 json.dumps(value, ensure_ascii=False).encode()
@@ -137,7 +152,24 @@ def loads(text: bytes) -> Any:
     """
     if len(text) > SMALL_TEXT_BYTES:
         check_room(PARSER_FACTOR * len(text) + parsed_bytes(text), "a parsed body")
-    return orjson.loads(text)
+    with alone(len(text)):
+        return orjson.loads(text)
+
+
+@contextmanager
+def alone(size: int) -> Iterator[None]:
+    """Let no two helper threads parse large texts at a time, and pause after each.
+
+    The event loop waits for no one: where it parses a text itself, that is done at once.
+    """
+    if size < ALONE_BYTES or asyncio._get_running_loop() is not None:
+        yield
+        return
+    with _parsing:
+        try:
+            yield
+        finally:
+            time.sleep(PAUSE_SECONDS)
 
 
 def parsed_bytes(text: bytes) -> int:

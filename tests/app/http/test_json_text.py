@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
@@ -13,11 +16,13 @@ from hypothesis import strategies as st
 
 from penstock.app.http import json_text
 from penstock.app.http.json_text import (
+    ALONE_BYTES,
     LONG_STRING_BYTES,
     MAX_JSON_CONTAINERS,
     MAX_JSON_COST,
     JsonLimits,
     check_json,
+    loads,
     parse_json,
     take_long_strings,
 )
@@ -183,3 +188,26 @@ def test_brackets_in_strings_do_not_count(parts: Any, levels: Any) -> None:
     if levels:
         with pytest.raises(InvalidRequest, match="nesting depth"):
             parse_json(text, JsonLimits(levels - 1, 100))
+
+
+def test_helper_threads_parse_one_large_text_at_a_time() -> None:
+    together = threading.Barrier(2)
+    met: list[int] = []
+
+    def parse(text: bytes) -> int:
+        with suppress(threading.BrokenBarrierError):
+            met.append(together.wait(0.5))
+        return len(text)
+
+    text = b'"' + b"a" * ALONE_BYTES + b'"'
+    with (
+        mock.patch("orjson.loads", parse),
+        ThreadPoolExecutor(4) as threads,
+    ):
+        assert set(threads.map(loads, [text] * 4)) == {len(text)}
+    assert not met
+
+
+async def test_the_event_loop_does_not_wait_for_a_parse() -> None:
+    with json_text._parsing:
+        assert len(loads(b'"' + b"a" * ALONE_BYTES + b'"')) == ALONE_BYTES
