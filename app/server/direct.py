@@ -44,6 +44,8 @@ from .head import RequestHead
 
 logger = logging.getLogger("penstock.http")
 
+_route_of_path = lru_cache(256)(route_of)
+
 
 MOST_IMAGE_BYTES = 1 << 18
 """The largest body of a predict request that is taken here."""
@@ -542,7 +544,7 @@ class DirectRoutes:
         path = head.path.decode("ascii")
         if "%" in path:
             return ""
-        if (route := route_of(path)) is not None:
+        if (route := _route_of_path(path)) is not None:
             asked = PredictHead(*route, head.fields)
             unusual = (
                 asked.many

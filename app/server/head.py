@@ -30,15 +30,16 @@ KNOWN_HEADS = 256
 bytes again and again, unless their bodies or ids differ.
 """
 
+SEEN_HEADS = 1 << 10
+
 
 class RequestHead:
     """A parsed head. Read-only: requests with the same bytes share it.
 
-    `fields`: in order, their names in lower case. `headers`: the same by their names; if one is
-    repeated, the last counts. `length`: the Content-Length, 0 without one. `coding`: the
-    Transfer-Encoding, b"chunked" or b"". `expects`: the client waits for 100 Continue.
-    `offers_upgrade`: the parser takes what follows for another protocol. `plain`: HTTP/1.1 without
-    any of these, so the body has `length` bytes. `direct` is for direct.py.
+    `fields`: in order, their names in lower case. `length`: the Content-Length, 0 without one.
+    `coding`: the Transfer-Encoding, b"chunked" or b"". `expects`: the client waits for 100
+    Continue. `offers_upgrade`: the parser takes what follows for another protocol. `plain`: it is
+    HTTP/1.1 without any of these, so the body has `length` bytes. `direct` is for direct.py.
     """
 
     __slots__ = (
@@ -46,7 +47,6 @@ class RequestHead:
         "direct",
         "expects",
         "fields",
-        "headers",
         "http_1_0",
         "keep_alive",
         "length",
@@ -58,13 +58,18 @@ class RequestHead:
     )
 
     def __init__(self) -> None:
+        # The others are set when it is complete.
         self.fields: list[tuple[bytes, bytes]] = []
-        self.headers: dict[bytes, bytes] = {}
-        self.method = self.path = self.query = self.coding = b""
+        self.coding = b""
         self.length = 0
-        self.expects = self.offers_upgrade = self.http_1_0 = self.plain = False
+        self.expects = self.offers_upgrade = False
         self.keep_alive = True
         self.direct: object = None
+        self.http_1_0: bool
+        self.method: bytes
+        self.path: bytes
+        self.plain: bool
+        self.query: bytes
 
 
 NO_HEAD = RequestHead()
@@ -72,10 +77,23 @@ NO_HEAD = RequestHead()
 
 
 class KnownHeads(dict[bytes, RequestHead]):
-    """Parsed heads by their bytes, for all connections of a server."""
+    """Parsed heads by their bytes, for all connections of a server.
+
+    A head is kept when it comes for the second time. To keep each would cost those that never come
+    again 2 µs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[int] = set()  # hashes: two heads with one hash do no harm here
 
     def add(self, text: bytes, head: RequestHead) -> None:
-        if len(text) <= KNOWN_HEAD_BYTES and head.plain:
+        number = hash(text)
+        if number not in self._seen:
+            if len(self._seen) >= SEEN_HEADS:
+                self._seen.clear()
+            self._seen.add(number)
+        elif len(text) <= KNOWN_HEAD_BYTES and head.plain:
             if len(self) >= KNOWN_HEADS:
                 self.clear()
             self[text] = head
@@ -132,7 +150,6 @@ class HeadParser:
             head.path = b"\xff"
         if not head.path.isascii():
             raise InvalidRequest("malformed: the target is no path and no URL")
-        head.headers = dict(head.fields)
         head.plain = not (head.coding or head.expects or head.offers_upgrade or head.http_1_0)
         self._head = NO_HEAD
         self.awaits_body = head.length > 0

@@ -29,6 +29,8 @@ def test_so_many_heads_are_remembered() -> None:
     for number in range(10 * KNOWN_HEADS):
         text = get(b"A: %d" % number)
         known.add(text, parsed(text))
+        assert known.get(text) is None
+        known.add(text, parsed(text))
         assert known.get(text) is not None and len(known) <= KNOWN_HEADS
 
 
@@ -44,7 +46,8 @@ def test_so_many_heads_are_remembered() -> None:
 )
 def test_others_are_parsed_each_time(text: bytes) -> None:
     known = KnownHeads()
-    known.add(text, parsed(text))
+    for _ in range(3):
+        known.add(text, parsed(text))
     assert not known
 
 
@@ -52,7 +55,7 @@ async def test_an_app_may_change_its_headers() -> None:
     """Those of the next request with the same head are as they were sent."""
     async with served() as server:
         client = await server.connect()
-        for body in (b"one", b"two"):
+        for body in (b"one", b"two", b"six"):
             client.send(post(body))
             assert (await client.answer()).endswith(body)
             headers = server.app.scopes[-1]["headers"]
