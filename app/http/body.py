@@ -100,10 +100,13 @@ def must_close(scope: Scope) -> bool:
 def _number(length: bytes) -> float:
     """Parse a Content-Length.
 
-    Returns infinity if it is not a number or has 20 digits or more. `int` refuses texts of more
-    than 4300 digits.
+    Returns infinity if it is not a number or has 20 digits or more after its first zeros. `int`
+    refuses texts of more than 4300 digits.
     """
-    return int(length) if length.isdigit() and len(length) < 20 else inf
+    if not length.isdigit():
+        return inf
+    digits = length.lstrip(b"0")
+    return int(digits or b"0") if len(digits) < 20 else inf
 
 
 async def read_rest(first: Message, receive: Receive, limit: int, memory: Reservation) -> bytes:

@@ -372,14 +372,11 @@ class DirectInfer(InferCall, Direct):
     def _begin(self) -> None:
         self._protocol.guard("inference", {"headers": self._fields})
         self.begin()
-        reserve_body(self._length, self.rules.settings.max_body, self.memory)
-
-    @property
-    def _length(self) -> bytes:
-        return cast("bytes", self.head.length)  # a request without a body goes to the app
+        length = cast("bytes", self.head.length)  # a request without a body goes to the app
+        reserve_body(length, self.rules.settings.max_body, self.memory)
 
     def _wait(self) -> BodyParts:
-        return BodyParts(self.size, int(self._length))
+        return BodyParts(self.size, self.memory.size)
 
     def _submit_pieces(self, pieces: BodyParts) -> Submission | None:
         if pieces.joins_at_once:

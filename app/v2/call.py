@@ -171,7 +171,7 @@ async def read_body(
             raise ClientLeft
         call.body_was_read = True
         return split(piece, head, memory)
-    parts = BodyParts(head, None if length is None else int(length))
+    parts = BodyParts(head, None if length is None else memory.size)  # that of the length
     messages = 0
     while True:
         if message["type"] != "http.request":

@@ -5,11 +5,16 @@ memory, and what is read and written on a helper thread.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import logging
 import os
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +25,40 @@ from penstock import create_app
 from penstock.app.server.direct import Direct, DirectPredict
 from penstock.app.settings import Settings
 from penstock.app.v2.infer.infer_call import InferCall
+from penstock.backends.base import Backend
+from penstock.backends.expressions.registry import register_backend
 from penstock.backends.memory import budget
 from penstock.pipelines.config.load import load
 
 from .doors import Door, normal, open_door, request, wait_until
 
-DTYPES = {"FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
+DTYPES = {"FP32": "FP32", "BOOL": "BOOL", "BYTES": "BYTES", "GATE": "FP64"}
+"""The datatypes of the models."""
+
+GATE = threading.Event()
+INSIDE = threading.Event()
+
+
+@register_backend("InferGate")
+class InferGate(Backend):
+    """Answers its input. 13 waits at the gate."""
+
+    def forward(self, batch: Any) -> None:
+        for item in batch:
+            item["result"] = item["data"]
+            if item["data"].flat[0] == 13:
+                INSIDE.set()
+                GATE.wait(60)
+
+
 PIPELINES = [
     {
         "pipeline": {
             "name": name,
-            "inputs": {"IN": {"kind": "tensor", "dtype": name, "shape": [-1, -1]}},
-            "outputs": {"OUT": {"kind": "tensor", "dtype": name, "shape": [-1, -1]}},
+            "inputs": {"IN": {"kind": "tensor", "dtype": DTYPES[name], "shape": [-1, -1]}},
+            "outputs": {"OUT": {"kind": "tensor", "dtype": DTYPES[name], "shape": [-1, -1]}},
         },
-        "same": {"backend": "Identity", "max": 8},
+        "same": {"backend": "Identity" if name != "GATE" else "InferGate"},
     }
     for name in DTYPES
 ]
@@ -75,10 +100,15 @@ def infer(
     binary: bool = False,
     parameters: Any = None,
     output: Any = None,
+    timeout: int = 0,
     last: bool = False,
 ) -> bytes:
     """Make a request. `binary`: the array's bytes follow the JSON, and the answer is the same."""
-    tensor: dict[str, Any] = {"name": "IN", "datatype": model, "shape": array.shape}
+    tensor: dict[str, Any] = {
+        "name": "IN",
+        "datatype": DTYPES[model],
+        "shape": array.shape,
+    }
     blob = b""
     if parameters is not None:
         tensor["parameters"] = parameters
@@ -89,7 +119,10 @@ def infer(
         tensor["data"] = array.reshape(-1).tolist()
     wanted = {"binary_data": binary} if output is None else output
     outputs = [{"name": "OUT", "parameters": wanted}]
-    text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    document: dict[str, Any] = {"inputs": [tensor], "outputs": outputs}
+    if timeout:
+        document["parameters"] = {"timeout": timeout}
+    text = json.dumps(document).encode()
     if binary:
         lines = (*lines, f"Inference-Header-Content-Length: {len(text)}")
     return request(f"/v2/models/{model}/infer", text + blob, *lines, last=last)
@@ -295,3 +328,161 @@ def test_large_requests_are_calls_of_ours(doors: tuple[Door, Door], calls: list[
     for data in (LARGE["image"], LARGE["flags"], infer(IMAGE[:, :4], "Accept: x")):
         doors[0].exchange(data + LAST)
     assert calls == ["FP32", "FP32", "BOOL", "FP32", "FP32", "FP32"]
+
+
+# Other moments than that of a whole request alone.
+
+
+@pytest.fixture
+def closed_gates(running: Any, calls: list[str]) -> Iterator[list[Door]]:
+    """Two servers, of which each has a batch at the gate."""
+    INSIDE.clear()
+    GATE.clear()
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(door(running, direct)) for direct in (True, False)]
+        for server in opened:
+            client = stack.enter_context(server.connect())
+            client.sendall(infer(np.full((1, 1), 13.0), model="GATE"))
+            assert INSIDE.wait(60)
+            INSIDE.clear()
+        yield opened
+        GATE.set()
+    assert "GATE" in calls
+
+
+def test_a_late_outcome_is_no_answer_to_the_next_request(closed_gates: list[Door]) -> None:
+    """The first of two requests on a connection expires in the queue."""
+    late = infer(np.full((1, 1), 1.0), model="GATE", timeout=1000)
+    later = infer(np.full((1, 1), 2.0), model="GATE", last=True)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for server in closed_gates]
+        for client in clients:
+            client.sendall(late + later)
+        received = [client.recv(1 << 16) for client in clients]
+        assert all(b"Request timeout expired" in answer for answer in received)
+        GATE.set()
+        for index, client in enumerate(clients):
+            while more := client.recv(1 << 16):
+                received[index] += more
+    direct, asgi = map(normal, received)
+    assert direct == asgi
+    assert len(direct) == 2 and b'"data":[2.0]' in direct[1]
+
+
+def test_a_client_that_leaves_with_pipelined_requests(closed_gates: list[Door]) -> None:
+    held = budget.used
+    for server in closed_gates:
+        with server.connect() as client:
+            client.sendall(infer(np.full((1, 1), 1.0), model="GATE") * 3)
+            wait_until(lambda: budget.used > held)
+        wait_until(lambda server=server: len(server.connections.open) == 1)  # type: ignore[misc]
+        wait_until(lambda: budget.used == held)
+    GATE.set()
+    for server in closed_gates:
+        answer = server.exchange(infer(np.full((1, 1), 2.0), model="GATE", last=True))
+        assert b'"data":[2.0]' in answer
+
+
+def test_pipelined_requests_are_answered_in_order(doors: tuple[Door, Door]) -> None:
+    requests = [
+        infer(np.full((1, 4), value, np.float32), binary=value % 2 == 0) for value in range(9)
+    ]
+    direct, asgi = (normal(door.exchange(b"".join(requests) + LAST)) for door in doors)
+    assert direct == asgi
+    assert len(direct) == 10
+
+
+@pytest.mark.parametrize("rest", [True, False])
+@pytest.mark.parametrize("way", ["direct", "asgi"])
+def test_a_signal_half_way_through_a_body(spawn: Any, tmp_path: Path, way: str, rest: bool) -> None:
+    """The server ends when the request has its answer, or after `drain_grace` without its rest.
+
+    It is new work, so it is refused once the pipelines have closed.
+    """
+    (tmp_path / "same.toml").write_text(
+        "[pipeline.inputs]\n"
+        'IN = { kind = "tensor", dtype = "FP32", shape = [-1, -1] }\n'
+        "[pipeline.outputs]\n"
+        'OUT = { kind = "tensor", dtype = "FP32", shape = [-1, -1] }\n'
+        '[same]\nbackend = "Identity"\n'
+    )
+    settings = {"PENSTOCK_DRAIN_GRACE": "60" if rest else "0.2"}
+    if way == "asgi":
+        settings["PENSTOCK_ALLOWED_HOSTS"] = "x,127.0.0.1"
+    server = spawn("serve", tmp_path / "same.toml", "--port", 0, **settings)
+    data = infer(IMAGE, binary=True).replace(b"/FP32/", b"/same/")
+    with server.listening() as http:
+        server.wait_for("ready")
+        address = (http.base_url.host, http.base_url.port)
+        with socket.create_connection(address, 60) as client:
+            client.sendall(data[:400_000])
+            wait_until(lambda: _memory_used(http.get("/metrics").text) >= IMAGE.nbytes)
+            server.process.terminate()
+            server.wait_for("draining")
+            if rest:
+                client.sendall(data[400_000:])
+            received = b""
+            while more := client.recv(1 << 16):
+                received += more
+    assert b"\r\nconnection: close\r\n" in received
+    if rest and received.startswith(b"HTTP/1.1 200"):
+        assert received.endswith(IMAGE.tobytes())
+    else:
+        assert received.startswith(b"HTTP/1.1 503")
+        assert (b"is closed" if rest else b"shutting down") in received
+    assert server.end() == 0
+
+
+def _memory_used(metrics: str) -> float:
+    line = re.search(r"^penstock_memory_bytes\S* (\S+)$", metrics, re.MULTILINE)
+    assert line, metrics
+    return float(line[1])
+
+
+def test_requests_leave_no_garbage(running: Any, calls: list[str]) -> None:
+    """Small and large, refused, compressed, read and written on a helper thread."""
+    requests = [
+        *LARGE.values(),
+        infer(np.zeros((1, 4), np.float32)),
+        infer(np.zeros((1, 4), np.float32), binary=True),
+        infer(np.zeros((1, 2000), np.float32), "Accept-Encoding: gzip"),
+        infer(np.zeros((1, 80_000), np.float32), "Accept-Encoding: gzip"),
+        infer(np.zeros((1, 4), np.float32)).replace(b"FP32", b"FP16"),
+    ]
+    with door(running, True) as server:
+        for data in requests:
+            server.exchange(data + LAST)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for data in requests:
+                server.exchange(data + LAST)
+            gc.collect()
+            found = {type(garbage) for garbage in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not [kind for kind in found if kind.__module__.startswith(("penstock", "numpy"))]
+    assert len(calls) == 4 * len(requests) - 2  # the body that is too large ends its connection
+
+
+def test_same_access_log(doors: tuple[Door, Door], caplog: Any) -> None:
+    requests = [*LARGE.values(), infer(IMAGE[:, :4]), infer(IMAGE[:, :4]).replace(b"/infer", b"/x")]
+    requests += [
+        request("/v2/models/FP32/infer?a=%20b&c", b"{}"),
+        request("/predict/FP32", b"data"),
+        request("/predict/nothing?x", b"data"),
+        request("/predict/FP32", b'{"url":"http://x/"}', "Content-Type: application/json"),
+    ]
+    logs: list[list[str]] = []
+    for door in doors:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "uvicorn.access"):
+            for data in requests:
+                door.exchange(data + LAST)
+        messages = [record for record in caplog.records if record.name == "uvicorn.access"]
+        logs.append([re.sub(r":[0-9]+ -", ":port -", record.message) for record in messages])
+    assert logs[0] == logs[1]
+    assert len(logs[0]) >= len(requests) + 5

@@ -85,8 +85,8 @@ def region() -> Any:
     memory.unlink()
 
 
-@pytest.fixture
-def server(running: Any, sources: Any) -> Any:
+def served_sources(sources: list[Any]) -> list[Any]:
+    """Return the sources of the models that are asked."""
     spare = {
         "pipeline": {"name": "spare", "inputs": {"data": {"kind": "text"}}},
         "node": {"backend": "Identity"},
@@ -96,8 +96,13 @@ def server(running: Any, sources: Any) -> Any:
         for source in sources
         if not isinstance(source, dict) or source["pipeline"]["name"] in {*MODELS, *OTHERS}
     ]
+    return [*chosen, spare]
+
+
+@pytest.fixture
+def server(running: Any, sources: Any) -> Any:
     with running(
-        create_app([*chosen, spare], settings=Settings(**ON)),
+        create_app(served_sources(sources), settings=Settings(**ON)),
         http="penstock",
     ) as client:
         client.headers.update(KEY)
