@@ -67,8 +67,9 @@ class PipelineCollector(Collector):
             *_node_metrics(pipelines),
         ):
             for sample in family.samples:
-                if not sample.labels["version"]:
-                    del sample.labels["version"]
+                for label in ("version", "level"):  # shown where there are several
+                    if not sample.labels.get(label, "shown"):
+                        del sample.labels[label]
             yield family
 
 
@@ -99,14 +100,22 @@ def _pipeline_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iter
         labels=PIPELINE_LABELS,
     )
     refused = CounterMetricFamily(
-        "penstock_refused", "Requests refused at admission.", labels=[*PIPELINE_LABELS, "reason"]
+        "penstock_refused",
+        "Requests refused at admission.",
+        labels=[*PIPELINE_LABELS, "reason", "level"],
+    )
+    pressure = GaugeMetricFamily(
+        "penstock_pressure",
+        "1 while more requests come than can be answered in time.",
+        labels=PIPELINE_LABELS,
     )
     for name, pipeline in pipelines:
         ready.add_metric(name, float(not pipeline.not_ready))
         in_flight.add_metric(name, pipeline.in_flight)
-        for reason, count in pipeline.refused.items():
-            refused.add_metric([*name, reason], count)
-    return iter((ready, in_flight, refused))
+        pressure.add_metric(name, float(pipeline.pressure))
+        for (reason, level), count in pipeline.refused_by_level.items():
+            refused.add_metric([*name, reason, str(level or "")], count)
+    return iter((ready, in_flight, refused, pressure))
 
 
 def _node_histograms(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:

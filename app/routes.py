@@ -99,10 +99,15 @@ def routes(
     @open_router.api_route("/health/ready", methods=["GET", "HEAD"])
     async def ready() -> Response:
         reason = repository.why_not_ready(settings.ready_when)
-        return JSONResponse(
-            {"ready": False, "reason": reason} if reason else {"ready": True},
-            503 if reason else 200,
-        )
+        if reason:
+            return JSONResponse({"ready": False, "reason": reason}, 503)
+        # Not a reason to send requests elsewhere: the server takes all that it can answer.
+        pressed = {
+            name: pipeline.refused
+            for name, pipeline in sorted(repository.pipelines.items())
+            if pipeline.pressure
+        }
+        return JSONResponse({"ready": True, "pressure": pressed} if pressed else {"ready": True})
 
     # With a slash too: Starlette would redirect, and not every scraper follows a redirect.
     @router.get("/metrics/", dependencies=[group("statistics")])

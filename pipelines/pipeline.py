@@ -227,6 +227,11 @@ class Pipeline:
         return self._admission.refused
 
     @property
+    def refused_by_level(self) -> dict[tuple[str, int], int]:
+        """The same by code and priority level; level 0 if the pipeline has no levels."""
+        return self._admission.refused_by_level
+
+    @property
     def pressure(self) -> bool:
         """True while more requests come than can be answered in time."""
         return self._admission.pressure.on

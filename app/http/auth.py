@@ -76,15 +76,34 @@ async def refuse(
 def check_key(scope: Any, settings: Settings) -> None:
     """Raise `Unauthorized` unless the request carries the API key or the admin token.
 
-    If no API key is set, every request passes.
+    If no API key is set, every request passes. `client_of` tells its key afterwards.
     """
     if settings.api_key is None:
         return
     token = _bearer(scope)
     if token is None:
         raise Unauthorized("expected the header Authorization: Bearer <API key>")
-    if not (_equal(token, settings.api_key) or _equal(token, settings.admin_token)):
+    if _equal(token, settings.api_key):
+        scope.setdefault("penstock.client", "api_key")
+    elif _equal(token, settings.admin_token):
+        scope.setdefault("penstock.client", "admin_token")
+    else:
         raise Unauthorized("the API key is wrong")
+
+
+def client_of(scope: Any) -> str | None:
+    """Return whose share of the server a request takes under overload.
+
+    That is its key, by the name of the setting, if `check_key` has found one; a host that knows its
+    clients better puts their names there. Else it is its address: one that a trusted proxy
+    forwards, if the server has put that into the scope. None if neither is known, as on a Unix
+    socket: such requests are of one client.
+    """
+    key: str | None = scope.get("penstock.client")
+    if key is not None:
+        return key
+    address = scope.get("client")
+    return None if address is None else address[0]
 
 
 def check_admin(scope: Any, settings: Settings) -> None:

@@ -92,8 +92,13 @@ def must_close(scope: Scope) -> bool:
         return False  # there a request is a stream of its own
     headers = dict(scope["headers"])
     if b"content-length" in headers:
-        return b"expect" in headers or _number(headers[b"content-length"]) > MAX_DISCARDED_BYTES
+        return b"expect" in headers or not is_discarded(headers[b"content-length"])
     return b"transfer-encoding" in headers
+
+
+def is_discarded(length: bytes | None) -> bool:
+    """Return whether a body of this Content-Length is read even if its request is refused."""
+    return length is not None and _number(length) <= MAX_DISCARDED_BYTES
 
 
 @lru_cache(256)

@@ -70,7 +70,7 @@ class CodeStatuses:
     protocol: int
     """The status in the Open Inference Protocol, where clients expect Triton's."""
     retry_after: int = 0
-    """Seconds of the header Retry-After; 0: no header."""
+    """Seconds of the header Retry-After, if the error names none; 0: no header."""
     example: str = ""
     """An example of `detail`, for the OpenAPI document."""
 
@@ -230,12 +230,19 @@ def problem(error: BaseException, request_id: str = "", **more: Any) -> Problem:
     """
     body = problem_object(error, request_id) | more
     status = status_of(error)
-    headers: list[tuple[bytes, bytes]] = []
-    if status.retry_after:
-        headers.append((b"retry-after", b"%d" % status.retry_after))
+    headers = retry_headers(error, status)
     if status.http == 401:
         headers.append((b"www-authenticate", b'Bearer realm="penstock"'))
     return _answer(status.http, body, headers)
+
+
+def retry_headers(error: BaseException, status: CodeStatuses) -> list[tuple[bytes, bytes]]:
+    """Return Retry-After, if a request that failed so may come again: after the seconds that the
+    error names, else after those of its status.
+    """
+    named = error.retry_after if isinstance(error, PenstockError) else None
+    seconds = named if type(named) is int and named > 0 else status.retry_after
+    return [(b"retry-after", b"%d" % seconds)] if seconds else []
 
 
 def problem_response(error: BaseException, request_id: str) -> Response:

@@ -22,6 +22,7 @@ from penstock.backends.item import Item
 from penstock.pipelines.runs.run import Submission
 
 from ..settings import Settings
+from .auth import client_of
 from .body import ClientLeft, Link, images_of, must_close, read_rest
 from .compression import inflate
 from .errors import Problem, log_failure, problem
@@ -133,6 +134,7 @@ class Predict:
             self.rules,
             PredictHead(name, many, scope["headers"]),
             exchange.started,
+            client=client_of(scope),
             request_id=scope.get("penstock.request_id", ""),
         )
         memory = call.memory
@@ -248,6 +250,7 @@ class Predict:
                     {"data": image},
                     call.timeout,
                     call.wanted,
+                    client=call.client,
                     request_id=f"{call.request_id}/{index}",
                 )
             except PenstockError as error:

@@ -121,6 +121,7 @@ class PredictCall(Run):
     """
 
     __slots__ = (
+        "client",
         "first_byte",
         "form",
         "head",
@@ -132,11 +133,19 @@ class PredictCall(Run):
     )
 
     def __init__(
-        self, rules: PredictRules, head: PredictHead, first_byte: float, *, request_id: str = ""
+        self,
+        rules: PredictRules,
+        head: PredictHead,
+        first_byte: float,
+        *,
+        client: str | None,
+        request_id: str = "",
     ) -> None:
+        """`client`: who sent it, as `client_of` says."""
         self.rules = rules
         self.head = head
         self.first_byte = first_byte
+        self.client = client
         self.wanted = None
         self.trace = None
         self.memory = Reservation(budget)
@@ -162,7 +171,7 @@ class PredictCall(Run):
             self.wanted = _priority(head.priority)
         if head.trace is not None:
             self.trace = self._trace(head.trace)
-        pipeline.check_admission(self.timeout, self.wanted)
+        pipeline.check_admission(self.timeout, self.wanted, self.client)
         if head.length is not None:
             reserve_body(head.length, rules.settings.max_body, self.memory)
 
@@ -189,6 +198,7 @@ class PredictCall(Run):
             self.timeout,
             self.wanted,
             future,
+            client=self.client,
             trace=self.trace,
             request_id=self.request_id,
             run=self,

@@ -362,7 +362,7 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
         response["headers"] = {"X-Request-Id": ANSWER_HEADERS["X-Request-Id"]}
         if status.retry_after:
             response["headers"]["Retry-After"] = {
-                "description": "Seconds to wait before the next attempt.",
+                "description": "Seconds to wait before the next attempt, 1 to 30.",
                 "schema": {"type": "integer"},
             }
         example = {
@@ -469,6 +469,15 @@ SERVER_SCHEMAS: dict[str, Schema] = {
         "properties": {
             "ready": FLAG,
             "reason": {"type": "string", "description": "Why the server is not ready."},
+            "pressure": {
+                "type": "object",
+                "description": "The pipelines that get more requests than they can answer, with "
+                "the number of requests that each has refused, by code.",
+                "additionalProperties": {
+                    "type": "object",
+                    "additionalProperties": {"type": "integer"},
+                },
+            },
         },
     },
     "PipelineState": {

@@ -360,6 +360,7 @@ class Connection(asyncio.Protocol):
         call = routes.call_of(
             head,
             self,
+            client=None if self._client is None else self._client[0],
             default_head=shared.default_head(self._server_state.default_headers),
             keep_alive=head.keep_alive and not shared.draining,
             access=self._access_line() if self._access_log else None,

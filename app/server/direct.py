@@ -21,7 +21,7 @@ from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.runs.run import ENDED, Submission, as_future
 
-from ..http.auth import check_key
+from ..http.auth import check_key, client_of
 from ..http.body import Link, parse_images, reserve_body
 from ..http.compression import COMPRESS_OFF_LOOP_BYTES, deflate
 from ..http.errors import Problem, Unauthorized, log_failure
@@ -78,6 +78,7 @@ class Direct:
     _run: Submission | None
     _work: asyncio.Task[None] | None  # waits for a helper thread
     _fields: Sequence[tuple[bytes, bytes]]  # of the head
+    client: str | None
     keep_alive: bool
     memory: Reservation
     request_id: str
@@ -144,7 +145,9 @@ class Direct:
         settings = self.rules.settings
         try:
             if settings.api_key is not None:
-                check_key({"headers": self._fields}, settings)
+                scope: dict[str, Any] = {"headers": self._fields}
+                check_key(scope, settings)
+                self.client = client_of(scope)
         except Unauthorized as error:
             self.fail_body(error)  # closes, as `refuse` does
             return
@@ -365,8 +368,8 @@ class DirectInfer(InferCall, Direct):
 
     __slots__ = (*_SLOTS, "_protocol")
 
-    def __init__(self, protocol: ProtocolApp, head: InferHead) -> None:
-        super().__init__(protocol.infer.rules, head, Reservation(budget))
+    def __init__(self, protocol: ProtocolApp, head: InferHead, client: str | None) -> None:
+        super().__init__(protocol.infer.rules, head, Reservation(budget), client=client)
         self._protocol = protocol
 
     def _begin(self) -> None:
@@ -518,19 +521,23 @@ class DirectRoutes:
         head: RequestHead,
         wire: Wire,
         *,
+        client: str | None,
         default_head: bytes,
         keep_alive: bool,
         access: AccessLine | None,
     ) -> DirectPredict | DirectInfer | None:
-        """Make the call of a request that has a body. None if the app has to answer it."""
+        """Make the call of a request that has a body. None if the app has to answer it.
+
+        `client`: the address that it comes from.
+        """
         route = head.direct
         if route is None:
             route = head.direct = self._route_of(head)
         call: DirectPredict | DirectInfer
         if type(route) is PredictHead:
-            call = DirectPredict(self._rules, route, 0.0)
+            call = DirectPredict(self._rules, route, 0.0, client=client)
         elif type(route) is InferHead:
-            call = DirectInfer(self._protocol, route)
+            call = DirectInfer(self._protocol, route, client)
         else:
             return None
         call._attach(wire, head.fields, default_head, keep_alive, access)

@@ -24,7 +24,7 @@ from ..http.body import (
     Pieces,
     reserve_body,
 )
-from ..http.errors import LOGGED_STATUSES, code_of, detail_of, status_of
+from ..http.errors import LOGGED_STATUSES, code_of, detail_of, retry_headers, status_of
 from ..http.exchange import UploadTimer
 from ..http.helper_thread import on_helper_thread
 from ..http.json_text import JsonLimits, kind_of, parse_json
@@ -279,9 +279,7 @@ def error_answer(error: BaseException) -> ProtocolAnswer:
     if isinstance(error, ProtocolError):
         return error_with(error.protocol_status, str(error), error.headers)
     status = status_of(error)
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if status.retry_after:
-        headers = ((b"retry-after", b"%d" % status.retry_after),)
+    headers = tuple(retry_headers(error, status))
     if status.protocol == 401:
         headers = ((b"www-authenticate", b'Bearer realm="penstock"'),)
     detail = detail_of(error)

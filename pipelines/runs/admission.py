@@ -50,6 +50,7 @@ class Admission:
         "pressure",
         "rates",
         "refused",
+        "refused_by_level",
         "requests",
         "room",
         "run_time",
@@ -70,6 +71,11 @@ class Admission:
         self._default_level = max(leveled.default_priority, 1)
         self._max_wait = config.max_wait
         self._make_doors(levels)
+        self.refused_by_level = {
+            (code, level): 0
+            for code in self.refused
+            for level in (range(1, levels + 1) if levels > 1 else (0,))
+        }
         self._queue_size = config.queue_size
         self._batches = 0
         self._refresh_at = 0.0
@@ -174,7 +180,7 @@ class Admission:
         """Raise `Overloaded` if the rule refuses the request."""
         rates = self.rates
         if not door.admits(size, client, rates, self._idle_until(priority, now), now):
-            self.refused["overloaded"] += 1
+            self._count_refusal("overloaded", door)
             raise _refusal(
                 Overloaded,
                 f"more comes than can be answered: {door.n} rows are inside, about "
@@ -201,6 +207,12 @@ class Admission:
             patient=timeout is not None and self._is_patient(timeout),
         )
 
+    def _count_refusal(self, code: str, door: Door) -> None:
+        self.refused[code] += 1
+        levels = self.pressure.doors
+        key = code, levels.index(door) + 1 if len(levels) > 1 else 0
+        self.refused_by_level[key] = self.refused_by_level.get(key, 0) + 1
+
     def _chain(self, priority: int | None) -> tuple[Door, ...]:
         chains = self._chains
         return chains[min(priority or self._default_level, len(chains)) - 1]
@@ -210,7 +222,7 @@ class Admission:
 
     def _refuse_full(self, door: Door, text: str, now: float) -> None:
         door.refuse(now)
-        self.refused["queue_full"] += 1
+        self._count_refusal("queue_full", door)
         raise _refusal(QueueFull, text, (door.n - self.rates.base) * self.rates.best)
 
     def _check_queue(self, door: Door, priority: int | None, most: int, now: float) -> None:
@@ -277,7 +289,7 @@ class Admission:
         wait = ahead * per_row + run
         if wait > timeout:
             door.refuse(now)
-            self.refused["overloaded"] += 1
+            self._count_refusal("overloaded", door)
             raise _refusal(
                 Overloaded,
                 f"an answer would take about {wait * 1000:.0f} ms ({ahead:.0f} rows ahead at node "

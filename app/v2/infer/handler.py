@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import cast
 
+from ...http.auth import client_of
 from ...http.body import ClientLeft
 from ...http.compression import COMPRESS_OFF_LOOP_BYTES, deflate, inflate
 from ...http.exchange import Exchange, Watch, leave
@@ -47,6 +48,7 @@ class Infer:
             self.rules,
             InferHead(call.names, scope["headers"]),
             call.memory,
+            client=client_of(scope),
             request_id=scope.get("penstock.request_id"),
         )
         scope["penstock.request_id"] = infer.request_id

@@ -16,6 +16,7 @@ from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
 
+from ...http.body import is_discarded
 from ...http.compression import choose_encoding, window_of
 from ...http.json_text import JsonLimits, parse_json, parsed_bytes
 from ...http.request_id import choose_request_id, is_fit
@@ -35,6 +36,8 @@ More is read on a helper thread. So is a request that may copy `COPY_OFF_LOOP_BY
 memory.
 """
 
+HIGHEST_PRIORITY = 1
+
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
@@ -53,13 +56,15 @@ class InferRules:
 class InferHead:
     """What the head of an infer request says. Read-only: requests with the same head share it.
 
-    `names` are the parts of the path.
+    `names` are the parts of the path. `is_read_anyway`: the body is small enough to be read even if
+    the request is refused. Its deadline and its priority, which are in the body, are known then.
     """
 
     __slots__ = (
         "accepted",
         "encoding",
         "fields",
+        "is_read_anyway",
         "json_length",
         "length",
         "names",
@@ -72,6 +77,7 @@ class InferHead:
         # If a header is repeated, the last one counts.
         get = dict(fields).get
         self.length = get(b"content-length")
+        self.is_read_anyway = is_discarded(self.length)
         self.encoding = get(b"content-encoding")
         self.accepted = get(b"accept-encoding")
         self.request_id = get(b"x-request-id")
@@ -88,6 +94,7 @@ class InferCall:
         "_arrived",
         "_began",
         "_reading",
+        "client",
         "head",
         "memory",
         "model",
@@ -104,11 +111,14 @@ class InferCall:
         head: InferHead,
         memory: Reservation,
         *,
+        client: str | None,
         request_id: str | None = None,
     ) -> None:
+        """`client`: who sent it, as `client_of` says."""
         self.rules = rules
         self.head = head
         self.memory = memory
+        self.client = client
         self.request = InferRequest(memory, rules.json)
         self.request_id = request_id or choose_request_id(head.request_id)
 
@@ -118,8 +128,10 @@ class InferCall:
         Raises the error of a request that has to be refused; so do the other steps.
         """
         self.model = self._model()
-        self.model.pipeline.check_admission()
         head = self.head
+        if not head.is_read_anyway:
+            # Nothing is refused here that the highest level admits. A deadline comes too late.
+            self.model.pipeline.check_admission(priority=HIGHEST_PRIORITY, client=self.client)
         self.window = 0 if head.encoding is None else _window(head.encoding)
         self.size = None if head.json_length is None else _json_length(head.json_length)
         self._began = time.monotonic()
@@ -158,7 +170,12 @@ class InferCall:
             self.model = self._model()
         self._reading = time.monotonic() - self._arrived
         return self.model.pipeline.submit_nowait(
-            request.item, timeout, request.priority, future, request_id=request_id
+            request.item,
+            timeout,
+            request.priority,
+            future,
+            client=self.client,
+            request_id=request_id,
         )
 
     def choose(self, item: Item) -> Chosen:

@@ -151,9 +151,11 @@ def config_of(model: Model) -> dict[str, Any]:
             "default_priority_level": entry_node.default_priority,
             "default_queue_policy": {  # 0: no bound
                 "timeout_action": "REJECT",
-                "default_timeout_microseconds": _at_most(pipeline.timeout * 1e6, 2**53),
+                "default_timeout_microseconds": _at_most(
+                    (pipeline.queue_timeout or 0) * 1e6, 2**53
+                ),
                 "allow_timeout_override": True,
-                "max_queue_size": _at_most(pipeline.max_requests, 2**31 - 1),
+                "max_queue_size": _at_most(pipeline.queue_size or 0, 2**31 - 1),
             },
             "priority_queue_policy": {},
         }

@@ -7,8 +7,8 @@
 * `dynamic_batching.max_queue_delay_microseconds`: `batching_timeout` of the entry node.
 * `dynamic_batching.priority_levels`, `.default_priority_level`: `priority_levels` and
   `default_priority` of the entry node.
-* `dynamic_batching.default_queue_policy.max_queue_size`: `max_requests` of the pipeline.
-* `dynamic_batching.default_queue_policy.default_timeout_microseconds`: its `timeout`.
+* `dynamic_batching.default_queue_policy.max_queue_size`: `queue_size` of the pipeline.
+* `dynamic_batching.default_queue_policy.default_timeout_microseconds`: its `queue_timeout`.
 
 A field that Penstock does not have must have the value that `description.py` reports, or be empty.
 So no field is accepted and then ignored.
@@ -167,9 +167,9 @@ def configure(
         policy = _table_in(batching, "default_queue_policy")
         _check_fields(policy, "default_queue_policy")
         if size := _number_in(policy, "max_queue_size", MAX_QUEUE_SIZE):
-            changes["max_requests"] = size
+            changes["queue_size"] = size
         if timeout := _number_in(policy, "default_timeout_microseconds", MAX_MICROSECONDS):
-            changes["timeout"] = timeout / 1e6
+            changes["queue_timeout"] = timeout / 1e6
     return replace(config, nodes=nodes, **changes)
 
 

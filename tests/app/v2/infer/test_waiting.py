@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from penstock import create_app, lifespan
 from penstock.app.settings import Settings
+from penstock.app.v2.models.model_config import configure
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
@@ -118,11 +119,53 @@ def test_too_many_requests(http: Any) -> None:
         until(lambda: inside(http) == 3)
         for _ in range(6):
             answer = http.post("/v2/models/gate/infer", json=request("refused"))
-            assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+            assert answer.status_code == 503 and answer.headers["retry-after"] in ("1", "2")
             assert answer.json()["error"].startswith("Exceeds maximum queue size")
         GATE.open()
         assert [other.result().status_code for other in others] == [200, 200]
     assert SEEN == ["wait", "queues", "queues"]
+
+
+def with_policy(running: Any, **policy: int) -> Any:
+    """Run a server whose model has this policy of Triton's for its queue."""
+    config = load(
+        {
+            "pipeline": {"name": "gate", "inputs": {"data": {"kind": "text"}}},
+            "node": {"backend": "InferGate"},
+        }
+    )
+    batching = {"dynamic_batching": {"default_queue_policy": policy}}
+    return running(create_app(configure(config, batching)))
+
+
+def test_max_queue_size_is_of_what_waits(running: Any) -> None:
+    with with_policy(running, max_queue_size=2) as client, ThreadPoolExecutor() as pool:
+        path = "/v2/models/gate/infer"
+        sent = [pool.submit(client.post, path, json=request("wait"))]
+        GATE.wait_entered()  # what runs does not wait
+        sent += [pool.submit(client.post, path, json=request("next")) for _ in range(2)]
+        pending = 'nv_inference_pending_request_count{model="gate",version="1"} 2.0'
+        while pending not in client.get("/metrics").text:
+            assert not any(answer.done() for answer in sent)
+        refused = client.post(path, json=request("more"))
+        assert refused.status_code == 503
+        assert refused.json()["error"].startswith("Exceeds maximum queue size")
+        assert int(refused.headers["retry-after"]) >= 1
+        GATE.open()
+        assert [answer.result().status_code for answer in sent] == [200] * 3
+
+
+def test_default_timeout_is_of_the_queue_alone(running: Any) -> None:
+    policy = {"default_timeout_microseconds": 3_000_000}
+    with with_policy(running, **policy) as client, ThreadPoolExecutor() as pool:
+        path = "/v2/models/gate/infer"
+        runs = pool.submit(client.post, path, json=request("wait"))
+        GATE.wait_entered()
+        expired = client.post(path, json=request("next"))  # after three seconds
+        assert expired.status_code == 503
+        assert expired.json()["error"].startswith("Request timeout expired")
+        GATE.open()
+        assert runs.result().status_code == 200
 
 
 def test_a_client_that_leaves_is_not_served(http: Any) -> None:

@@ -90,11 +90,16 @@ def test_configuration(client: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "requests", "reported"), [(2.5, 7, (2_500_000, 7)), ("inf", 2**40, (0, 0))]
+    ("keys", "reported"),
+    [
+        ({"queue_timeout": 2.5, "queue_size": 7}, (2_500_000, 7)),
+        ({"queue_timeout": 2**53, "queue_size": 2**40}, (0, 0)),
+        ({}, (0, 0)),
+    ],
 )
-async def test_policy_of_the_queue(timeout: Any, requests: int, reported: Any) -> None:
+async def test_policy_of_the_queue(keys: Any, reported: Any) -> None:
     """Priorities are reported without a batch, too."""
-    pipeline = {"name": "policy", "timeout": timeout, "max_requests": requests}
+    pipeline = {"name": "policy", **keys}
     repository = Repository(
         [
             load(
@@ -178,9 +183,9 @@ def test_fields_without_a_value_are_there(described: Any) -> None:
         "default_priority_level": 0,
         "default_queue_policy": {
             "timeout_action": "REJECT",
-            "default_timeout_microseconds": 30_000_000,
+            "default_timeout_microseconds": 0,
             "allow_timeout_override": True,
-            "max_queue_size": 1024,
+            "max_queue_size": 0,
         },
         "priority_queue_policy": {},
     }

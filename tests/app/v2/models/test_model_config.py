@@ -159,7 +159,7 @@ def test_dynamic_batching_is_of_the_entry_node() -> None:
             "b": {"backend": "Identity"},
         }
     )
-    assert configure(several, policy(max_queue_size=3)).max_requests == 3
+    assert configure(several, policy(max_queue_size=3)).queue_size == 3
     with pytest.raises(InvalidRequest, match="'max_queue_delay_microseconds' is of the entry node"):
         configure(several, {"dynamic_batching": {"max_queue_delay_microseconds": 1}})
 

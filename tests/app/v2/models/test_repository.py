@@ -695,7 +695,7 @@ def test_policies_of_the_queue(served: Any, app: Any) -> None:
         headers=HEADERS,
     )
     config = app.state.penstock.pipelines["chain"].config
-    assert (config.max_requests, config.timeout) == (7, 2.5)
+    assert (config.queue_size, config.queue_timeout) == (7, 2.5)
 
 
 @pytest.mark.parametrize(
