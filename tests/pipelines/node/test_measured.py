@@ -40,6 +40,13 @@ async def serve(
         yield pipeline
 
 
+@pytest.fixture
+def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take what runs within a second for cheap: coverage and a busy machine are slow."""
+    monkeypatch.setattr("penstock.pipelines.node.measured.CHEAP_SECONDS", 1.0)
+
+
+@pytest.mark.usefixtures("any_speed")
 @pytest.mark.parametrize(
     "keys",
     [
@@ -58,6 +65,7 @@ async def test_operators_run_on_the_loop(keys: dict[str, Any]) -> None:
         assert [answer["result"] for answer in answers] == list(range(100))
 
 
+@pytest.mark.usefixtures("any_speed")
 async def test_a_logical_node_is_where_the_node_is_that_it_shares() -> None:
     tables = {"a": {"backend": "Identity", "next": "a.2"}, "a.2": {"next": "b"}}
     tables["b"] = {"borrow_from": "a"}
@@ -136,6 +144,7 @@ class Slow(Clock):
         return self.now
 
 
+@pytest.mark.usefixtures("any_speed")
 async def test_a_node_whose_batches_take_long_moves_to_a_thread(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
