@@ -172,7 +172,7 @@ def test_stages_name_functions_that_exist() -> None:
         ([("asyncio/runners.py", "run"), ("app/server/serve.py", "serve")], stages.LOOP),
         ([("app/server/head.py", "parse"), ("app/server/connection.py", "_read_head")], "finding"),
         ([("app/server/connection.py", "write"), ("app/server/direct.py", "_send")], "writing"),
-        ([("app/server/direct.py", "call_of")], "route"),
+        ([("app/server/direct_routes.py", "call_of")], "route"),
         ([("app/server/direct.py", "_send_lines")], "finish"),
         ([("enum.py", "__call__"), ("app/http/render.py", "to_json")], "finish"),
         ([("backends/memory.py", "reserve"), ("app/http/predict_call.py", "begin")], "memory"),

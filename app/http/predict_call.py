@@ -3,7 +3,7 @@
 Every rule of a predict request is here once: keys, limits, deadlines, budget, priorities, trace,
 the answer and its errors. What carries the bytes calls the steps in order: `begin` with the head,
 `take` with the body, `submit`, then `write` or `failure`. `Predict` (predict.py) does so as an
-ASGI app, `DirectPredict` (direct.py) from a connection's callbacks.
+ASGI app, `DirectPredict` (direct_predict.py) from a connection's callbacks.
 """
 
 from __future__ import annotations

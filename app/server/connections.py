@@ -13,7 +13,7 @@ import sys
 from typing import Protocol
 
 from ..settings import Settings
-from .direct import DirectRoutes, routes_of
+from .direct_routes import DirectRoutes, routes_of
 from .head import KnownHeads
 
 logger = logging.getLogger("penstock.connection")
@@ -74,8 +74,7 @@ class Connections:
         """Refused connections that are still open, so that their clients can read why."""
         self.draining = False
         self.direct = True
-        """Connections answer small requests themselves where that is possible (direct.py). Tests
-        turn it off.
+        """Connections answer small requests themselves where that is possible. Tests turn it off.
         """
         self.heads = KnownHeads()
         self._direct_app: object = None

@@ -39,7 +39,7 @@ class RequestHead:
     `fields`: in order, their names in lower case. `length`: the Content-Length, 0 without one.
     `coding`: the Transfer-Encoding, b"chunked" or b"". `expects`: the client waits for 100
     Continue. `offers_upgrade`: the parser takes what follows for another protocol. `plain`: it is
-    HTTP/1.1 without any of these, so the body has `length` bytes. `direct` is for direct.py.
+    HTTP/1.1 without any of these, so the body has `length` bytes. `direct` is for direct_routes.py.
     """
 
     __slots__ = (

@@ -62,7 +62,8 @@ STAGES = (
         (
             ("app/http/render.py", ANY),
             ("app/http/predict_call.py", r"write.*|success.*|.*timing"),
-            ("app/server/direct.py", r"set_result|_finish|_s[eu].*|_head_of.*"),
+            ("app/server/direct.py", r"set_result|_s[eu].*"),
+            ("app/server/direct_predict.py", r"_finish|_succeed|_head_of.*"),
         ),
     ),
     Stage("route, keys, limits, id, kind of body", (("app/server", ANY), ("app/http", ANY))),

@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from penstock import create_app
 from penstock.app.server import connection
-from penstock.app.server.direct import Direct, DirectPredict
+from penstock.app.server.direct import Direct
+from penstock.app.server.direct_predict import DirectPredict
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.errors import InvalidInput

@@ -22,7 +22,8 @@ import pytest
 from pydantic import SecretStr
 
 from penstock import create_app
-from penstock.app.server.direct import Direct, DirectPredict
+from penstock.app.server.direct import Direct
+from penstock.app.server.direct_predict import DirectPredict
 from penstock.app.settings import Settings
 from penstock.app.v2.infer.infer_call import InferCall
 from penstock.backends.base import Backend

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from penstock import create_app
-from penstock.app.server.direct import DirectInfer
+from penstock.app.server.direct_infer import DirectInfer
 from penstock.app.settings import Settings
 
 from ..server.doors import open_door

@@ -1,0 +1,95 @@
+"""Predict requests that the connection answers itself."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+
+from penstock.backends.item import Item
+from penstock.pipelines.runs.run import ENDED, Submission
+
+from ..http.body import Link, parse_images
+from ..http.predict_call import (
+    PredictCall,
+    server_timing,
+    urls_are_off,
+)
+from .asgi import STATUS_LINES
+from .direct import SLOTS, Direct
+
+
+@lru_cache(4)
+def _head_of_json(default_head: bytes) -> bytes:
+    """Return the beginning of an answer with JSON, up to its length."""
+    return b"%b%bcontent-type: application/json\r\ncontent-length: " % (
+        STATUS_LINES[200],
+        default_head,
+    )
+
+
+class DirectPredict(PredictCall, Direct):
+    """A predict request with one image."""
+
+    __slots__ = SLOTS
+
+    def _begin(self) -> None:
+        self.begin()
+
+    def _wait(self) -> list[bytes]:
+        self.first_byte = asyncio.get_running_loop().time()
+        return []
+
+    def _submit_pieces(self, pieces: list[bytes]) -> Submission:
+        self.ready(asyncio.get_running_loop().time())
+        return self._submit(b"".join(pieces))
+
+    def _submit(self, body: bytes) -> Submission:
+        image = self.take(body)
+        if image is None:
+            image = self._parsed(body)
+        return self.submit(image, self)  # type: ignore[arg-type]  # `as_future` without its call
+
+    def _parsed(self, body: bytes) -> bytes:
+        rules = self.rules
+        content = parse_images(
+            body,
+            self.form,
+            self.head.content_type,
+            self.memory,
+            many=False,
+            limit=rules.settings.max_images,
+            json=rules.json,
+        )
+        if isinstance(content, Link):
+            raise urls_are_off()
+        return content[0]
+
+    def _finish(self, item: Item, run: Submission) -> None:
+        body = self.write(item, run)
+        if body is None:
+            loop = asyncio.get_running_loop()
+            self._work = loop.create_task(self._write_on_helper_thread(item, run))
+        else:
+            self._succeed(body, run)
+
+    async def _write_on_helper_thread(self, item: Item, run: Submission) -> None:
+        try:
+            body = await self.write_large(item, run)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._succeed(body, run)
+        finally:
+            self._work = None  # the task holds the call
+
+    def _succeed(self, body: bytes, run: Submission) -> None:
+        head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
+            _head_of_json(self._default_head),
+            len(body),
+            server_timing(run),
+            self.request_id.encode(),
+        )
+        self._send_head(200, head, body)
+
+    def _release(self) -> None:
+        self.future = ENDED

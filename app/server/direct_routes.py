@@ -1,0 +1,91 @@
+"""Which requests a connection answers itself: `DirectRoutes`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, cast
+
+from ..http.predict import HotRoutes, route_of
+from ..http.predict_call import (
+    PredictHead,
+)
+from ..v2.infer.infer_call import InferHead
+from ..v2.routes import ProtocolApp
+from .asgi import AccessLine, Wire
+from .direct_infer import DirectInfer
+from .direct_predict import DirectPredict
+from .head import RequestHead
+
+_route_of_path = lru_cache(256)(route_of)
+
+
+MOST_IMAGE_BYTES = 1 << 18
+"""The largest body of a predict request that is taken here."""
+
+
+class DirectRoutes:
+    """The routes of an app whose requests a connection may answer itself."""
+
+    def __init__(self, hot: HotRoutes) -> None:
+        rules = hot.predict.rules
+        # The fetch of an image by URL is a task, and which request needs one only its body says.
+        self._rules = rules
+        self._fetches = rules.fetch is not None
+        self._protocol = cast("ProtocolApp", hot.protocol)
+
+    def call_of(
+        self,
+        head: RequestHead,
+        wire: Wire,
+        *,
+        client: str | None,
+        default_head: bytes,
+        keep_alive: bool,
+        access: AccessLine | None,
+    ) -> DirectPredict | DirectInfer | None:
+        """Make the call of a request that has a body. None if the app has to answer it.
+
+        `client`: the address that it comes from.
+        """
+        route = head.direct
+        if route is None:
+            route = head.direct = self._route_of(head)
+        call: DirectPredict | DirectInfer
+        if type(route) is PredictHead:
+            call = DirectPredict(self._rules, route, 0.0, client=client)
+        elif type(route) is InferHead:
+            call = DirectInfer(self._protocol, route, client)
+        else:
+            return None
+        call._attach(wire, head.fields, default_head, keep_alive, access)
+        return call
+
+    def _route_of(self, head: RequestHead) -> PredictHead | InferHead | str:
+        """Return what a head asks for; "" if the app has to answer it."""
+        path = head.path.decode("ascii")
+        if "%" in path:
+            return ""
+        if (route := _route_of_path(path)) is not None:
+            asked = PredictHead(*route, head.fields)
+            unusual = (
+                asked.many
+                or asked.encoding is not None
+                or asked.asks_for_events
+                or head.length > MOST_IMAGE_BYTES
+            )
+            return "" if unusual or self._fetches else asked
+        if head.method == b"POST" and path.startswith("/v2/models/"):
+            names = self._protocol.names_of_infer(path)
+            if names is not None:
+                infer = InferHead(names, head.fields)
+                return infer if infer.encoding is None else ""
+        return ""
+
+
+def routes_of(app: Any) -> DirectRoutes | None:
+    """Return the routes of an app that a connection may answer itself: those that nothing of it
+    stands before. None for an app that is not ours.
+    """
+    find = getattr(app, "hot_routes", None)
+    hot = cast("HotRoutes | None", find()) if find is not None else None
+    return None if hot is None else DirectRoutes(hot)
