@@ -67,7 +67,7 @@ async def test_images_do_not_pile_up_before_a_slow_node(spawn: Any, tmp_path: Pa
     with server.listening() as client:
         server.wait_for("ready after")
         async with httpx.AsyncClient(
-            base_url=client.base_url, timeout=60, limits=httpx.Limits(max_connections=None)
+            base_url=client.base_url, timeout=300, limits=httpx.Limits(max_connections=None)
         ) as clients:
             calls = [
                 asyncio.ensure_future(clients.post("/predict/images", content=png))
