@@ -26,6 +26,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.loaded_files import LoadedFiles
+from penstock.backends.process.failure import RestartError
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig, PipelineConfig
@@ -140,7 +141,8 @@ class Node:
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.instance_groups[0].spec.shape_key
         self._levels = config.priority_levels
-        self._in_processes = config.executor == "process"
+        self._restart_failed = False  # a replacement of an executor could not load
+        self._refuses = False
         self._takes_request_id = any(
             group.spec.takes_request_id for group in config.instance_groups
         )
@@ -185,13 +187,15 @@ class Node:
             )
         return ""
 
-    @property
-    def serves(self) -> bool:
-        """True if an executor can run a batch, now or when its present one has ended."""
+    def _judge(self) -> None:
+        """Find out whether items that come have to be refused, because nothing will serve them.
+
+        They wait for executors that are being replaced, unless a replacement could not load.
+        """
         scheduler = self.scheduler
-        return any(executor.ready for executor in scheduler.idle) or any(
-            executor.ready and not batch.stuck for executor, batch in scheduler.running.items()
-        )
+        serves = scheduler.idle or any(not batch.stuck for batch in scheduler.running.values())
+        replacing = self._missing and not self._restart_failed
+        self._refuses = self._up and not serves and not replacing
 
     @property
     def executors(self) -> list[Executor]:
@@ -296,13 +300,13 @@ class Node:
     def enqueue(self, entry: Entry, now: float) -> None:
         """Queue the entry, and wake the scheduler if a decision could change anything.
 
-        If no executor can serve it, it fails with `NotReady` in the next iteration. While no
-        executor is idle a decision could change nothing: the next report of an executor leads to
-        one. This saves one iteration of the loop per batch. The exception is a deadline that comes
-        before the timer rings.
+        If nothing will serve it, it fails with `NotReady` in the next iteration. While no executor
+        is idle a decision could change nothing: the next report of an executor leads to one. This
+        saves one iteration of the loop per batch. The exception is a deadline that comes before the
+        timer rings.
         """
         scheduler = self.scheduler
-        if (self._in_processes or not scheduler.idle) and self._up and not self.serves:
+        if self._refuses:
             entry.enqueued = now
             entry.bucket = Bucket(None, scheduler.levels)  # it may be discarded until then
             self._loop.call_soon(fail_all, [entry], self._unserved, context=self._context)
@@ -492,6 +496,7 @@ class Node:
         if executor.killable:
             batch.stuck, batch.watched = False, now
             executor.end_child()
+        self._judge()
 
     # what executors report
 
@@ -506,6 +511,7 @@ class Node:
         scheduler = self.scheduler
         scheduler.release(executor)
         executor.failures = 0
+        self._refuses = False
         short = batch.ended - batch.started < SHORT_BATCH_SECONDS
         if not short:
             self._decide(now)
@@ -548,6 +554,7 @@ class Node:
         self.signature = signature = executor.signature
         self.counted = signature if signature is not None and signature.has_rows else None
         self._missing -= 1
+        self._restart_failed = self._refuses = False
         self.scheduler.add(executor)
         if not self._missing and not self._up:
             self._up = True
@@ -565,10 +572,13 @@ class Node:
                 failure.__cause__ = error
                 self._loading.set_exception(failure)
             return
+        if not executor.loaded or isinstance(error, RestartError):
+            self._restart_failed = True
         if executor.loaded:
             executor.loaded = False  # else it would count twice until its thread has ended
             self._missing += 1
         batch = self.scheduler.remove(executor)
+        self._judge()
         entries = [] if batch is None else batch.entries
         log_failure(
             logger,

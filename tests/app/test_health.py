@@ -34,15 +34,19 @@ class Gates:
         self.open = threading.Event()
         self.inside = threading.Event()
         self.may_load = threading.Event()
+        self.fails_to_load = False
 
 
 GATES = Gates()
+PIPELINE = (("pipeline", "pipeline"),)
 
 
 @register_backend("HealthGate")
 class HealthGate(Backend):
     def init(self, params: Any, context: Any) -> None:
         GATES.may_load.wait(60)
+        if GATES.fails_to_load:
+            raise ValueError("not today")
 
     def forward(self, batch: Any) -> None:
         for item in batch:
@@ -126,22 +130,37 @@ def test_not_ready_while_an_executor_is_replaced(running: Any) -> None:
         assert answer.status_code == 503 and "executors are not running" in answer.json()["reason"]
         assert "not running" in client.get("/pipelines").json()["pipelines"][0]["reason"]
         assert values(client)["penstock_ready", ()] == 0
-        refused = client.post("/predict/pipeline", content=b"x")  # it does not wait
-        assert refused.status_code == 503 and refused.json()["code"] == "not_ready"
-        assert refused.headers["retry-after"] and "1 of 1 executors" in refused.json()["detail"]
-        many = client.post("/predict/pipeline/batch", files=[("images", b"x"), ("images", b"y")])
-        assert [result["code"] for result in many.json()["results"]] == ["not_ready"] * 2
-        document = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
-        assert client.post("/v2/models/pipeline/infer", json=document).status_code == 503
-        GATES.may_load.set()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.post, "/predict/pipeline", content=b"x")
+            until(lambda: values(client)["penstock_requests_in_flight", PIPELINE] == 1)
+            GATES.may_load.set()
+            assert waiting.result().json() == {"result": 1}
         until(lambda: client.get("/health/ready").status_code == 200)
-        assert client.post("/predict/pipeline", content=b"x").json() == {"result": 1}
         samples = values(client)
         labels = (("node", "main"), ("pipeline", "pipeline"))
         assert (
             samples["penstock_executor_restarts_total", labels] == 1
             and samples["penstock_executors", labels] == 1
         )
+
+
+def test_what_no_executor_will_serve_is_refused_at_once(running: Any) -> None:
+    with running(create_app({"backend": "HealthGate"})) as client:
+        GATES.fails_to_load = True
+        assert client.post("/predict/pipeline", content=b"die").status_code == 500
+        GATES.may_load.set()
+        labels = (("node", "main"), *PIPELINE)
+        until(lambda: values(client)["penstock_executor_restarts_total", labels] >= 2)
+        refused = client.post("/predict/pipeline", content=b"x")
+        assert refused.status_code == 503 and refused.json()["code"] == "not_ready"
+        assert refused.headers["retry-after"] and "1 of 1 executors" in refused.json()["detail"]
+        many = client.post("/predict/pipeline/batch", files=[("images", b"x"), ("images", b"y")])
+        assert [result["code"] for result in many.json()["results"]] == ["not_ready"] * 2
+        document = {"inputs": [{"name": "data", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
+        assert client.post("/v2/models/pipeline/infer", json=document).status_code == 503
+        GATES.fails_to_load = False
+        until(lambda: client.get("/health/ready").status_code == 200)
+        assert client.post("/predict/pipeline", content=b"x").json() == {"result": 1}
 
 
 @register_backend("HealthSlow")

@@ -218,11 +218,12 @@ async def test_a_node_is_not_ready_while_its_child_is_down(ops: Path) -> None:
         os.kill(pid, signal.SIGKILL)  # nothing runs, so no call to the child notices it
         await until(lambda: pipeline.not_ready)
         assert pipeline.not_ready == "node 'work': 1 of 1 executors are not running"
-        for answer in await outcomes(pipeline, "a", "b"):
-            assert type(answer) is NotReady and str(answer) == pipeline.not_ready
+        waiting = asyncio.create_task(outcomes(pipeline, "meanwhile"))
+        await until(lambda: pipeline.in_flight == 1)
+        assert not waiting.done()
         (ops / "wait").unlink()
-        await until(lambda: not pipeline.not_ready)
-        assert await outcomes(pipeline, "later") == ["later"]
+        assert await waiting == ["meanwhile"]
+        assert not pipeline.not_ready
         assert pipeline.nodes[0].statistics.restarts == 1
 
 
@@ -235,6 +236,8 @@ async def test_a_child_that_can_not_load_again_is_tried_until_it_can(ops: Path) 
         )
         assert "refused to load" in str(answers[0])
         await until(lambda: pipeline.not_ready)
+        for answer in await outcomes(pipeline, "meanwhile", "too"):
+            assert type(answer) is NotReady and str(answer) == pipeline.not_ready
         (ops / "refuse").unlink()
         await until(lambda: not pipeline.not_ready)
         assert await outcomes(pipeline, "b") == ["b"]
