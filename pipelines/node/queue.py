@@ -272,7 +272,7 @@ class Bucket:
 
 def _leads(level: deque[Entry] | Turns[Entry]) -> bool:
     """Return whether the next entry stands before the patient and the late ones."""
-    return not isinstance(level, Turns) or level.rank < 2
+    return not isinstance(level, Turns) or level.rank < 1
 
 
 def fail_all(entries: Iterable[Entry], error: Callable[[], BaseException]) -> None:

@@ -13,6 +13,10 @@ SETTLE_DIVISOR = 50
 """Look for late entries this often within the target. That bounds the cost of looking."""
 
 
+_DUE = object()
+"""`(_DUE, client)` takes turns beside `client`: its patient entries that are nearly due."""
+
+
 class Waiting(Protocol):
     """The part of an `Entry` that its order depends on."""
 
@@ -26,24 +30,24 @@ E = TypeVar("E", bound=Waiting)
 
 
 class Turns(Generic[E]):
-    """The entries of one level, in four lanes. Clients take turns in each of them.
+    """The entries of one level, in three lanes. Clients take turns in each of them.
 
-    1. patient ones that are nearly due,
-    2. the others,
-    3. patient ones,
-    4. late ones: they have been inside for longer than the target.
+    1. those that are neither patient nor late, and patient ones that are nearly due,
+    2. patient ones,
+    3. late ones: they have been inside for longer than the target.
 
     It has the methods of a deque that `Bucket` uses. A lane has the entries of each client, in
     their order; the first client is the next to take its turn.
     """
 
-    __slots__ = ("_lanes", "_length", "_pressure", "_settle_at")
+    __slots__ = ("_lanes", "_length", "_pressure", "_settle_at", "_spell")
 
     def __init__(self, pressure: Pressure, entries: Iterable[E]) -> None:
         self._pressure = pressure
-        self._lanes: tuple[dict[Hashable, deque[E]], ...] = ({}, {}, {}, {})
+        self._lanes: tuple[dict[Hashable, deque[E]], ...] = ({}, {}, {})
         self._length = 0
         self._settle_at = 0.0
+        self._spell = pressure.spell  # of pressure, in which those of the last lane became late
         for entry in entries:
             self.append(entry)
 
@@ -57,7 +61,7 @@ class Turns(Generic[E]):
 
     @property
     def rank(self) -> int:
-        """The lane of the next entry, 0 to 3. There must be one."""
+        """The lane of the next entry, 0 to 2. There must be one."""
         return next(rank for rank, lane in enumerate(self._lanes) if lane)
 
     def __getitem__(self, index: int) -> E:
@@ -79,9 +83,9 @@ class Turns(Generic[E]):
     def append(self, entry: E) -> None:
         ticket = entry.ticket
         if ticket is None:
-            rank, client = 1, None
+            rank, client = 0, None
         else:
-            rank, client = 3 if ticket.late else 2 if ticket.patient else 1, ticket.client
+            rank, client = 2 if ticket.late else 1 if ticket.patient else 0, ticket.client
         self._put(rank, client, entry)
         self._length += 1
 
@@ -96,13 +100,14 @@ class Turns(Generic[E]):
         """Remove an entry. Raises ValueError if it is not here."""
         client = None if entry.ticket is None else entry.ticket.client
         for lane in self._lanes:
-            entries = lane.get(client)
-            if entries is not None and entry in entries:
-                entries.remove(entry)
-                if not entries:
-                    del lane[client]
-                self._length -= 1
-                return
+            for taker in (client, (_DUE, client)):
+                entries = lane.get(taker)
+                if entries is not None and entry in entries:
+                    entries.remove(entry)
+                    if not entries:
+                        del lane[taker]
+                    self._length -= 1
+                    return
         raise ValueError("the entry is not queued here")
 
     def clear(self) -> None:
@@ -119,19 +124,32 @@ class Turns(Generic[E]):
         if now < self._settle_at:
             return
         self._settle_at = now + target / SETTLE_DIVISOR
-        _, others, patient, _ = self._lanes
-        if self._pressure.on:
+        others, patient, late = self._lanes
+        pressure = self._pressure
+        if not pressure.on or self._spell != pressure.spell:
+            self._spell = pressure.spell
+            for client, entries in late.items():  # they came before the others of their client
+                entries.extend(others.pop(client, ()))
+                others[client] = entries
+            late.clear()
+        if pressure.on:
             for client, entries in list(others.items()):
                 while entries:
                     ticket = entries[0].request_ticket()
-                    if ticket is None or ticket.started or now - ticket.came <= target:
+                    if ticket is None or ticket.patient or ticket.started:
+                        break
+                    if now - ticket.came <= target:
                         break
                     ticket.become_late()
-                    self._put(3, client, entries.popleft())
+                    self._put(2, client, entries.popleft())
                 if not entries:
                     del others[client]
         for client, entries in list(patient.items()):
+            due = (_DUE, client)
             while entries and entries[0].deadline - now < target + run_time:
-                self._put(0, client, entries.popleft())
+                if due not in others:  # the next turn is theirs
+                    others = {due: deque(), **others}
+                    self._lanes = others, patient, late
+                self._put(0, due, entries.popleft())
             if not entries:
                 del patient[client]

@@ -160,7 +160,7 @@ class Door:
             else:
                 admitted = n <= self._slots
         if not admitted:
-            active, held = self._share(client)
+            active, held = self.share(client)
             admitted = active > 1 and held + size <= rates.base / active
         if admitted:
             self._slots = max(self._slots, n)
@@ -168,7 +168,7 @@ class Door:
             self.refuse(now)
         return admitted
 
-    def _share(self, client: Hashable) -> tuple[int, int]:
+    def share(self, client: Hashable) -> tuple[int, int]:
         """Return how many clients are inside with this one, and the rows that it has inside."""
         unnamed = self.rows - self.named
         held = unnamed if client is None else self.clients.get(client, 0)

@@ -21,7 +21,9 @@ from ..overload.rates import Rates
 from ..overload.ticket import Ticket
 
 RESERVED_DIVISOR = 8
-"""The rule leaves an eighth of `max_requests` to clients that have less than their share inside."""
+"""An eighth of `max_requests` is for clients that have less than their share inside."""
+SHARED_SECONDS = 10.0
+"""So long are these places kept after the last time that several clients were inside."""
 
 REFRESH_SECONDS = 0.05
 """The rates are taken anew this often, and after each of the first `EARLY_BATCHES`."""
@@ -42,6 +44,8 @@ class Admission:
         "_max_wait",
         "_queue_size",
         "_refresh_at",
+        "_shared_at",
+        "_unreserved",
         "door",
         "draining",
         "exposed",
@@ -60,6 +64,7 @@ class Admission:
         self.nodes: Sequence[Node] = ()
         self.exposed: Sequence[NodeAdmission] = ()  # those of the pipeline's exposed nodes
         self.max_requests = config.max_requests
+        self._unreserved = config.max_requests - config.max_requests // RESERVED_DIVISOR
         self.draining: asyncio.Future[None] | None = None
         self.refused = {"queue_full": 0, "overloaded": 0}
         self.requests = RequestStatistics(clock)
@@ -79,6 +84,7 @@ class Admission:
         self._queue_size = config.queue_size
         self._batches = 0
         self._refresh_at = 0.0
+        self._shared_at = -SHARED_SECONDS
         self.room = 0.0
         self._set_room()
 
@@ -125,7 +131,7 @@ class Admission:
 
     def _set_room(self) -> None:
         rates = self.rates
-        rates.base = min(rates.base, self.max_requests - self.max_requests // RESERVED_DIVISOR)
+        rates.base = min(rates.base, self._unreserved)
         if len(self._chains) > 1 or self._queue_size is not None:
             self.room = 0
         elif self._max_wait is None:
@@ -164,6 +170,8 @@ class Admission:
                 f"(max_requests = {self.max_requests})",
                 now,
             )
+        if door.requests >= self._unreserved:
+            self._check_reserve(door, timeout, client, now)
         if self._queue_size is not None:
             self._check_queue(door, priority, self._queue_size, now)
         if timeout is None:
@@ -172,7 +180,7 @@ class Admission:
             return
         # As if all rows in flight were ahead of it: no finer estimate is larger.
         if (self.door.rows + size) * self.rates.best + self.run_time > timeout:
-            self._estimate(door, size, timeout, priority, now)
+            self._estimate(door, size, timeout, priority, client=client, now=now)
 
     def _check_rule(
         self, door: Door, size: int, priority: int | None, client: Hashable, now: float
@@ -225,6 +233,30 @@ class Admission:
         self._count_refusal("queue_full", door)
         raise _refusal(QueueFull, text, (door.n - self.rates.base) * self.rates.best)
 
+    def _check_reserve(
+        self, door: Door, timeout: float | None, client: Hashable, now: float
+    ) -> None:
+        """Raise `QueueFull` if the places that are left are for other clients.
+
+        For requests that set a deadline: the rule leaves these places free by itself.
+        """
+        active, held = door.share(client)
+        if active > 1:
+            self._shared_at = now
+        if (
+            timeout is not None
+            and self._max_wait is not None
+            and now - self._shared_at < SHARED_SECONDS
+            and held > self.max_requests / max(2, active)
+        ):
+            self._refuse_full(
+                door,
+                f"too many requests in flight: {door.requests} (max_requests = "
+                f"{self.max_requests}, the last {self.max_requests - self._unreserved} of them for "
+                "clients with fewer requests)",
+                now,
+            )
+
     def _check_queue(self, door: Door, priority: int | None, most: int, now: float) -> None:
         """Raise `QueueFull` if `most` requests wait already, of this level and those above it.
 
@@ -259,6 +291,8 @@ class Admission:
         size: int,
         timeout: float,
         priority: int | None,
+        *,
+        client: Hashable,
         now: float,
     ) -> None:
         """Raise `Overloaded` if the request would have to queue, and past its deadline.
@@ -277,7 +311,8 @@ class Admission:
         parts = slowest.parts_per_item
         if parts > 1:  # most parts are not queued there yet
             ahead = max(ahead, door.rows)
-        if not self._is_patient(timeout):
+        patient = self._is_patient(timeout)
+        if not patient:
             ahead = max(0.0, ahead - door.late - door.patient)
         estimate, most = slowest.estimate, slowest.max_rows
         per_row = estimate.hopeful(most) / most * parts / max(1, slowest.executor_count)
@@ -286,6 +321,8 @@ class Admission:
         run += estimate.hopeful(min(most, (ahead + size) * parts))
         if parts > 1:
             run += size * per_row
+        if self.pressure.sorts and not patient:
+            ahead = min(ahead, self._before_turn(door, size, client))
         wait = ahead * per_row + run
         if wait > timeout:
             door.refuse(now)
@@ -296,6 +333,16 @@ class Admission:
                 f"{slowest.name!r}), the deadline is in {timeout * 1000:.0f} ms",
                 wait - timeout,
             )
+
+    def _before_turn(self, door: Door, size: int, client: Hashable) -> int:
+        """Return the most rows that run before it is the turn of a request, if clients take turns.
+
+        Those of higher levels all do, and of each client as many as this one will have inside.
+        """
+        doors = self.pressure.doors
+        level = doors.index(door)
+        active, held = door.share(client)
+        return (doors[level - 1].rows if level else 0) + active * (held + size) - size
 
     # ends
 

@@ -118,18 +118,26 @@ def loops(
         return sum(request.how in REFUSED for request in of(simulation, "a"))
 
 
-def fair(model: Model, **settings: Any) -> float:
+def fair(
+    model: Model, flood: float | None = None, some: float | None = None, **settings: Any
+) -> float:
     """Let one client send 5 x the capacity and another 0.1 x.
 
-    Return which part the second has in time.
+    `flood` and `some` are the seconds of their deadlines, if they name any. Return which part the
+    second has in time.
     """
     with Simulation.of(model, **settings) as simulation:
         begin = warm(simulation, model)
         in_time = model.in_time
         end = begin + max(20.0, 6 * in_time)
-        for client, times in (("a", 5), ("b", 0.1)):
+        for client, times, deadline in (("a", 5, flood), ("b", 0.1, some)):
             simulation.poisson(
-                times * model.capacity, begin, end, client=client, patience=5 * in_time
+                times * model.capacity,
+                begin,
+                end,
+                client=client,
+                timeout=deadline,
+                patience=5 * in_time,
             )
         simulation.run(end + 60)
         return share(of(simulation, "b"), in_time)

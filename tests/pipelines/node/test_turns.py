@@ -77,7 +77,7 @@ def test_late_entries_stand_behind_the_rest_and_only_fill_a_batch() -> None:
     queue.put("12", came=2.0)
     queue.bucket.settle(2.5, 0.1)
     assert queue.door.late == 4
-    assert queue.bucket.rank[1] == 1
+    assert queue.bucket.rank[1] == 0
     assert queue.take(8, 3) == "12a"
     assert queue.take(8, 3) == "bcd"
 
@@ -112,6 +112,30 @@ def test_patient_entries_go_last_until_they_are_nearly_due() -> None:
     queue.put("cd")
     queue.bucket.settle(9.0, 0.5)
     assert queue.take() == "pcd"
+
+
+def test_a_client_takes_turns_with_the_patient_ones_of_another_that_are_nearly_due() -> None:
+    queue = Queue()
+    queue.put("pqrs", "flood", patient=True, deadline=10.0)
+    queue.put("ab", "small", came=9.0)
+    queue.bucket.settle(9.0, 0.5)
+    assert queue.take() == "paqbrs"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_late_ones_are_not_late_any_more_when_pressure_has_ended(again: bool) -> None:
+    queue = Queue()
+    queue.put("p", "offline", patient=True, deadline=100.0)
+    queue.put("ab", "one", came=0.0)
+    queue.bucket.settle(2.0, 0.1)
+    assert queue.door.late == 2
+    queue.pressure.turn(False)
+    if again:
+        queue.pressure.turn(True)
+    queue.put("c", "one", came=2.5)
+    queue.bucket.settle(3.0, 0.1)
+    assert queue.door.late == 2 * again
+    assert queue.take() == ("cpab" if again else "abcp")
 
 
 def test_after_pressure_the_order_is_that_of_arrival_again() -> None:

@@ -44,6 +44,13 @@ def test_a_flood_leaves_another_client_its_share(model: Model) -> None:
     assert scenarios.fair(model) >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("flood", "some"), [(None, 0.6), (0.6, 0.6), (0.9, 0.9), (5, None), (20, None), (20, 0.6)]
+)
+def test_deadlines_leave_another_client_its_share(flood: float | None, some: float | None) -> None:
+    assert scenarios.fair(RESNET, flood, some) >= 0.9
+
+
 def test_the_loops_of_one_client_do_not_make_another_one_wait() -> None:
     assert scenarios.fair_to_loops(RESNET) >= 0.95
 
