@@ -51,7 +51,12 @@ class Model(NamedTuple):
     @property
     def keys(self) -> dict[str, Any]:
         """The node's table."""
-        return {"backend": "Identity", "max": self.max, "instance_num": self.executors}
+        return {
+            "backend": "Identity",
+            "executor": "thread",  # never the event loop: the simulation replaces the thread
+            "max": self.max,
+            "instance_num": self.executors,
+        }
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
