@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from penstock.backends.errors import BackendError, PenstockError
@@ -50,6 +51,17 @@ class ProblemRoute(WholePathRoute):
                 return problem_response(error, request_id_of(request.scope))
 
         return handle_or_problem
+
+
+class TypedRoute(ProblemRoute):
+    """A route that leaves other methods than its own to the ordinary route of its path.
+
+    That one knows them all: PUT too, and Allow for a 405.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Any]:
+        match, child_scope = super().matches(scope)
+        return (match, child_scope) if match is Match.FULL else (Match.NONE, {})
 
 
 class _Prediction(Response):
@@ -170,7 +182,7 @@ def typed_routes(repository: Repository, settings: Settings, predict: Predictor)
     async def key(request: Request) -> None:
         check_key(request.scope, settings)
 
-    router = APIRouter(route_class=ProblemRoute, dependencies=[Depends(key)])
+    router = APIRouter(route_class=TypedRoute, dependencies=[Depends(key)])
     for config in repository.configs.values():
         for path, operations in operations_of(
             config, settings.api_key is not None, settings.allow_url

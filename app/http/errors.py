@@ -31,6 +31,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.text import encodable, message_of
 
+from .paths import sort_allow
 from .request_id import request_id_of
 
 logger = logging.getLogger("penstock.http")
@@ -278,6 +279,7 @@ async def _handle_validation(request: Request, error: Exception) -> Response:
 
 async def _handle_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    sort_allow(error)  # routes that aren't ours too
     request_id = request_id_of(request.scope)
     code = CODE_BY_STATUS.get(
         error.status_code, "invalid_request" if error.status_code < 500 else "internal"
@@ -298,7 +300,7 @@ def _detail(request: Request, error: HTTPException) -> str:
         return f"there is nothing at {request.scope['path'][:LONGEST_PATH_CHARACTERS]}"
     allowed = (error.headers or {}).get("Allow")
     if error.status_code == 405 and allowed:
-        methods = " or ".join(sorted(allowed.split(", ")))
+        methods = allowed.replace(", ", " or ")
         return f"{request.method} is not allowed here: use {methods}"
     return str(error.detail)
 

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 PROTOCOL_PREFIX = "/v2"
 """The Open Inference Protocol (v2/) is below it; its clients expect errors in their own form."""
@@ -36,8 +37,17 @@ def whole(pattern: re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(pattern.pattern.removesuffix("$") + r"\Z", pattern.flags)
 
 
+def sort_allow(error: HTTPException) -> None:
+    """Sort the methods in the header Allow of a 405. A router writes them in the order of a set,
+    which differs from one start of the server to the next.
+    """
+    if error.headers and "Allow" in error.headers:
+        methods = ", ".join(sorted(error.headers["Allow"].split(", ")))
+        error.headers = {**error.headers, "Allow": methods}
+
+
 class WholePathRoute(APIRoute):
-    """A route that `%0a` at the end of a path does not lead to.
+    """A route that `%0a` at the end of a path does not lead to, with a sorted Allow in its 405.
 
     FastAPI compiles the pattern again for each router that includes the route, so it is not
     replaced here (see `whole`).
@@ -47,6 +57,13 @@ class WholePathRoute(APIRoute):
         if path_of(scope).endswith("\n"):
             return Match.NONE, {}
         return super().matches(scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().handle(scope, receive, send)
+        except HTTPException as error:
+            sort_allow(error)
+            raise
 
 
 def is_protocol(scope: Scope) -> bool:

@@ -43,6 +43,7 @@ from .connections import MAX_REFUSED, TICK_SECONDS, Connections
 from .direct import Direct
 from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
+from .send_queue import queued_bytes
 
 UNCOUNTED_BYTES = 8192
 """A connection may hold so many received bytes, and as many unsent ones, without counting them in
@@ -100,6 +101,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_loop",
         "_parser",
+        "_queued",
         "_reading",
         "_remaining",
         "_request",
@@ -154,7 +156,9 @@ class Connection(asyncio.Protocol):
         self._counted = 0  # bytes counted in the memory budget
         self._discarded = 0
         self._written = 0  # bytes of the newest piece of an answer
-        self._unsent = 0  # bytes that were not sent when `send_deadline` was set
+        # When `send_deadline` was set: bytes that were not sent, and those of the kernel's queue.
+        self._unsent = 0
+        self._queued = 0
         self._writable: list[asyncio.Future[None]] = []
         self._head = NO_HEAD
         self._parser = HeadParser()
@@ -696,6 +700,7 @@ class Connection(asyncio.Protocol):
 
     def _watch_sending(self) -> None:
         self._unsent = self._transport.get_write_buffer_size()
+        self._queued = queued_bytes(self._transport.get_extra_info("socket"))
         self.send_deadline = self._loop.time() + self._settings.send_timeout
 
     def _count(self) -> None:
@@ -757,7 +762,10 @@ class Connection(asyncio.Protocol):
 
     def _check_sending(self, now: float) -> None:
         unsent = self._transport.get_write_buffer_size()
-        if unsent and unsent >= self._unsent:
+        queued = queued_bytes(self._transport.get_extra_info("socket"))
+        # The kernel takes nothing until a third of its queue, up to 4 MB, is free. A slow client
+        # needs longer for that.
+        if unsent and unsent >= self._unsent and queued >= self._queued:
             self._count_late("send_timeout")
             self._transport.abort()
         elif unsent:

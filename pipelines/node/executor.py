@@ -309,24 +309,25 @@ def run_batch(
         # Half-made copies must not become answers, whatever the lines below raise.
         batch.outcomes = [None] * len(entries)
         error = readable(error)  # Python drops this name at the end: no cycle
-        if len(entries) == 1 and isinstance(error, ProcessDiedError) and owner.retry:
-            return _run_singly(backend, batch, owner, clock)
-        if len(entries) == 1:
-            batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
-        elif (
-            isinstance(error, NEVER_RETRIED)
-            or not owner.retry
-            or (owner.retry_suspended and not isinstance(error, InvalidInput))
-        ):
-            _log(batch, entries, error)
-            batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
+        alone = len(entries) == 1
+        if alone:
+            runs_again = isinstance(error, ProcessDiedError)
         else:
-            return _run_singly(backend, batch, owner, clock)
-        if isinstance(error, DeviceError):
-            return error
+            runs_again = not isinstance(error, NEVER_RETRIED) and (
+                isinstance(error, InvalidInput) or not owner.retry_suspended
+            )
+        if not (runs_again and owner.retry):
+            if alone:
+                batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
+            else:
+                _log(batch, entries, error)
+                batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
+            return error if isinstance(error, DeviceError) else None
     else:
         owner.retry_suspended = False
-    return None
+        return None
+    # Outside of `except`, or this error would be the context of every error of an item alone.
+    return _run_singly(backend, batch, owner, clock)
 
 
 def _run_singly(

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from penstock import create_app, create_router, lifespan
+from penstock.app.routes import ProblemRoute
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
@@ -226,6 +227,36 @@ def test_an_apps_own_routes_stay(running: Any, config: Any) -> None:
             and answer.headers["allow"]
             and answer.json()["code"] == "method_not_allowed"
         )
+
+
+MANY = {"DELETE", "GET", "PATCH", "POST", "PUT"}
+"""A set whose order is the sorted one by chance in 1 of 120 processes."""
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_the_methods_in_allow_have_a_fixed_order(running: Any, config: Any, routed: bool) -> None:
+    if routed:
+        app = FastAPI()
+        models = create_router(config)
+        models.add_api_route("/many", lambda: 1, methods=[*MANY], route_class_override=ProblemRoute)
+        app.include_router(models, prefix="/models")
+    else:
+        app = create_app(config)
+        app.add_api_route("/many", lambda: 1, methods=[*MANY])
+    with running(app) as client:
+        prefix = "/models" * routed
+        for path, allowed in {
+            "/predict/record": "POST, PUT",
+            "/predict/record/batch": "POST, PUT",
+            "/predict/record/versions/1": "POST, PUT",
+            "/health/ready": "GET, HEAD",
+            "/v2": "GET, HEAD",
+            "/many": "DELETE, GET, PATCH, POST, PUT",
+        }.items():
+            answer = client.request("QUERY", prefix + path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+        if not routed:
+            assert client.request("QUERY", "/docs").headers["allow"] == "GET, HEAD"
 
 
 def test_a_lifespan_that_fails_says_so(config: Any) -> None:

@@ -19,9 +19,10 @@ import uvloop
 
 from penstock.app.server.connection import HELD_BODY_BYTES, KEPT_BODY_BYTES, UNCOUNTED_BYTES
 from penstock.app.server.connections import REASONS, default_max_connections
+from penstock.app.server.send_queue import queued_bytes
 from penstock.backends.memory import MemoryBudget
 
-from .wire import LARGE, served, until
+from .wire import LARGE, Served, served, until
 
 HOST = b"Host: x\r\n"
 GET = b"GET /echo HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -441,6 +442,16 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
             assert (await client.answer()).endswith(b"\r\n\r\n%d" % number)
 
 
+async def end_by_send_timeout(server: Served) -> None:
+    """Let `send_timeout` pass until the server has closed. What the client's kernel still takes is
+    progress.
+    """
+    async with asyncio.timeout(60):
+        while server.open:
+            server.pass_time(31)
+            await asyncio.sleep(0.001)
+
+
 async def test_a_client_that_does_not_read_gets_no_further_answers(budget: MemoryBudget) -> None:
     async with served() as server:
         client = await server.connect(limit=1024)
@@ -453,8 +464,7 @@ async def test_a_client_that_does_not_read_gets_no_further_answers(budget: Memor
         assert budget.used == connection._counted
         server.pass_time(29)  # it is slow, but not late
         assert connection.state.name != "CLOSING"
-        server.pass_time(31)
-        await until(lambda: not server.open)
+        await end_by_send_timeout(server)
         assert server.connections.closed["late"] == 1 and budget.used == 0
 
 
@@ -472,6 +482,39 @@ async def test_a_client_that_reads_slowly_is_not_late() -> None:
         server.pass_time(31)
         assert server.connections.closed["late"] == 0
         assert len(await client.all()) > LARGE // 2
+
+
+async def test_a_client_is_not_late_while_only_the_kernels_queue_shrinks() -> None:
+    async with served() as server:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            await loop.sock_sendall(client, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: server.open and server.open[0].writing_paused)
+            (connection,) = server.open
+            transport = connection._transport
+
+            def left() -> int:
+                queued = queued_bytes(transport.get_extra_info("socket"))
+                return queued + transport.get_write_buffer_size()
+
+            for _ in range(8):
+                before = left()
+                while left() >= before:  # its system takes more once the client has read some
+                    await asyncio.wait_for(loop.sock_recv(client, 4096), 60)
+                    await asyncio.sleep(0)
+                server.pass_time(31)
+                assert server.open and server.connections.closed["late"] == 0
+            await end_by_send_timeout(server)
+            assert server.connections.closed["late"] == 1
+
+
+def test_a_socket_that_tells_nothing_of_its_queue() -> None:
+    with socket.socket() as connection:
+        assert queued_bytes(connection) == 0
+    assert queued_bytes(connection) == 0
 
 
 async def test_answers_count_until_the_memory_is_full(budget: MemoryBudget) -> None:

@@ -11,7 +11,7 @@ import pytest
 from penstock.backends.base import Backend
 from penstock.backends.errors import BackendError, DeviceError, InvalidInput
 from penstock.backends.item import Item
-from penstock.backends.process.failure import RestartError
+from penstock.backends.process.failure import ProcessDiedError, RestartError
 from penstock.pipelines.node.executor import run_batch
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
 
@@ -132,3 +132,14 @@ def test_each_caller_gets_an_exception_of_its_own_that_names_node_and_backend() 
     assert isinstance(first, BackendError)
     assert str(first) == "node 'node': backend Scripted raised DeviceError: bus"
     assert first.__cause__ is second.__cause__ is made.entries[1].item["data"]
+
+
+def test_an_error_of_an_item_alone_has_no_other_error_as_its_context() -> None:
+    """A log would show it as "during the handling of" the error of another item."""
+    made = batch(ValueError("one"), InvalidInput("two"), OSError("three"))
+    run(made)
+    assert [entry.item["data"].__context__ for entry in made.entries] == [None] * 3
+    died = ProcessDiedError("the child died")
+    made = batch(died)
+    run(made)
+    assert died.__context__ is None
