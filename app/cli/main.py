@@ -86,8 +86,8 @@ def check(
         bool,
         typer.Option(
             "--load",
-            help="Load the models too, and say which of them run each item alone. Nothing is "
-            "served.",
+            help="Load the models too, and say which of them run each item alone, and where "
+            "measured nodes run. Nothing is served.",
         ),
     ] = False,
 ) -> None:
@@ -111,19 +111,24 @@ def check(
         fail(*(str(problem) for error in repository.unread.values() for problem in error.problems))
     if load:
         try:
-            print_loaded(asyncio.run(_notes_on_rows(repository)))
+            print_loaded(asyncio.run(_notes_of_load(repository)))
         except PenstockError as error:
             fail(str(error))
 
 
-async def _notes_on_rows(repository: Repository) -> Sequence[str]:
-    """Load all pipelines, and note the nodes whose model was not found to keep rows apart."""
+async def _notes_of_load(repository: Repository) -> Sequence[str]:
+    """Load all pipelines. Note where measured nodes run, and which models were not found to keep
+    rows apart.
+    """
     notes = []
     try:
         await repository.start()
         for pipeline in repository.served:
             for node in pipeline.nodes:
                 place = f"{pipeline.name}: [{node.name}]"
+                if pipeline.config.nodes[node.name].executor == "auto":
+                    where = "the event loop" if node.config.executor == "auto" else "a thread"
+                    notes.append(f"{place} runs on {where}, as measured")
                 if any(executor.undecided for executor in node.executors):
                     notes.append(
                         f"{place} can't be probed at load: its first items decide whether items "

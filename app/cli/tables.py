@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.registry import BackendDescription, extra_installed
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.expressions.type_names import value_name
@@ -28,6 +29,7 @@ def print_pipelines(configs: Iterable[PipelineConfig]) -> None:
             "instances",
             "max",
             "batching_timeout",
+            "executor",
             "next",
             box=box.SIMPLE,
         )
@@ -80,6 +82,11 @@ def _is_probed(node: NodeConfig) -> bool:
     )
 
 
+def _is_composite(node: NodeConfig) -> bool:
+    """Return whether a node calls other nodes, and has no executor."""
+    return any(issubclass(group.spec.cls, CompositeBackend) for group in node.instance_groups)
+
+
 def _has_probe(spec: Spec) -> bool:
     if isinstance(spec.params, EngineParams):
         return spec.params.batched is None
@@ -95,6 +102,7 @@ def _row(node: NodeConfig) -> tuple[str, ...]:
         " & ".join(str(group.instances) for group in groups),
         " & ".join(str(group.bound(group.spec.declared_range.max)) for group in groups),
         f"{node.batching_timeout:g} ms",
+        "" if node.shares or _is_composite(node) else node.executor,
         ", ".join(node.next),
     )
 

@@ -7,6 +7,7 @@ control and post-processing, and nothing else: what a user's function costs is n
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,8 @@ from penstock.backends.operators.control import KeyParams
 
 from ..config.definition import NodeConfig, PipelineConfig
 from .placement import context_of
+
+logger = logging.getLogger("penstock.node")
 
 CHEAP_SECONDS = 0.0001
 """A node is cheap if its largest batch takes no longer: about what a thread costs a batch."""
@@ -34,13 +37,20 @@ async def resolved(
 ) -> PipelineConfig:
     """Return the configuration with `thread` in place of `auto` where a node is not cheap.
 
-    Other work of the loop comes between two nodes.
+    The log says where each measured node runs. Other work of the loop comes between two nodes.
     """
     nodes = dict(config.nodes)
     for name, node in config.nodes.items():
         if node.executor == "auto" and node.shares is None:
-            if not is_cheap(node, config, clock):
+            cheap = is_cheap(node, config, clock)
+            if not cheap:
                 nodes[name] = replace(node, executor="thread")
+            logger.info(
+                'node %s: runs on %s, as measured (executor = "auto")',
+                name,
+                "the event loop" if cheap else "a thread",
+                extra={"pipeline": config.name, "node": name},
+            )
             await asyncio.sleep(0)
     return replace(config, nodes=nodes)
 

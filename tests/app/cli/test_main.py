@@ -304,6 +304,38 @@ def test_check_loads_models_to_find_those_that_run_items_alone(run: Run, tmp_pat
     assert alone == ["mixed: [net] runs each item alone"]
 
 
+def test_check_shows_the_executor_of_each_node(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text(
+        '[a]\nbackend = "Identity"\nnext = "a.2"\n[a.2]\nnext = "b"\n'
+        '[b]\nbackend = "Sleep"\nnext = "c"\n'
+        '[c]\nbackend = "Sleep"\nexecutor = "process"\nnext = "d"\n'
+        '[d]\nbackend = "Identity"\nexecutor = "loop"\n'
+    )
+    answer = run("check", tmp_path)
+    assert answer.exit_code == 0, answer.output
+    rows = [line.split() for line in answer.stdout.splitlines() if " ms" in line]
+    shown = {row[0]: row[row.index("ms") + 1 :] for row in rows}
+    assert shown == {
+        "a": ["auto", "a.2"],
+        "a.2": ["b"],
+        "b": ["thread", "c"],
+        "c": ["process", "d"],
+        "d": ["loop"],
+    }
+
+
+@pytest.mark.parametrize(("seconds", "where"), [(1.0, "the event loop"), (-1.0, "a thread")])
+def test_check_tells_where_a_measured_node_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, where: str
+) -> None:
+    monkeypatch.setattr("penstock.pipelines.node.measured.CHEAP_SECONDS", seconds)
+    (tmp_path / "one.toml").write_text('[a]\nnext = "b"\n[b]\nbackend = "Sleep(0)"\n')
+    answer = run("check", tmp_path, "--load")
+    assert answer.exit_code == 0, answer.output
+    places = [line for line in answer.stdout.splitlines() if "measured" in line]
+    assert places == [f"one: [a] runs on {where}, as measured"]
+
+
 def test_check_names_the_nodes_whose_first_items_decide(run: Run, tmp_path: Path) -> None:
     graph = helper.make_graph(  # it refuses random rows, because their length is a guess
         [helper.make_node("MatMul", ["x", "w"], ["y"])],

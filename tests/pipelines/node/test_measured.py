@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -105,7 +106,10 @@ async def test_operators_that_read_scores_are_measured_with_as_many_as_there_are
 
 
 @pytest.mark.parametrize(("seconds", "executor"), [(0.5, "auto"), (1.5, "thread")])
-async def test_a_batch_that_takes_long_is_not_cheap(seconds: float, executor: str) -> None:
+async def test_a_batch_that_takes_long_is_not_cheap(
+    caplog: pytest.LogCaptureFixture, seconds: float, executor: str
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.node")
     clock = Clock()
 
     def moving() -> float:
@@ -113,7 +117,9 @@ async def test_a_batch_that_takes_long_is_not_cheap(seconds: float, executor: st
         return clock()
 
     config = await resolved(load("Identity"), moving)
-    assert [node.executor for node in config.nodes.values()] == [executor]
+    assert [(node.name, node.executor) for node in config.nodes.values()] == [("main", executor)]
+    where = "the event loop" if executor == "auto" else "a thread"
+    assert caplog.messages == [f'node main: runs on {where}, as measured (executor = "auto")']
 
 
 async def test_what_can_not_be_measured_is_reported_by_its_load(tmp_path: Path) -> None:
