@@ -73,7 +73,7 @@ def normal(answers: bytes) -> list[bytes]:
     normalised = []
     while answers:
         head, _, rest = answers.partition(b"\r\n\r\n")
-        length = re.search(rb"content-length: ([0-9]+)", head)
+        length = re.search(rb"\r\ncontent-length: ([0-9]+)", head)
         size = (
             int(length[1]) if length else rest.find(b"0\r\n\r\n") + 5 if b"chunked" in head else 0
         )
