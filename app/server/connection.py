@@ -750,8 +750,10 @@ class Connection(asyncio.Protocol):
                 self._count_late("body_timeout")
             self._fail_body(draining if self._shared.draining else late_body)
         elif self.state is DISCARDING:
-            if self._transport.get_write_buffer_size():
-                self.deadline = now + settings.discard_timeout  # send_timeout decides
+            if self._transport.get_write_buffer_size():  # send_timeout decides
+                self.deadline = now + settings.discard_timeout
+                if self.send_deadline == math.inf:  # so little is left that nothing watches it
+                    self._watch_sending()
             else:
                 self._close()
         else:

@@ -511,6 +511,26 @@ async def test_a_client_is_not_late_while_only_the_kernels_queue_shrinks() -> No
             assert server.connections.closed["late"] == 1
 
 
+async def test_a_refused_client_that_leaves_a_little_unread_is_not_waited_for() -> None:
+    async with served() as server:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            await until(lambda: server.open)
+            (connection,) = server.open
+            transport = connection._transport
+            while not transport.get_write_buffer_size():  # fill the kernel's queue
+                transport.write(b"x" * 1024)
+            await loop.sock_sendall(client, b"nonsense\r\n\r\n")
+            await until(lambda: connection.state.name == "DISCARDING")
+            assert transport.get_write_buffer_size() and not connection.writing_paused
+            server.pass_time(server.connections.settings.discard_timeout + 1)
+            await end_by_send_timeout(server)
+            assert server.connections.closed["late"] == 1
+
+
 def test_a_socket_that_tells_nothing_of_its_queue() -> None:
     with socket.socket() as connection:
         assert queued_bytes(connection) == 0
