@@ -40,8 +40,8 @@ GATE = threading.Event()
 INSIDE = threading.Event()
 
 
-@register_backend("InferGate")
-class InferGate(Backend):
+@register_backend("DirectInferGate")
+class DirectInferGate(Backend):
     """Answers its input. 13 waits at the gate."""
 
     def forward(self, batch: Any) -> None:
@@ -59,7 +59,7 @@ PIPELINES = [
             "inputs": {"IN": {"kind": "tensor", "dtype": DTYPES[name], "shape": [-1, -1]}},
             "outputs": {"OUT": {"kind": "tensor", "dtype": DTYPES[name], "shape": [-1, -1]}},
         },
-        "same": {"backend": "Identity" if name != "GATE" else "InferGate"},
+        "same": {"backend": "Identity" if name != "GATE" else "DirectInferGate"},
     }
     for name in DTYPES
 ]

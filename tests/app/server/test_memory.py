@@ -120,7 +120,7 @@ class Served:
         assert match is not None
         return int(match[1]) << 10
 
-    def check(self) -> None:
+    def check(self, slack: int = SLACK_BYTES) -> None:
         """Assert that the server lives, answers, holds nothing, and never held too much."""
         # In one piece: a short `body_timeout` can't pass between head and body.
         head = "Content-Length: 3\r\nConnection: close"
@@ -130,7 +130,7 @@ class Served:
         self.until(lambda: not self.metric("penstock_memory_bytes"))
         assert self.process.process.poll() is None
         most = self._resident("VmHWM") - self.resident_at_first
-        assert most < self.limit + SLACK_BYTES, (most / MIB, self.limit / MIB)
+        assert most < self.limit + slack, (most / MIB, self.limit / MIB)
 
     def until(self, condition: Callable[[], object]) -> None:
         end = time.monotonic() + 60
@@ -510,10 +510,11 @@ def test_images_by_url(served: Any, tmp_path: Path, path: str) -> None:
             }
             server = served(**settings)
             document = {"url": f"http://127.0.0.1:{images.server_port}{path}"}
-            statuses = server.send_all("/predict/length", 24, json=document)
+            statuses = server.send_all("/predict/length", 48, json=document)
             assert set(statuses) <= {200, 503}, statuses
             assert server.send_all("/predict/length", 1, json=document) == {200: 1}
-            server.check()
+            # They come in pieces of 64 KiB, which leave holes in the heap. All 48: 1,920 MiB.
+            server.check(slack=500 * MIB)
         finally:
             images.shutdown()
 
