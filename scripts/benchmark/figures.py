@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -162,10 +163,13 @@ def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -
     Those with a column are left out.
     """
     packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
-    lines = [
+    origin = (
         f"{_origin(environment, quick)}; "
         f"{environment['processors']} processors ({environment['processor']}), "
-        f"load before {environment['load'][0]}; Python {environment['python']}, {packages}.",
+        f"load before {environment['load'][0]}; Python {environment['python']}, {packages}."
+    )
+    lines = [
+        *textwrap.wrap(origin, 120, break_long_words=False, break_on_hyphens=False),
         "",
         "| part | what | figure: median (lowest – highest run) | target | aim | holds | note |",
         "|---|---|---|---|---|---|---|",
