@@ -541,7 +541,7 @@ def test_copies_out_of_shared_memory(served: Any, tmp_path: Path) -> None:
         with ThreadPoolExecutor(1) as threads:
             sending = threads.submit(server.send_all, "/v2/models/held/infer", 48, **request)
             try:
-                server.until(lambda: server.metric("penstock_memory_bytes") + size > server.limit)
+                server.until(lambda: server.metric("penstock_memory_refused_total"))
             finally:
                 gate = os.open(tmp_path / "gate", os.O_RDWR)
             statuses = sending.result()
