@@ -60,7 +60,7 @@ Fetch = Callable[[str, float | None, Reservation], Awaitable[bytes]]
 
 
 class PredictRules:
-    """What holds for all predict requests of an app.
+    """The settings and helpers that all predict requests of an app share.
 
     `fetch`: None if images by URL are not allowed.
     """
@@ -76,7 +76,7 @@ class PredictRules:
 
 
 class PredictHead:
-    """What the head of a predict request says. Read-only: requests with the same head share it."""
+    """The head of a predict request. Read-only: requests with the same head share it."""
 
     __slots__ = (
         "accept",

@@ -334,7 +334,7 @@ class AsgiRequest:
 
 
 class AccessLine(NamedTuple):
-    """What the access log says of a request, besides its status."""
+    """The line of the access log of a request, without its status."""
 
     client: tuple[str, int] | None
     method: str

@@ -42,7 +42,7 @@ JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
 class InferRules:
-    """What holds for all infer requests of an app."""
+    """The settings and helpers that all infer requests of an app share."""
 
     __slots__ = ("json", "models", "regions", "settings")
 
@@ -54,7 +54,7 @@ class InferRules:
 
 
 class InferHead:
-    """What the head of an infer request says. Read-only: requests with the same head share it.
+    """The head of an infer request. Read-only: requests with the same head share it.
 
     `names` are the parts of the path. `is_read_anyway`: the body is small enough to be read even if
     the request is refused. Its deadline and its priority, which are in the body, are known then.
