@@ -9,21 +9,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..base import Backend, Context, Params
-from ..errors import BackendError, InvalidInput
+from ..errors import InvalidInput
 from ..item import Item
 from ..scores import best_classes, softmax
-from .labels import read_labels
+from .labels import LABELS, Labels
 
 SAMPLE_CLASSES = 1000
 """The scores of a sample item if no labels say how many classes there are."""
 
 
 class SoftmaxArgMaxParams(Params):
-    labels: str | None = Field(
-        None,
-        description="file with one label per line, in the order of the classes; relative to the "
-        "pipeline's file, else to the working directory",
-    )
+    labels: str | None = Field(None, description=LABELS)
+    model: str | None = Field(None, description="the node's model, whose metadata may have labels")
     top_k: int = Field(1, ge=1, description="how many of the best classes `top` lists; 1: no `top`")
     softmax: bool = Field(
         True, description="true: `data` are logits; false: they are probabilities already"
@@ -34,32 +31,25 @@ class SoftmaxArgMaxTensor(Backend):
     """The best class of a row of scores, as plain Python values that can be written as JSON.
 
     `data`: 1×K or K scores of any number type, from NumPy or from torch on any device. Sets
-    `result` and `class` (int), `score` (float, the probability of the class), `label` (str, with
-    `labels`), and `top` (with `top_k` > 1: the best classes, best first, each with class, score and
-    label).
+    `result` and `class` (int), `score` (float, the probability of the class), `label` (str, if
+    there are labels: in the file `labels`, or else in the metadata of the node's `model`), and
+    `top` (with `top_k` > 1: the best classes, best first, each with class, score and label).
 
     Raises InvalidInput for another shape or dtype and for scores that are not finite. Raises
-    BackendError if the numbers of labels and scores differ: no other input can mend that.
+    BackendError if the numbers of labels and scores differ: no other input can mend that. Labels
+    of metadata that differ are left out, with a warning.
     """
 
     parameters: ClassVar[type[Params] | None] = SoftmaxArgMaxParams
 
-    labels: tuple[str, ...] | None = None
+    labels: Labels
 
     def init(self, params: SoftmaxArgMaxParams, context: Context) -> None:
-        """Raises BackendError if the file of labels can't be read."""
+        """Raises BackendError if the file of labels can't be read or is empty."""
         self.top_k = params.top_k
         self.softmax = params.softmax
-        if params.labels is not None:
-            path = context.resolve_input(params.labels)
-            try:
-                self.labels = read_labels(path)
-            except (OSError, UnicodeDecodeError) as error:
-                raise BackendError(
-                    f"SoftmaxArgMaxTensor: the labels {path} can't be read: {error}"
-                ) from error
-            self.labels_path = path
-        classes = SAMPLE_CLASSES if self.labels is None else len(self.labels)
+        self.labels = Labels(params.labels, params.model, context, "SoftmaxArgMaxTensor")
+        classes = len(self.labels.texts) or SAMPLE_CLASSES
         self.sample = np.zeros((1, classes), np.float32)
 
     def forward(self, batch: list[Item]) -> None:
@@ -116,8 +106,8 @@ class SoftmaxArgMaxTensor(Backend):
 
     def _describe(self, index: int, score: float) -> dict[str, Any]:
         description: dict[str, Any] = {"class": index, "score": score}
-        if self.labels is not None:
-            description["label"] = self.labels[index]
+        if self.labels.texts:
+            description["label"] = self.labels.texts[index]
         return description
 
     def _scores(self, data: Any) -> NDArray[Any]:
@@ -137,11 +127,7 @@ class SoftmaxArgMaxTensor(Backend):
                 f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, found {array.dtype} of "
                 f"shape {array.shape}"
             )
-        if self.labels is not None and len(self.labels) != array.size:
-            raise BackendError(
-                f"SoftmaxArgMaxTensor: {self.labels_path} has {len(self.labels)} labels, but the "
-                f"model gives {array.size} scores"
-            )
+        self.labels.check(array.size)
         return array.reshape(-1)
 
 

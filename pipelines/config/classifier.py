@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import ConfigError, Problem
-from penstock.backends.operators.labels import read_labels
+from penstock.backends.operators.labels import labels_of_model, read_labels
 
 from .source import Tables, name_of
 
@@ -20,6 +20,8 @@ FLOATS = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"})
 
 def classifier(path: Path, labels: Path | None) -> Tables:
     """Make the tables of two nodes: one decodes and prepares images, the other runs the model.
+
+    Without `labels`, the names in the model's metadata are its labels, if it has any.
 
     Raises `ConfigError`.
     """
@@ -42,6 +44,8 @@ def classifier(path: Path, labels: Path | None) -> Tables:
             "class": {"kind": "integer", "description": "The best class, counted from 0."},
             "score": {"kind": "number", "description": "Its probability."},
         }
+    if labels is None and scores and _fits(labels_of_model(path), graph):
+        labels = path
     if labels is not None:
         if not scores:
             message = (
@@ -115,6 +119,12 @@ def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
 def _gives_scores(graph: Any) -> bool:
     """Return whether the model has one output, a row of scores for each image."""
     return len(graph.output) == 1 and len(_shape(graph.output[0])[0]) == 2
+
+
+def _fits(names: tuple[str, ...], graph: Any) -> bool:
+    """Return whether the metadata of the model has names for its classes."""
+    classes = _shape(graph.output[0])[0][1]
+    return len(names) == classes if isinstance(classes, int) else bool(names)
 
 
 def _check_count(labels: Path, classes: Any, path: Path) -> None:
