@@ -50,7 +50,8 @@ def create_app(
     from the environment if not given. `middleware` sees every request, also those to predict,
     before the API key is checked; so does middleware that `app.add_middleware` adds.
 
-    Pipelines are read and checked here; `ConfigError` has every problem. The app's lifespan loads
+    Pipelines are read and checked here; `ConfigError` has every problem. Of a directory, what can't
+    be read or loaded is logged and left out, unless `settings.strict`. The app's lifespan loads
     them, and drains them at its end. A `Repository` that is loading or ready already belongs to the
     caller: the lifespan leaves it alone. The repository is `app.state.penstock`.
 
@@ -63,7 +64,7 @@ def create_app(
     ```
     """
     settings = Settings() if settings is None else settings
-    repository = _repository(source, labels)
+    repository = _repository(source, labels, settings.strict)
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository, settings.ready_when)
     checks: list[Middleware] = []
@@ -180,7 +181,7 @@ def create_router(
     of `APIRouter`.
     """
     settings = Settings() if settings is None else settings
-    repository = _repository(source, labels)
+    repository = _repository(source, labels, settings.strict)
     api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
     predict = Predict(repository, settings, _fetch(settings))
     api_router.include_router(typed_routes(repository, settings, predict))
@@ -207,8 +208,10 @@ def _guard_documents(app: FastAPI, restriction: Restriction) -> None:
         route.app = Restricted(route.app, "metadata", restriction)
 
 
-def _repository(source: Any, labels: str | os.PathLike[str] | None) -> Repository:
-    return source if isinstance(source, Repository) else Repository.read(source, labels=labels)
+def _repository(source: Any, labels: str | os.PathLike[str] | None, strict: bool) -> Repository:
+    if isinstance(source, Repository):
+        return source
+    return Repository.read(source, labels=labels, strict=strict)
 
 
 def _fetch(settings: Settings) -> Fetch | None:

@@ -190,6 +190,11 @@ class Settings(BaseSettings):
         pattern=r"^\d{1,5}(,\d{1,5})*$",
         description="Ports that a URL may name, separated by commas.",
     )
+    strict: bool = Field(
+        default=False,
+        description="Refuse to start if a pipeline of a directory can't be read or loaded. "
+        "Otherwise it is left out and the rest is served.",
+    )
     ready_when: Literal["all", "any"] = Field(
         default="all",
         description="The server is ready when all pipelines are, or when any of them is.",

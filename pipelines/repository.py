@@ -61,11 +61,14 @@ class Repository:
         *,
         directory: Path | None = None,
         unread: Mapping[tuple[str, str], ConfigError] | None = None,
+        strict: bool | None = None,
     ) -> None:
         """Raises `ConfigError` if two pipelines have the same name and version.
 
         `directory`: the folder of the files of pipelines that may be loaded later, by name alone.
-        `unread`: the versions, by name and version, whose files could not be read.
+        `unread`: the versions, by name and version, whose files could not be read. `strict` says
+        what ends `start`: True: anything that can't be loaded. None: a pipeline none of whose
+        versions can. False: only that no pipeline can; the rest is served.
         """
         self.pipelines: dict[str, Pipeline] = {}
         self.models: dict[str, Pipeline] = {}
@@ -73,6 +76,7 @@ class Repository:
         self.generation = 0
         self.state = "created"  # then loading, ready, draining, closed
         self.directory = directory
+        self._strict = strict
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
         # All that follows is by name and then version, in order, or by both.
@@ -96,14 +100,21 @@ class Repository:
             self._configs.setdefault(config.name, {})[config.version] = config
 
     @classmethod
-    def read(cls, source: Any = None, *, labels: str | os.PathLike[str] | None = None) -> Self:
+    def read(
+        cls,
+        source: Any = None,
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        strict: bool = False,
+    ) -> Self:
         """Read the pipelines that `source` describes. Nothing is loaded.
 
         `source`: a TOML file, a directory of them and of folders of versions, an `.onnx` classifier
         (with `labels`), a dict, an expression, a `PipelineConfig`, a list of several of these, or
         None. Raises `ConfigError` with all problems, and TypeError for another type.
 
-        A version that can't be read is in `unread`, if its pipeline has another one that can.
+        What can't be read of a directory is in `unread`, and the rest is served, unless `strict`:
+        then it is a `ConfigError` too. If no file can be read, it always is.
         """
         if source is None:
             return cls()
@@ -117,7 +128,14 @@ class Repository:
             part = read_source(one, labels)
             found.configs += part.configs
             found.unread |= part.unread
-        return cls(found.configs, directory=directory, unread=found.unread)
+        if strict and found.unread:
+            raise ConfigError(found.problems)
+        return cls(
+            found.configs,
+            directory=directory,
+            unread=found.unread,
+            strict=True if strict else False if directory is not None else None,
+        )
 
     def __repr__(self) -> str:
         states = ", ".join(f"{name} {state}" for name, state in self.states().items())
@@ -134,6 +152,11 @@ class Repository:
     def all_configs(self) -> list[PipelineConfig]:
         """The configuration of every version of every known pipeline, the oldest version first."""
         return [config for versions in self._configs.values() for config in versions.values()]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the files that could not be read."""
+        return [problem for error in self.unread.values() for problem in error.problems]
 
     @property
     def served(self) -> list[Pipeline]:
@@ -245,7 +268,8 @@ class Repository:
         """Load all pipelines at the same time.
 
         If one can't be loaded, all are closed and its `BackendError` is raised. One of several
-        versions that can't is logged, and the others serve.
+        versions that can't is logged, and the others serve; so is a pipeline of a directory, unless
+        `strict`. It has failed then, until a load mends that.
         """
         if self.state not in ("created", "closed"):
             raise RuntimeError(
@@ -254,9 +278,13 @@ class Repository:
         self.state = "loading"
         self._closing = None
         self._locks.clear()  # they belong to the loop that used them
-        starting = [asyncio.ensure_future(self._start(name)) for name in self._configs]
+        names = [*self._configs]
+        starting = [asyncio.ensure_future(self._start(name)) for name in names]
         try:
-            await asyncio.gather(*starting)
+            errors = await asyncio.gather(*starting, return_exceptions=self._strict is False)
+            self._leave_out(
+                {name: error for name, error in zip(names, errors, strict=True) if error}
+            )
         except BaseException:
             for task in starting:
                 task.cancel()
@@ -267,6 +295,24 @@ class Repository:
         if self.state == "loading":  # not closed meanwhile
             self.state = "ready"
 
+    def _leave_out(self, errors: Mapping[str, BaseException]) -> None:
+        """Log the pipelines that could not be loaded or read. Raises the first error if none could
+        be loaded, or for another reason than its own.
+        """
+        for error in errors.values():
+            if self.state != "loading" or not self._served or not isinstance(error, Exception):
+                raise error
+        failed = {
+            name: f"{self.configs[name].source}: {message_of(error)}"
+            for name, error in errors.items()
+        }
+        for (name, version), unread in self.unread.items():
+            if name not in self._configs:
+                self._failed[name, version] = failed[name] = message_of(unread)
+        for name, reason in failed.items():
+            message = "pipeline %s can't be loaded and is left out: %s"
+            logger.error(message, name, reason, extra={"pipeline": name})
+
     async def _start(self, name: str) -> None:
         """Load a pipeline that the repository has: its own, or an override from before `close`."""
         async with self._lock(name):
@@ -274,8 +320,8 @@ class Repository:
             try:
                 await self._load(name, [*self._configs[name].values()], unread=unread)
             except Exception:
-                if name not in self.pipelines:  # `_load` has logged why a version fails
-                    raise
+                if name not in self.pipelines or self._strict:
+                    raise  # otherwise `_load` has logged why a version fails
 
     async def load(self, config: PipelineConfig) -> Pipeline:
         """Start a pipeline, then publish it.
@@ -341,34 +387,35 @@ class Repository:
     async def reload_changed(self) -> None:
         """Load the pipelines again whose files have changed, and log how that went.
 
-        One that can't be loaded leaves the running one in its place. Pipelines that an override
-        stands in for are left alone.
+        One that can't be loaded leaves the running one in its place. One that has failed before is
+        tried again. Pipelines that an override stands in for are left alone.
         """
         if self.state != "ready":
             logger.warning("no pipeline is loaded again: the server is %s", self.state)
             return
-        names = [name for name in self.pipelines if name not in self._overrides]
+        known = dict.fromkeys([*self.pipelines, *(name for name, _ in self._failed)])
+        names = [name for name in known if name not in self._overrides]
         reloaded = await asyncio.gather(*[self._reload_if_changed(name) for name in names])
         if not any(reloaded):
             logger.info("no pipeline is loaded again: their files have not changed")
 
     async def _reload_if_changed(self, name: str) -> bool:
         extra = {"pipeline": name}
-        versions = list(self._served[name].values())
+        versions = list(self._served.get(name, {}).values())
         files = await asyncio.to_thread(
             lambda: sorted({file for pipeline in versions for file in pipeline.changed_files()})
         )
-        if not files:
+        if versions and not files:
             return False
-        logger.info(
-            "pipeline %s is loaded again: %s changed", name, ", ".join(map(str, files)), extra=extra
-        )
+        reason = f"{', '.join(map(str, files))} changed" if versions else "it failed before"
+        logger.info("pipeline %s is loaded again: %s", name, reason, extra=extra)
         try:
             await self.reload(name)
         except PenstockError as error:
             logger.error(
-                "pipeline %s can't be loaded again, and the running one goes on: %s",
+                "pipeline %s can't be loaded again%s: %s",
                 name,
+                ", and the running one goes on" if versions else "",
                 message_of(error),
                 extra=extra,
             )

@@ -40,14 +40,14 @@ def build_command(
     from penstock.pipelines.repository import Repository
 
     try:
-        configs = Repository.read(path).all_configs
+        repository = Repository.read(path)
     except ConfigError as error:
         fail(*map(str, error.problems))
-    builds = [build for config in configs for build in _builds(config)]
-    if not builds:
+    builds = [build for config in repository.all_configs for build in _builds(config)]
+    reasons = [*map(str, repository.problems)]
+    if not builds and not reasons:
         typer.echo(f"{path}: no node has an engine to build (only TensorrtTensor has one)")
         return
-    reasons = []
     for name, spec, context in builds:
         try:
             _build_one(name, spec, context)

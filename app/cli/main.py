@@ -65,14 +65,15 @@ def _every_command(
 def serve(path: Source, *, labels: Labels = None, settings: Settings) -> None:
     """Serve pipelines over HTTP until SIGTERM or Ctrl-C.
 
-    Requests in flight at that time are still answered, for --drain-timeout at most.
+    Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
+    directory that can't be read or loaded is logged and left out; --strict refuses to start then.
     """
     from penstock.pipelines.repository import Repository
 
     from ..server.serve import serve as run
 
     try:
-        repository = Repository.read(path, labels=labels)
+        repository = Repository.read(path, labels=labels, strict=settings.strict)
     except ConfigError as error:
         fail(*map(str, error.problems))
     raise typer.Exit(run(repository, settings))
@@ -107,8 +108,8 @@ def check(
         for warning in config.warnings:
             typer.echo(f"warning: {warning}", err=True)
     print_pipelines(repository.all_configs)
-    if repository.unread:  # the other versions of their pipelines could be served
-        fail(*(str(problem) for error in repository.unread.values() for problem in error.problems))
+    if repository.unread:  # the others could be served
+        fail(*map(str, repository.problems))
     if load:
         try:
             print_loaded(asyncio.run(_notes_of_load(repository)))
@@ -166,6 +167,8 @@ def graph(
     except ConfigError as error:
         fail(*map(str, error.problems))
     typer.echo(flowchart(repository.configs.values()))
+    if repository.unread:
+        fail(*map(str, repository.problems))
 
 
 def backends(

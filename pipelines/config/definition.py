@@ -12,7 +12,7 @@ from penstock.backends.base import UNBOUNDED
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.expressions.spec import Spec
 
-from .versions import VersionPolicy
+from .versions import DEFAULT_VERSION, VersionPolicy
 
 DEFAULT_MAX = 8
 """Batch bound, in rows, of a node that sets no `max` and whose backend has no bound of its own."""
@@ -118,7 +118,7 @@ class PipelineConfig:
     directory: Path = field(default_factory=Path)
     source: str = ""
     """The file, for messages."""
-    version: str = "1"
+    version: str = DEFAULT_VERSION
     version_policy: VersionPolicy | None = None
     """Which versions of the name are served, the same in all of them; None: there is no other."""
     versions_folder: Path | None = None

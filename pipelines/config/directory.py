@@ -15,56 +15,105 @@ from penstock.backends.suggestions import did_you_mean
 from .definition import PipelineConfig
 from .load import build, from_model, load
 from .source import fit_name, name_of, read
-from .versions import VersionPolicy, version_files, version_key
+from .versions import DEFAULT_VERSION, VersionPolicy, version_files, version_key
 
 
 @dataclass(slots=True)
 class Read:
-    """Pipelines that were read, and the versions that could not be, by name and version.
+    """Pipelines that were read, and those that could not be, by name and version.
 
-    A version that can't be read does not keep the others of its pipeline from being served.
+    A file that can't be read keeps no other of its directory from being served.
     """
 
     configs: list[PipelineConfig] = field(default_factory=list)
     unread: dict[tuple[str, str], ConfigError] = field(default_factory=dict)
 
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong with the files that could not be read."""
+        return [problem for error in self.unread.values() for problem in error.problems]
+
 
 def read_directory(directory: Path) -> Read:
     """Read every pipeline of a directory: `*.toml`, and folders of versions (`NAME/1/…`).
 
-    The directory may itself be the folder of one pipeline's versions. Raises one `ConfigError` with
-    the problems of all files, except for those of a version whose pipeline has another one.
+    The directory may itself be the folder of one pipeline's versions. A file that can't be read, or
+    that takes the name of an earlier one, is in `unread`. Raises `ConfigError` with the problems of
+    all files if none can be read.
     """
     if not directory.is_dir():
         raise ConfigError([Problem("there is no such directory", str(directory))])
     found = Read()
-    problems: list[Problem] = []
-    seen = set()
+    unread: list[tuple[tuple[str, str], str, ConfigError]] = []  # with the file, for its own key
     for file in sorted(directory.glob("*.toml")):
         try:
             config = load(file)
         except ConfigError as error:
-            problems.extend(error.problems)
-            continue
-        if (config.name, config.version) in seen:
-            problems.extend(taken(config, config.name).problems)
-        seen.add((config.name, config.version))
-        found.configs.append(config)
-    for folder in _folders(directory):
-        try:
-            versions = read_versions(folder)
-        except ConfigError as error:
-            problems.extend(error.problems)
+            unread.append((_name_and_version(file), file.name, error))
         else:
-            found.configs += versions.configs
-            found.unread |= versions.unread
-    if problems:
-        raise ConfigError(problems)
+            unread += _add(config, file.name, found)
+    for folder in _folders(directory):
+        versions = _read_folder(folder)
+        for config in versions.configs:
+            unread += _add(config, f"{folder.name}/{config.version}", found)
+        for key, wrong in versions.unread.items():
+            unread.append((key, f"{folder.name}/{key[1]}", wrong))
+    known = {(config.name, config.version) for config in found.configs}
+    for key, file_name, wrong in unread:
+        own_key = (file_name, DEFAULT_VERSION)
+        found.unread[own_key if key in known or key in found.unread else key] = wrong
+    for name in dict.fromkeys(config.name for config in found.configs):
+        own = [config for config in found.configs if config.name == name]
+        own_unread = {key: error for key, error in found.unread.items() if key[0] == name}
+        try:
+            choose_versions(Read(own, own_unread))
+        except ConfigError as error:
+            found.configs = [config for config in found.configs if config.name != name]
+            found.unread |= {(name, config.version): error for config in own}
+    if found.unread and not found.configs:
+        raise ConfigError(list(dict.fromkeys(found.problems)))
     return found
+
+
+def _add(
+    config: PipelineConfig, file_name: str, found: Read
+) -> list[tuple[tuple[str, str], str, ConfigError]]:
+    """Add a pipeline of a directory. Return it as unread if another one has its name."""
+    for other in found.configs:
+        if other.name == config.name and other.version != config.version:
+            continue
+        for name in config.names:
+            if name in other.names:
+                return [((config.name, config.version), file_name, taken(config, name, other))]
+    found.configs.append(config)
+    return []
+
+
+def _name_and_version(file: Path) -> tuple[str, str]:
+    """Return what a file, which may be wrong, says of its pipeline, as far as it can be read."""
+    table = _pipeline_table(file) or {}
+    name, version = table.get("name"), table.get("version", DEFAULT_VERSION)
+    return name if isinstance(name, str) else name_of(file), str(version)
+
+
+def _pipeline_table(file: Path) -> dict[str, Any] | None:
+    """Return the `[pipeline]` of a file, which may be empty. None if the file is not TOML."""
+    try:
+        table = tomllib.loads(file.read_bytes().decode("utf-8-sig")).get("pipeline")
+    except (OSError, ValueError, RecursionError):
+        return None
+    return table if isinstance(table, dict) else {}
 
 
 def read_versions(folder: Path) -> Read:
     """Read the versions in a pipeline's folder. Raises `ConfigError` if none can be read."""
+    found = _read_folder(folder)
+    if not found.configs:
+        raise ConfigError(found.problems)
+    return found
+
+
+def _read_folder(folder: Path) -> Read:
     name = name_of_folder(folder)
     found = Read()
     files = version_files(folder)
@@ -76,10 +125,6 @@ def read_versions(folder: Path) -> Read:
             found.configs.append(_read_version(file, folder, name, version))
         except ConfigError as error:
             found.unread[name, version] = error
-    if not found.configs:
-        raise ConfigError(
-            [problem for error in found.unread.values() for problem in error.problems]
-        )
     return found
 
 
@@ -108,12 +153,8 @@ def sources_in(directory: Path) -> Iterator[tuple[str, Path]]:
     The files are not checked. One that is not TOML is left out.
     """
     for file in sorted(directory.glob("*.toml")):
-        try:
-            table = tomllib.loads(file.read_bytes().decode("utf-8-sig")).get("pipeline")
-        except (OSError, ValueError, RecursionError):
-            continue
-        name = table.get("name") if isinstance(table, dict) else None
-        yield name if isinstance(name, str) else name_of(file), file
+        if _pipeline_table(file) is not None:
+            yield _name_and_version(file)[0], file
     for folder in _folders(directory):
         yield name_of_folder(folder), folder
 
@@ -204,7 +245,9 @@ def choose_versions(found: Read) -> Read:
         if config.version in configs.setdefault(config.name, {}):
             raise taken(config, config.name)
         configs[config.name][config.version] = config
-    chosen = Read()
+    chosen = Read(
+        unread={key: error for key, error in found.unread.items() if key[0] not in configs}
+    )
     for name, versions in configs.items():
         unread = {version: error for (of, version), error in found.unread.items() if of == name}
         ordered = sorted({*versions, *unread}, key=version_key)
@@ -255,9 +298,10 @@ def _wrong_policy(config: PipelineConfig, message: str) -> ConfigError:
     return ConfigError([Problem(message, config.source, "pipeline", "version_policy")])
 
 
-def taken(config: PipelineConfig, name: str) -> ConfigError:
+def taken(config: PipelineConfig, name: str, other: PipelineConfig | None = None) -> ConfigError:
     """Return the error for a name that another pipeline has."""
-    message = f"another pipeline has the name {name!r}: expected a name of its own"
+    place = f" ({other.source})" if other is not None and other.source else ""
+    message = f"another pipeline{place} has the name {name!r}: expected a name of its own"
     if name == config.name:
         message += f", or another version than {config.version!r}"
     return ConfigError([Problem(message, config.source, "pipeline", "name")])

@@ -26,7 +26,7 @@ from penstock.backends.errors import Problem
 from penstock.backends.params import Shapes, batch_sizes
 from penstock.backends.suggestions import did_you_mean
 
-from .versions import VersionPolicy
+from .versions import DEFAULT_VERSION, VersionPolicy
 
 Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json"]
 NumpyType = Literal[
@@ -119,7 +119,7 @@ class PipelineTable(_Table):
         str,
         BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
         Field(pattern=r"^[\w.\-]+$"),
-    ] = "1"
+    ] = DEFAULT_VERSION
     version_policy: (
         Annotated[InstanceOf[VersionPolicy], BeforeValidator(VersionPolicy.read)] | None
     ) = None

@@ -15,6 +15,9 @@ from typing import Any
 VERSION_FILE = "pipeline.toml"
 """The pipeline's file in the folder of a version."""
 
+DEFAULT_VERSION = "1"
+"""The version of a pipeline whose file does not name it."""
+
 _FOLDER = re.compile(r"[1-9][0-9]{0,18}")
 
 

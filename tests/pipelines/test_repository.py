@@ -115,6 +115,65 @@ async def test_a_pipeline_that_can_not_be_loaded_stops_the_start() -> None:
     ]
 
 
+def write_directory(directory: Path) -> None:
+    """Write a pipeline that serves, three that can't be read and one that can't be loaded."""
+    for name, text in {
+        "good": '[a]\nbackend = "Identity"\n',
+        "misspelt": '[a]\nbackend = "Identiti"\n',
+        "named": '[pipeline]\nname = "good"\n[a]\nbackend = "Identity"\n',
+        "no_toml": "[a\n",
+        "no_weights": '[a]\nbackend = "RepositoryBroken"\n',
+    }.items():
+        (directory / f"{name}.toml").write_text(text)
+
+
+async def test_a_bad_file_of_a_directory_is_reported_and_the_rest_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_directory(tmp_path)
+    repository = Repository.read(tmp_path)
+    await repository.start()
+    assert (await repository.get("good")({"data": 1}))["result"] == 1 and not repository.not_ready
+    states = repository.states()
+    assert states.pop("good") == "ready"
+    assert [*states] == ["misspelt", "named.toml", "no_toml", "no_weights"]
+    assert all(state.startswith("failed: ") for state in states.values())
+    assert "did you mean 'Identity'?" in states["misspelt"]
+    assert f"another pipeline ({tmp_path / 'good.toml'}) has the name" in states["named.toml"]
+    for name, said in {
+        "misspelt": "misspelt.toml [a] backend",
+        "named.toml": "named.toml [pipeline] name",
+        "no_toml": "no_toml.toml: the file is not valid TOML",
+        "no_weights": "no weights",
+    }.items():
+        begin = f"pipeline {name} can't be loaded and is left out: "
+        (line,) = [line for line in caplog.messages if line.startswith(begin)]
+        assert said in line
+        with pytest.raises(NotReady, match="could not be loaded"):
+            repository.get(name)
+    for name in ("misspelt", "no_toml", "no_weights"):
+        (tmp_path / f"{name}.toml").write_text('[a]\nbackend = "Identity"\n')
+    await repository.reload("no_toml")
+    await repository.reload_changed()  # the signal tries the others again
+    assert {*repository.pipelines} == {"good", "no_toml", "misspelt", "no_weights"}
+    await repository.close(1)
+
+
+async def test_a_directory_that_must_be_whole(tmp_path: Path) -> None:
+    write_directory(tmp_path)
+    with pytest.raises(ConfigError, match=r"(?s)misspelt.toml.*no_toml.toml"):
+        Repository.read(tmp_path, strict=True)
+    for name in ("misspelt", "named", "no_toml"):
+        (tmp_path / f"{name}.toml").unlink()
+    repository = Repository.read(tmp_path, strict=True)
+    with pytest.raises(BackendError, match="no weights"):
+        await repository.start()
+    (tmp_path / "good.toml").unlink()
+    repository = Repository.read(tmp_path)  # nothing is left to serve
+    with pytest.raises(BackendError, match="no weights"):
+        await repository.start()
+
+
 async def test_a_failed_load_leaves_the_others_and_gives_its_reason_in_states() -> None:
     repository = Repository([config("good")])
     await repository.start()
