@@ -66,8 +66,11 @@ class LogWriter:
             self._queue.append(data)
             self._waiting += len(data)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="log", daemon=True)
+                # The operating system may start no more threads. Then the next line tries again.
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
             self._changed.notify_all()
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> None:

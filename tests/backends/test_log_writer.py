@@ -51,6 +51,20 @@ def test_lines_keep_their_order() -> None:
     assert writer.dropped == 0
 
 
+def test_lines_wait_while_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stream = io.StringIO()
+    writer = LogWriter(stream, 1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        writer.write("first\n")
+    writer.write("second\n")
+    writer.flush(30)
+    assert stream.getvalue() == "first\nsecond\n"
+
+
 def test_what_does_not_fit_is_dropped_and_counted(gate: Gate) -> None:
     writer = LogWriter(gate, 100, notice)
     writer.write("x" * 49 + "\n")

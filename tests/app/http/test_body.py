@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.app.http import body
+from penstock.app.http.helper_thread import on_helper_thread
 from penstock.app.http.json_text import JsonLimits
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge, UnsupportedMedia
 from penstock.backends.memory import MemoryBudget, Reservation
@@ -193,6 +194,26 @@ def test_large_bodies_are_joined_on_a_helper_thread(monkeypatch: pytest.MonkeyPa
         assert whole == b"first" + bytes(count)
         assert memory.size == len(whole)
     assert threads == [True, False]
+
+
+def test_no_memory_is_said_if_no_helper_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The executor keeps what it got. It must not run once a thread is there again."""
+    called: list[int] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def call() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(MemoryError):
+                await on_helper_thread(called.append, 1)
+        await on_helper_thread(called.append, 2)
+
+    asyncio.run(call())
+    assert called == [2]
 
 
 def test_a_large_body_is_parsed_whole() -> None:

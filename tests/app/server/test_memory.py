@@ -1,7 +1,9 @@
 """Servers under a limit of the operating system on their memory survive what clients send, refuse
 what does not fit, answer others meanwhile, and hold nothing at the end.
 
-`RLIMIT_AS` makes an allocation beyond the budget fail, and with it the server.
+`RLIMIT_AS` makes an allocation beyond the budget fail, and with it the server. It counts addresses,
+and glibc reserves 64 MiB of them for the arena of each thread that has one. So the servers here have
+two arenas, however many processors there are.
 """
 
 from __future__ import annotations
@@ -166,6 +168,7 @@ def served(spawn: Any, tmp_path: Path) -> Iterator[Callable[..., Served]]:
             text = head + text
             text = text.replace("[pipeline]\n", f'[pipeline]\nname = "{name}"\n', 1)
             (tmp_path / f"{name}.toml").write_text(text)
+        settings["MALLOC_ARENA_MAX"] = "2"
         servers.append(Served(spawn("serve", tmp_path, "--port", 0, **settings)))
         return servers[-1]
 
