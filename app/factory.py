@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,10 +30,12 @@ from .metrics import Metrics
 from .openapi.document import OpenAPI
 from .openapi.page import add_docs_page, installed_assets
 from .routes import routes, typed_routes
-from .settings import Settings, split
+from .settings import Settings, split, unknown_variables
 from .v2.call import error_answer
 from .v2.router import protocol_router
 from .v2.routes import protocol_app
+
+logger = logging.getLogger("penstock")
 
 
 def create_app(
@@ -63,7 +66,7 @@ def create_app(
     host.mount("/models", models)
     ```
     """
-    settings = Settings() if settings is None else settings
+    settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository, settings.ready_when)
@@ -180,7 +183,7 @@ def create_router(
     FastAPI's routing for each request. Its lifespan runs with the host's. `router`: more arguments
     of `APIRouter`.
     """
-    settings = Settings() if settings is None else settings
+    settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
     api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
     predict = Predict(repository, settings, _fetch(settings))
@@ -206,6 +209,13 @@ def _guard_documents(app: FastAPI, restriction: Restriction) -> None:
         assert isinstance(route, Route | Mount)
         route.path_regex = whole(route.path_regex)
         route.app = Restricted(route.app, "metadata", restriction)
+
+
+def _settings_of_environment() -> Settings:
+    """Read the settings from the environment, and warn of variables that are none."""
+    for warning in unknown_variables(os.environ):
+        logger.warning("%s", warning)
+    return Settings()
 
 
 def _repository(source: Any, labels: str | os.PathLike[str] | None, strict: bool) -> Repository:

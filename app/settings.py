@@ -6,6 +6,7 @@ Each field is an option of `penstock serve` and an environment variable PENSTOCK
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from penstock.backends.log_writer import MAX_QUEUED_BYTES
-from penstock.backends.suggestions import did_you_mean
+from penstock.backends.suggestions import did_you_mean, nearest
 
 API_GROUPS = (
     "health",
@@ -31,7 +32,10 @@ API_GROUPS = (
 
 OFF = "off"
 
-SECRETS = ("api_key", "admin_token", "restricted_api")
+PREFIX = "PENSTOCK_"
+"""The prefix of the environment variables."""
+
+SECRETS = ("ssl_keyfile_password", "api_key", "admin_token", "restricted_api")
 """The settings that hold secrets. Each may be read from a file: the setting `…_file` names it."""
 
 MAX_SECRET_BYTES = 1 << 16
@@ -42,7 +46,7 @@ class Settings(BaseSettings):
     """The settings of a server: arguments first, then the environment, then the defaults below."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PENSTOCK_",
+        env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
         env_ignore_empty=True,
@@ -51,10 +55,52 @@ class Settings(BaseSettings):
 
     host: str = Field(
         default="127.0.0.1",
-        description="Address to listen on; 0.0.0.0 listens on every address of the machine.",
+        description="Address to listen on; 0.0.0.0 listens on every IPv4 address of the machine, "
+        ":: on every IPv6 and IPv4 address.",
     )
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one."
+    )
+    uds: Path | None = Field(
+        default=None,
+        description="Unix socket to listen on, instead of host and port.",
+    )
+    backlog: int = Field(
+        default=2048,
+        ge=1,
+        description="Most connections that wait in the kernel until the server accepts them.",
+    )
+    root_path: str = Field(
+        default="",
+        description="Path at which a proxy serves this server, as /models. Requests may come with "
+        "it or without it.",
+    )
+    ssl_certfile: Path | None = Field(
+        default=None,
+        description="Serve HTTPS with this certificate: a PEM file, with its chain.",
+    )
+    ssl_keyfile: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate's key. Unset: it is in ssl-certfile.",
+    )
+    ssl_keyfile_password: SecretStr | None = Field(
+        default=None, description="Password of the certificate's key."
+    )
+    ssl_keyfile_password_file: Path | None = Field(
+        default=None, description="File with the password of the certificate's key, on one line."
+    )
+    ssl_ca_certs: Path | None = Field(
+        default=None,
+        description="PEM file with the authorities whose certificates clients must show.",
+    )
+    ssl_cert_reqs: Literal["none", "optional", "required"] | None = Field(
+        default=None,
+        description="Whether clients must show a certificate. Unset: required with ssl-ca-certs, "
+        "else none.",
+    )
+    ssl_ciphers: str | None = Field(
+        default=None,
+        description="Ciphers of TLS 1.2, in OpenSSL's notation. Unset: Python's choice.",
     )
     api_key: SecretStr | None = Field(
         default=None,
@@ -187,7 +233,6 @@ class Settings(BaseSettings):
     )
     url_ports: str = Field(
         default="80,443",
-        pattern=r"^\d{1,5}(,\d{1,5})*$",
         description="Ports that a URL may name, separated by commas.",
     )
     strict: bool = Field(
@@ -222,6 +267,19 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(default=False, description="Log a line for every request.")
 
+    @model_validator(mode="after")
+    def _check_tls(self) -> Settings:
+        if self.ssl_certfile is None:
+            names = ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers")
+            if alone := [name for name in names if getattr(self, name) is not None]:
+                raise ValueError(f"{alone[0]} needs ssl_certfile, the certificate of this server")
+        elif self.ssl_cert_reqs in ("optional", "required") and self.ssl_ca_certs is None:
+            raise ValueError(
+                f"ssl_cert_reqs = {self.ssl_cert_reqs} needs ssl_ca_certs, the authorities whose "
+                "certificates are accepted"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _read_secrets(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -246,6 +304,27 @@ class Settings(BaseSettings):
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise ValueError("expected at least one visible ASCII character, and no others")
         return value
+
+    @field_validator("url_ports")
+    @classmethod
+    def _check_ports(cls, value: str) -> str:
+        ports = split(value)
+        for port in ports:
+            if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 1 << 16):
+                raise ValueError(f"{port!r} is not a port: expected 1 to 65535")
+        if not ports:
+            raise ValueError("expected at least one port, as 80,443")
+        return ",".join(ports)
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        if value and not _ROOT_PATH.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not a path: expected one like /models, of letters, digits and "
+                "- . _ ~ /"
+            )
+        return value.rstrip("/")
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -292,7 +371,33 @@ class Settings(BaseSettings):
 
 
 _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+/?|/")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:\d+)?|[a-z]+://\[[0-9a-f:.]+\](:\d+)?")
+
+
+OTHER_VARIABLES = ("model_key", "model_key_file")
+"""The variables PENSTOCK_… that are no settings: the key of encrypted models."""
+
+_SERVICE_LINK = re.compile(r"(.+_)?SERVICE_(HOST|PORT(_.+)?)|(.+_)?PORT_\d+_(TCP|UDP)(_.+)?")
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Describe each variable PENSTOCK_… that is no setting, with the nearest one that is.
+
+    Kubernetes sets others for a service called penstock. They are left out.
+    """
+    known = [name.upper() for name in (*Settings.model_fields, *OTHER_VARIABLES)]
+    unknown = []
+    for variable in sorted(environment):
+        prefix, name = variable[: len(PREFIX)], variable[len(PREFIX) :].upper()
+        if prefix.upper() != PREFIX or name in known or _SERVICE_LINK.fullmatch(name):
+            continue
+        hint = nearest(name, known)
+        unknown.append(
+            f"the environment variable {variable} is no setting of Penstock and has no effect"
+            + (f", did you mean {PREFIX}{hint}?" if hint else "")
+        )
+    return unknown
 
 
 def split(value: str | None) -> list[str]:

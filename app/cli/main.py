@@ -33,7 +33,7 @@ command_line = typer.Typer(
     help="Penstock serves deep-learning pipelines over HTTP.",
     no_args_is_help=True,
     rich_markup_mode=None,  # its tables cut long names off ("PENSTOCK_ALLOW_M…")
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 

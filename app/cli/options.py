@@ -9,15 +9,13 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..settings import Settings
-
-ENVIRONMENT_PREFIX = Settings.model_config.get("env_prefix", "")
+from ..settings import PREFIX, Settings
 
 Source = Annotated[
     Path,
@@ -48,7 +46,12 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             settings = Settings(**given)
         except ValidationError as error:
             problems = [
-                ": ".join([*(_flag(str(name)) for name in detail["loc"][:1]), detail["msg"]])
+                ": ".join(
+                    [
+                        *(_flag(str(name)) for name in detail["loc"][:1]),
+                        detail["msg"].removeprefix("Value error, "),
+                    ]
+                )
                 for detail in error.errors(include_input=False)
             ]
             raise typer.BadParameter("; ".join(problems)) from None
@@ -74,12 +77,16 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """
     kind: Any = str if field.annotation == SecretStr | None else field.annotation
     default = str(field.default).lower() if kind is bool else field.default
+    flag = _flag(name)
+    names = (f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag, *UVICORNS_NAMES.get(name, ()))
     option = typer.Option(
-        f"{_flag(name)}/--no-{name.replace('_', '-')}" if kind is bool else _flag(name),
-        envvar=f"{ENVIRONMENT_PREFIX}{name.upper()}",
-        help=f"{field.description}{'' if default is None else f' Default: {default}.'}",
+        *names,
+        envvar=f"{PREFIX}{name.upper()}",
+        help=f"{field.description}{f' Default: {default}.' if default not in (None, '') else ''}",
         show_default=False,
-        metavar=_METAVARS.get(kind),
+        metavar=next(
+            (_METAVARS[each] for each in (kind, *get_args(kind)) if each in _METAVARS), None
+        ),
     )
     return inspect.Parameter(
         name,
@@ -89,7 +96,15 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-_METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path | None: "FILE"}
+_METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "FILE"}
+
+UVICORNS_NAMES = {
+    "idle_timeout": ("--timeout-keep-alive",),
+    "max_connections": ("--limit-concurrency",),
+    "drain_timeout": ("--timeout-graceful-shutdown",),
+    "trusted_proxies": ("--forwarded-allow-ips",),
+}
+"""What uvicorn calls settings that have another name here. Its names work too."""
 
 
 def _flag(name: str) -> str:

@@ -41,6 +41,7 @@ from .asgi import AccessLine, AsgiRequest, access_logger
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
 from .direct import Direct
+from .direct_routes import without_root
 from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
 from .send_queue import queued_bytes
@@ -111,6 +112,7 @@ class Connection(asyncio.Protocol):
         "_server_state",
         "_settings",
         "_shared",
+        "_tls",
         "_transport",
         "_unsent",
         "_writable",
@@ -141,9 +143,10 @@ class Connection(asyncio.Protocol):
         self._app = cast("ASGIApp", config.loaded_app)
         self._app_state = app_state
         self._root_path = config.root_path
+        self._tls = config.ssl is not None
         self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         # None: every request goes to the app.
-        self._routes = None if config.root_path else shared.direct_routes(config.loaded_app)
+        self._routes = shared.direct_routes(config.loaded_app, config.root_path)
         self._access_log = config.access_log and access_logger.hasHandlers()
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until it is made
@@ -233,7 +236,11 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Return whether to keep the connection, for an answer."""
         state = self.state
-        if state in (BODY, HANDLING, ANSWERING) and self._may_be_half_closed():
+        if (
+            state in (BODY, HANDLING, ANSWERING)
+            and not self._tls  # has no half-close
+            and self._may_be_half_closed()
+        ):
             self._half_closed = True
             return True
         if self._request is not None:
@@ -297,6 +304,8 @@ class Connection(asyncio.Protocol):
         if head.plain and self._answer_directly(head, data, end):
             return
         path = head.path.decode("ascii")
+        if root := self._root_path:
+            path = root + without_root(path, root)
         self._request = request = AsgiRequest(
             self,
             {
@@ -305,11 +314,11 @@ class Connection(asyncio.Protocol):
                 "http_version": "1.0" if head.http_1_0 else "1.1",
                 "server": self._server,
                 "client": self._client,
-                "scheme": "http",
+                "scheme": "https" if self._tls else "http",
                 "method": head.method.decode("ascii"),
-                "root_path": self._root_path,
-                "path": self._root_path + (unquote(path) if "%" in path else path),
-                "raw_path": self._root_path.encode("ascii") + head.path,
+                "root_path": root,
+                "path": unquote(path) if "%" in path else path,
+                "raw_path": path.encode("ascii") if root else head.path,
                 "query_string": head.query,
                 "headers": head.fields.copy(),  # apps may change theirs
                 "state": self._app_state.copy(),
@@ -660,7 +669,8 @@ class Connection(asyncio.Protocol):
         if self._half_closed or self._transport.is_closing():
             self._close()
             return
-        self._transport.write_eof()
+        if not self._tls:  # where the end of what we send would be the end of the connection
+            self._transport.write_eof()
         self._set_reading()
 
     def _close(self) -> None:

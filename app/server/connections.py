@@ -119,11 +119,11 @@ class Connections:
         for connection in tuple(self.open):
             connection.shutdown()
 
-    def direct_routes(self, app: object) -> DirectRoutes | None:
+    def direct_routes(self, app: object, root_path: str = "") -> DirectRoutes | None:
         """Return the routes of an app whose requests its connections may answer themselves."""
         if self._direct_app is not app:
             self._direct_app = app
-            self._direct_routes = routes_of(app) if self.direct else None
+            self._direct_routes = routes_of(app, root_path) if self.direct else None
         return self._direct_routes
 
     def close(self, reason: str, message: str, *values: object) -> None:

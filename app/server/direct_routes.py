@@ -26,12 +26,13 @@ MOST_IMAGE_BYTES = 1 << 18
 class DirectRoutes:
     """The routes of an app whose requests a connection may answer itself."""
 
-    def __init__(self, hot: HotRoutes) -> None:
+    def __init__(self, hot: HotRoutes, root_path: str = "") -> None:
         rules = hot.predict.rules
         # The fetch of an image by URL is a task, and which request needs one only its body says.
         self._rules = rules
         self._fetches = rules.fetch is not None
         self._protocol = cast("ProtocolApp", hot.protocol)
+        self._root_path = root_path
 
     def call_of(
         self,
@@ -63,6 +64,8 @@ class DirectRoutes:
     def _route_of(self, head: RequestHead) -> PredictHead | InferHead | str:
         """Return what a head asks for; "" if the app has to answer it."""
         path = head.path.decode("ascii")
+        if self._root_path:
+            path = without_root(path, self._root_path)
         if "%" in path:
             return ""
         if (route := _route_of_path(path)) is not None:
@@ -82,10 +85,15 @@ class DirectRoutes:
         return ""
 
 
-def routes_of(app: Any) -> DirectRoutes | None:
+def without_root(path: str, root: str) -> str:
+    """Return a path without the root path, with which some proxies send it."""
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def routes_of(app: Any, root_path: str = "") -> DirectRoutes | None:
     """Return the routes of an app that a connection may answer itself: those that nothing of it
     stands before. None for an app that is not ours.
     """
     find = getattr(app, "hot_routes", None)
     hot = cast("HotRoutes | None", find()) if find is not None else None
-    return None if hot is None else DirectRoutes(hot)
+    return None if hot is None else DirectRoutes(hot, root_path)

@@ -1,4 +1,4 @@
-"""Stop listening without losing a connection.
+"""The sockets of a server: begin to listen, and stop without losing a connection.
 
 A client whose connection the kernel has accepted may have sent a request already. Closing the
 listener would reset those that still wait there.
@@ -8,13 +8,137 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
+import stat
 import struct
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..settings import Settings, is_address
 
 SO_ATTACH_FILTER = 26  # of Linux; Python's socket does not name it
+
+SOCKET_MODE = 0o666
+"""The permissions of a Unix socket, as of uvicorn's: a proxy runs as another user."""
+
+_NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+_Address = tuple[socket.AddressFamily, Any]
+
+
+class ListenError(Exception):
+    """Raised when the server can't listen where its settings say."""
+
+
+def listen(settings: Settings) -> list[socket.socket]:
+    """Listen at `uds`, or at `port` of every address of `host`.
+
+    Of several addresses those of a family that this machine lacks are left out. Raises
+    `ListenError`, whose text says what to do.
+    """
+    if settings.uds is not None:
+        return [_listen_at_path(settings.uds, settings.backlog)]
+    listeners: list[socket.socket] = []
+    missing: OSError | None = None
+    port = settings.port
+    try:
+        for family, address in _addresses(settings):
+            place = (address[0], port, *address[2:])
+            try:
+                listeners.append(_listen_at(family, place, settings.backlog))
+            except OSError as error:
+                if error.errno not in _NO_FAMILY:
+                    raise
+                missing = error
+            else:
+                port = listeners[-1].getsockname()[1]
+        if not listeners and missing is not None:
+            raise missing
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise ListenError(_reason(error, settings, port)) from None
+    return listeners
+
+
+def _addresses(settings: Settings) -> list[_Address]:
+    """Return the addresses to listen at, each with its family. Raises `ListenError`."""
+    host = settings.host.removeprefix("[").removesuffix("]")
+    try:
+        # `::` stands for all addresses of both families, as with other servers.
+        found = [
+            entry
+            for name in ([host, "0.0.0.0"] if host == "::" else [host])
+            for entry in socket.getaddrinfo(
+                name, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+        ]
+    except (OSError, UnicodeError):
+        raise ListenError(
+            f"host: {host!r} is no address of this machine and no name that it knows: give "
+            "127.0.0.1 for this machine alone, or 0.0.0.0 for all its addresses"
+        ) from None
+    return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+
+
+def _listen_at(family: socket.AddressFamily, address: Any, backlog: int) -> socket.socket:
+    listener = socket.socket(family)
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # the clients of IPv4 have a listener of their own
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _reason(error: OSError, settings: Settings, port: int) -> str:
+    place = f"[{settings.host}]" if ":" in settings.host else settings.host
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} of {place} is taken by another program: end that, or choose another "
+            "with --port (0 takes a free one)"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs the rights of root: choose another with --port, such as 8000"
+    if error.errno in _NO_FAMILY:
+        kind = "an address" if is_address(settings.host) else "the name of an address"
+        return (
+            f"host: {settings.host} is not {kind} of this machine: give 127.0.0.1 for this machine "
+            "alone, or 0.0.0.0 for all its addresses"
+        )
+    return f"can't listen on port {port} of {place}: {error.strerror}"
+
+
+def _listen_at_path(path: Path, backlog: int) -> socket.socket:
+    """Listen at a Unix socket. One that an ended server has left is replaced."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise ListenError("uds: this system has no Unix sockets: give --host and --port")
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionError):
+                probe.connect(str(path))
+                raise OSError(errno.EADDRINUSE, "")
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(SOCKET_MODE)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            what = "another server listens there" if path.is_socket() else "a file is there"
+            raise ListenError(f"uds: {path} is taken: {what}; choose another path") from None
+        raise ListenError(f"uds: can't listen at {path}: {error.strerror or error}") from None
+    return listener
 
 
 def stop_listening(servers: Iterable[asyncio.Server]) -> list[socket.socket]:

@@ -32,15 +32,16 @@ from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
 from ..factory import create_app
-from ..settings import Settings, split
+from ..settings import Settings, split, unknown_variables
 from .connection import Connection
 from .connections import Connections
-from .listeners import stop_listening
+from .listeners import ListenError, listen, stop_listening
 from .logs import configure_logging
 from .metrics import ConnectionCollector
 from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
 from .switch_interval import SwitchInterval
+from .tls import TlsError, tls_context
 
 logger = logging.getLogger("penstock.serve")
 
@@ -66,6 +67,14 @@ def serve(repository: Repository, settings: Settings) -> int:
     log.take_standard_error()
     hide_secrets()
     warn_of_loose_files(settings)
+    for warning in unknown_variables(os.environ):
+        logger.warning("%s", warning)
+    try:
+        tls = tls_context(settings)
+        listeners = listen(settings)
+    except (ListenError, TlsError) as error:
+        logger.error("%s", error)
+        return 1
     connections = Connections(settings)
     app = create_app(repository, settings=settings)
     for collector in (log, ConnectionCollector(connections)):
@@ -74,8 +83,6 @@ def serve(repository: Repository, settings: Settings) -> int:
     proxies = split(settings.trusted_proxies)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
         http=http,
         ws="none",
@@ -86,9 +93,17 @@ def serve(repository: Repository, settings: Settings) -> int:
         proxy_headers=bool(proxies),
         forwarded_allow_ips="*" if "*" in proxies else proxies,
         server_header=False,
+        root_path=settings.root_path,
+        backlog=settings.backlog,
     )
+    config.load()
+    config.ssl = tls
     server = Server(config, repository, settings, connections)
-    server.run()
+    try:
+        server.run(listeners)
+    finally:
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
     log.limit.tell()
     return server.exit_code
 
@@ -152,10 +167,15 @@ class Server(uvicorn.Server):
         self._loading = asyncio.create_task(self._load())
         await super().startup(sockets)
         if self.started:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            logger.info("listening on %s, docs on %s/docs", address, address)
-            if self._settings.api_key is None and ip_address(host).is_unspecified:
+            address = self.servers[0].sockets[0].getsockname()
+            where = base_url(address, self._settings)
+            docs = "" if self._settings.uds is not None else f", docs on {where}/docs"
+            logger.info("listening on %s%s", where, docs)
+            if (
+                self._settings.api_key is None
+                and self._settings.uds is None
+                and ip_address(address[0]).is_unspecified
+            ):
                 logger.warning(
                     "listening on all addresses without an API key: whoever reaches this machine "
                     "can use its pipelines; set api_key_file or PENSTOCK_API_KEY, or host to one "
@@ -271,6 +291,18 @@ class Server(uvicorn.Server):
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
         self._end()
+
+
+def base_url(address: Any, settings: Settings) -> str:
+    """Write where the server listens: a URL, or the path of its Unix socket.
+
+    `address`: what a listener's `getsockname` returns.
+    """
+    if settings.uds is not None:
+        return f"unix:{settings.uds}"
+    host, port = address[:2]
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def open_standard_streams() -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-SECRET_VARIABLES = ("PENSTOCK_API_KEY", "PENSTOCK_ADMIN_TOKEN", "PENSTOCK_RESTRICTED_API")
+SECRET_VARIABLES = (
+    "PENSTOCK_SSL_KEYFILE_PASSWORD",
+    "PENSTOCK_API_KEY",
+    "PENSTOCK_ADMIN_TOKEN",
+    "PENSTOCK_RESTRICTED_API",
+)
 """The variables that no child process inherits: the server's clients send these secrets."""
 
 _THREAD_VARIABLES = (

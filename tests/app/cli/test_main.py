@@ -132,9 +132,8 @@ def test_serve_help_lists_every_setting(run: Run, monkeypatch: pytest.MonkeyPatc
     answer = run("serve", "--help")
     assert answer.exit_code == 0
     for name in Settings.model_fields:
-        assert (
-            re.search(rf"PENSTOCK_{name.upper()}[;\]]", answer.stdout)
-            and f"--{name.replace('_', '-')} " in answer.stdout
+        assert re.search(rf"PENSTOCK_{name.upper()}[;\]]", answer.stdout) and re.search(
+            f"--{name.replace('_', '-')}[ ,]", answer.stdout
         )
     assert "127.0.0.1" in answer.stdout and "67108864" in answer.stdout
 

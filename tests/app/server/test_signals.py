@@ -179,3 +179,30 @@ def test_two_hangs_of_a_child_end_nothing(spawn: Any, folder: Path) -> None:
         assert client.get("/health/ready").status_code == 200
         server.process.terminate()
         assert server.end(timeout=30) == 0
+
+
+@pytest.mark.parametrize(("where", "code"), [("import", -signal.SIGINT), ("init", 0)])
+def test_ctrl_c_while_it_starts_prints_no_traceback(
+    spawn: Any, tmp_path: Path, where: str, code: int
+) -> None:
+    """Before its server handles signals the process ends at once, after that it drains."""
+    (tmp_path / "own.py").write_text(
+        f"""
+import signal
+from penstock.backends.base import Backend
+
+if {where == "import"}:
+    signal.raise_signal(signal.SIGINT)
+
+class Own(Backend):
+    def init(self, params, context):
+        signal.pthread_kill(__import__("threading").main_thread().ident, signal.SIGINT)
+
+    def forward(self, batch):
+        pass
+"""
+    )
+    (tmp_path / "own.toml").write_text('[a]\nbackend = "Python[own.py:Own]"\n')
+    server = spawn("serve", tmp_path / "own.toml", "--port", 0)
+    assert server.end() == code
+    assert "Traceback" not in "".join(server.lines)
