@@ -29,7 +29,7 @@ def write_script(path: Path, text: str) -> None:
 def checkout(tmp_path: Path) -> Path:
     """Copy the checkout to a path with spaces."""
     checkout = tmp_path / "a checkout"
-    for folder in ("scripts", ".ci", "examples/digits"):
+    for folder in ("scripts", ".ci", "examples/photograph"):
         shutil.copytree(
             ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -87,12 +87,11 @@ def test_demo_answers_and_ends(checkout: Path, port: int) -> None:
     install(checkout, ".venv", "")
     done = run(checkout / "scripts" / "demo", "--once", PORT=str(port))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"label":"three"' in done.stdout
+    assert '"label":"espresso"' in done.stdout
     assert (
-        f"== curl -T examples/digits/digit.png http://127.0.0.1:{port}/predict/digits"
+        f"== curl -T examples/photograph/coffee.jpg http://127.0.0.1:{port}/predict/photograph"
         in done.stdout
     )
-    assert f"http://127.0.0.1:{port}/docs" in done.stdout
     with socket.socket() as probe:  # nothing listens: the server has ended
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
@@ -110,8 +109,12 @@ def test_demo_serves_until_ctrl_c(checkout: Path, port: int) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as demo:
         assert demo.stdout is not None
+        shown = ""
         while "serving until Ctrl-C" not in (line := demo.stdout.readline()):
             assert line, "the demo ended"
+            shown += line
+        assert f"http://127.0.0.1:{port}/docs" in shown
+        assert f"penstock bench http://127.0.0.1:{port}/predict/photograph" in shown
         os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
         assert "draining" in demo.stdout.read()
         assert demo.wait(30) == 130
@@ -127,16 +130,18 @@ def test_demo_without_curl_and_with_its_port_taken(checkout: Path, tmp_path: Pat
             checkout / "scripts" / "demo", "--once", PORT=str(port), PATH=path_without(tmp_path)
         )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert '"label":"three"' in done.stdout and "without curl" in done.stdout
+    assert '"label":"espresso"' in done.stdout and "without curl" in done.stdout
     assert f"127.0.0.1:{port}" not in done.stdout
 
 
 def test_demo_reports_a_server_that_does_not_start(checkout: Path, port: int) -> None:
     install(checkout, ".venv", "")
-    (checkout / "examples" / "digits" / "digits.onnx").unlink()
+    (checkout / "examples" / "photograph" / "photograph.onnx").unlink()
     done = run(checkout / "scripts" / "demo", PORT=str(port))
     assert (
-        done.returncode == 1 and "the server ended" in done.stderr and "digits.onnx" in done.stderr
+        done.returncode == 1
+        and "the server ended" in done.stderr
+        and "photograph.onnx" in done.stderr
     )
 
 
@@ -214,9 +219,7 @@ def test_setup_installs_requirements_alone(checkout: Path) -> None:
         checkout / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac'
     )
     done = run(checkout / "scripts" / "setup", ".venv", "-", "one==1", "two==2")
-    assert done.stdout.strip().endswith("--progress-bar off one==1 two==2"), (
-        done.stdout + done.stderr
-    )
+    assert done.stdout.strip().endswith("--no-input one==1 two==2"), done.stdout + done.stderr
     assert run(checkout / "scripts" / "setup", ".venv", "-", "one==1", "two==2").stdout == ""
     assert "-e ." in run(checkout / "scripts" / "setup", ".venv", "", "one==1", "two==2").stdout
 
