@@ -123,7 +123,8 @@ class LetterBoxMat(Padded):
 
     The aspect ratio is kept; small images are enlarged. `data`: H×W×C, uint8, uint16 or float32.
     `result`: resize_h×resize_w×C of the same dtype. Sets `scale` (float) and `offset` (x, y; whole
-    pixels): x in `data` is (x - offset_x) / scale, likewise y, up to the rounding of the size.
+    pixels): x in `data` is (x - offset_x) / scale, likewise y, up to the rounding of the size. Sets
+    `inverse_trans`, which maps (x, y) so, and points of the padding to the nearest edge of `data`.
 
     Raises InvalidInput for another shape or dtype.
     """
@@ -140,8 +141,9 @@ class LetterBoxMat(Padded):
         height, width, _ = image.shape
         size = fit(width, height, *self.canvas)
         corner = _centered(size, self.canvas) if self.center else (0, 0)
-        item["scale"] = min(self.canvas[0] / width, self.canvas[1] / height)
+        item["scale"] = scale = min(self.canvas[0] / width, self.canvas[1] / height)
         item["offset"] = corner
+        item["inverse_trans"] = InverseTransform(1 / scale, 1 / scale, *corner, (width, height))
         return self.place(image, size, self.canvas, corner)
 
 
