@@ -22,6 +22,7 @@ from penstock.backends.item import Item
 from penstock.pipelines.runs.run import Submission
 
 from ..settings import Settings
+from .access import follow
 from .auth import client_of
 from .body import ClientLeft, Link, images_of, must_close, read_rest
 from .compression import inflate
@@ -138,6 +139,7 @@ class Predict:
             request_id=scope.get("penstock.request_id", ""),
         )
         memory = call.memory
+        follow(scope, call, exchange)
         try:
             call.begin()
             message = await receive()

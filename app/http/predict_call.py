@@ -225,6 +225,11 @@ class PredictCall(Run):
         forget_frames(error)
         return answer
 
+    def pipeline_name(self) -> str | None:
+        """Return the pipeline's name, for the log; None if there is none of the asked name."""
+        pipeline: Pipeline | None = getattr(self, "pipeline", None)
+        return None if pipeline is None else pipeline.name
+
     def _trace(self, wanted: bytes) -> Trace | None:
         """Make the request's trace; None if `wanted`, its Penstock-Trace, is 0.
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-import urllib.parse
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from ..http.access import Access
+from ..http.predict_call import CLIENT_LEFT_STATUS
 from ..http.request_id import request_id_of
 
 logger = logging.getLogger("uvicorn.error")
-access_logger = logging.getLogger("uvicorn.access")
 
 JOIN_BELOW_BYTES = 1 << 16
 """A smaller body is copied to its head, for one write. With a larger one the loop gets both pieces,
@@ -70,13 +70,15 @@ class AsgiRequest:
     """
 
     __slots__ = (
-        "_access_log",
+        "_access",
+        "_answered",
         "_chunked",
         "_default_head",
         "_head",
         "_left",
         "_loop",
         "_news",
+        "_sent",
         "_waiters",
         "asks_for_body",
         "body",
@@ -100,7 +102,7 @@ class AsgiRequest:
         default_head: bytes,
         keep_alive: bool,
         http_1_0: bool,
-        access_log: bool,
+        access: Access | None,
     ) -> None:
         self.wire: Wire | None = wire
         self.scope = scope
@@ -114,7 +116,9 @@ class AsgiRequest:
         self.task: asyncio.Task[None] | None = None
         self._loop = loop
         self._default_head = default_head
-        self._access_log = access_log
+        self._access = access  # None: the access log is off, or has the request
+        self._answered: tuple[int, str | None] = (CLIENT_LEFT_STATUS, None)  # status, request id
+        self._sent = 0  # bytes of the answer's body
         self._news = False  # `receive` has something to return at once
         self.failed: Exception | None = None  # raised to the app instead of the rest of the body
         self._waiters: list[asyncio.Future[None]] = []
@@ -134,8 +138,12 @@ class AsgiRequest:
         self.more_body = False
         self._notify()
 
-    def abandon(self) -> None:
-        """Tell the app that the client has left."""
+    def abandon(self, status: int = CLIENT_LEFT_STATUS) -> None:
+        """Tell the app that the client has left, or was refused with another status."""
+        if self._access is not None:
+            if not self.started:
+                self._answered = status, request_id_of(self.scope)
+            self._log_access()
         self.wire = None
         self.body = b""
         self._notify()
@@ -180,6 +188,8 @@ class AsgiRequest:
             return
         if self.started:
             self._flush()
+            if self._access is not None:
+                self._log_access()
             self.wire.break_off()
             return
         body = b"Internal Server Error"
@@ -191,6 +201,12 @@ class AsgiRequest:
         ]
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
+
+    def _log_access(self) -> None:
+        access, self._access = self._access, None
+        if access is not None:
+            # A proxy's word for the client is put into the scope.
+            access.log(self._answered[0], self._sent, self._answered[1], self.scope["client"])
 
     # The ASGI interface.
 
@@ -281,16 +297,9 @@ class AsgiRequest:
         self.started = True
         self.keep_alive = keep_alive
         self._head = head + b"\r\n"
-        if self._access_log:
-            scope = self.scope
-            line = AccessLine(
-                scope["client"],
-                scope["method"],
-                scope["path"],
-                scope["query_string"],
-                scope["http_version"],
-            )
-            line.log(status)
+        if self._access is not None:
+            request_id = next((value for name, value in headers if name == b"x-request-id"), b"")
+            self._answered = status, request_id.decode("latin-1") or None
         # At most to the end of this iteration of the loop: a client of an answer whose body comes
         # later (a stream) must not wait for the head.
         self._loop.call_soon(self._flush)
@@ -306,6 +315,7 @@ class AsgiRequest:
             self._left = None
             body = b""
         elif self._chunked:
+            self._sent += len(body)
             if body:
                 body = b"%x\r\n%b\r\n" % (len(body), body)
             if not more:
@@ -314,6 +324,7 @@ class AsgiRequest:
             if len(body) > self._left:
                 raise RuntimeError("Response content longer than Content-Length")
             self._left -= len(body)
+            self._sent += len(body)
         if not more and self._left:
             raise RuntimeError("Response content shorter than Content-Length")
         head = self._head
@@ -329,31 +340,10 @@ class AsgiRequest:
         if not more:
             self.complete = True
             self.wire = None
+            if self._access is not None:
+                self._log_access()
             self._notify()
             wire.answered(self.keep_alive)
-
-
-class AccessLine(NamedTuple):
-    """The line of the access log of a request, without its status."""
-
-    client: tuple[str, int] | None
-    method: str
-    path: str
-    query: bytes
-    version: str
-
-    def log(self, status: int) -> None:
-        """Write the line, as uvicorn does."""
-        client = self.client
-        query = f"?{self.query.decode('ascii')}" if self.query else ""
-        access_logger.info(
-            '%s - "%s %s HTTP/%s" %d',
-            f"{client[0]}:{client[1]}" if client else "",
-            self.method,
-            urllib.parse.quote(self.path) + query,
-            self.version,
-            status,
-        )
 
 
 _KNOWN_NAMES: dict[bytes, bytes] = {}

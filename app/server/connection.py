@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import math
 import socket
 import sys
@@ -37,7 +38,10 @@ from uvicorn.server import ServerState
 from penstock.backends.errors import InvalidRequest, NotReady, PenstockError
 from penstock.backends.memory import budget
 
-from .asgi import AccessLine, AsgiRequest, access_logger
+from ..http.access import Access
+from ..http.access import logger as access_logger
+from ..http.errors import status_of
+from .asgi import AsgiRequest
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
 from .direct import Direct
@@ -147,7 +151,7 @@ class Connection(asyncio.Protocol):
         self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         # None: every request goes to the app.
         self._routes = shared.direct_routes(config.loaded_app, config.root_path)
-        self._access_log = config.access_log and access_logger.hasHandlers()
+        self._access_log = config.access_log and access_logger.isEnabledFor(logging.INFO)
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until it is made
         self._client: tuple[str, int] | None = None
@@ -306,6 +310,7 @@ class Connection(asyncio.Protocol):
         path = head.path.decode("ascii")
         if root := self._root_path:
             path = root + without_root(path, root)
+        access = self._access() if self._access_log else None
         self._request = request = AsgiRequest(
             self,
             {
@@ -327,8 +332,10 @@ class Connection(asyncio.Protocol):
             default_head=shared.default_head(self._server_state.default_headers),
             keep_alive=head.keep_alive and not head.http_1_0 and not shared.draining,
             http_1_0=head.http_1_0,
-            access_log=self._access_log,
+            access=access,
         )
+        if access is not None:
+            request.scope["penstock.access"] = access
         self._buffer = b""
         self._head_bytes = end
         tasks = self._server_state.tasks
@@ -376,7 +383,7 @@ class Connection(asyncio.Protocol):
             client=None if self._client is None else self._client[0],
             default_head=shared.default_head(self._server_state.default_headers),
             keep_alive=head.keep_alive and not shared.draining,
-            access=self._access_line() if self._access_log else None,
+            access=self._access() if self._access_log else None,
         )
         if call is None:
             return False
@@ -405,11 +412,10 @@ class Connection(asyncio.Protocol):
         call.start(body)
         return True
 
-    def _access_line(self) -> AccessLine:
+    def _access(self) -> Access:
         head = self._head
-        return AccessLine(
-            self._client, head.method.decode("ascii"), head.path.decode("ascii"), head.query, "1.1"
-        )
+        version = "1.0" if head.http_1_0 else "1.1"
+        return Access(self._client, head.method.decode("ascii"), head.path, head.query, version)
 
     def _wait_for_head(self, data: bytes) -> None:
         """Wait for the rest of a head, of which `data` has come."""
@@ -697,7 +703,7 @@ class Connection(asyncio.Protocol):
         request, self._request = self._request, None
         if request is not None:
             started = request.started
-            request.abandon()
+            request.abandon(status_of(error).http)
             if started:
                 self._close()
                 return

@@ -18,14 +18,16 @@ from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
 
+from ..http.access import Access
 from ..http.auth import check_key, client_of
 from ..http.errors import Problem, Unauthorized
 from ..http.predict_call import (
+    CLIENT_LEFT_STATUS,
     client_left,
 )
 from ..v2.call import BodyParts
 from ..v2.infer.response import Headers
-from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, AccessLine, Wire
+from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, Wire
 
 logger = logging.getLogger("penstock.http")
 
@@ -49,7 +51,7 @@ class Direct:
     failed = None
 
     # Fields of the subclasses: of several bases only one may have slots.
-    _access: AccessLine | None
+    _access: Access | None
     _cancelled: bool
     _default_head: bytes
     _done: bool
@@ -70,7 +72,7 @@ class Direct:
         fields: Sequence[tuple[bytes, bytes]],
         default_head: bytes,
         keep_alive: bool,
-        access: AccessLine | None,
+        access: Access | None,
     ) -> None:
         self.wire = wire
         self._fields = fields
@@ -105,6 +107,10 @@ class Direct:
     @abstractmethod
     def failure(self, error: BaseException) -> Problem:
         """Make the answer to a request that ended with `error`."""
+
+    @abstractmethod
+    def pipeline_name(self) -> str | None:
+        """Return the name of the pipeline that was asked; None if none was found."""
 
     def _release(self) -> None:
         """Let go of what the request holds besides memory."""
@@ -160,13 +166,15 @@ class Direct:
         self.keep_alive = False
         self._fail(error)
 
-    def abandon(self) -> None:
-        """End the work for a client that has left.
+    def abandon(self, status: int = CLIENT_LEFT_STATUS) -> None:
+        """End the work for a client that has left, or was refused with another status.
 
         If a batch runs already, it holds the run and so `memory` until it lets go of its items.
         """
         self.wire = self._pieces = None
         run, self._run = self._run, None
+        if self._access is not None:
+            self._log_access(status, 0, run)
         if run is not None:
             run.leave()
             self._release()
@@ -227,7 +235,7 @@ class Direct:
     ) -> None:
         """Write the answer, once, unless the client has left. `head` lacks its last line."""
         wire, self.wire = self.wire, None
-        self._run = None
+        run, self._run = self._run, None
         if wire is None:
             return
         self.memory.close()
@@ -236,7 +244,7 @@ class Direct:
             keep_alive = self.keep_alive and wire.may_stay_open()
             end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
             if self._access is not None:
-                self._access.log(status)
+                self._log_access(status, len(body) + sum(map(len, blobs)), run)
             if len(body) < JOIN_BELOW_BYTES and not blobs:
                 wire.write(head + end + body)
             else:
@@ -245,6 +253,13 @@ class Direct:
         except Exception:
             logger.exception("request %s could not be answered", self.request_id)
             wire.break_off()
+
+    def _log_access(self, status: int, size: int, run: Submission | None) -> None:
+        access, self._access = self._access, None
+        if access is None:
+            return
+        access.follow(self, tuple if run is None else lambda: (run,))
+        access.log(status, size, self.request_id)
 
 
 def lines_of(headers: Headers) -> bytes:

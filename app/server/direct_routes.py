@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, cast
 
+from ..http.access import Access
 from ..http.predict import HotRoutes, route_of
 from ..http.predict_call import (
     PredictHead,
 )
 from ..v2.infer.infer_call import InferHead
 from ..v2.routes import ProtocolApp
-from .asgi import AccessLine, Wire
+from .asgi import Wire
 from .direct_infer import DirectInfer
 from .direct_predict import DirectPredict
 from .head import RequestHead
@@ -42,7 +43,7 @@ class DirectRoutes:
         client: str | None,
         default_head: bytes,
         keep_alive: bool,
-        access: AccessLine | None,
+        access: Access | None,
     ) -> DirectPredict | DirectInfer | None:
         """Make the call of a request that has a body. None if the app has to answer it.
 

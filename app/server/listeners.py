@@ -104,8 +104,8 @@ def _reason(error: OSError, settings: Settings, port: int) -> str:
     place = f"[{settings.host}]" if ":" in settings.host else settings.host
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} of {place} is taken by another program: end that, or choose another "
-            "with --port (0 takes a free one)"
+            f"port {port} of {place} is taken (address already in use): end the program that "
+            "listens there, or choose another port with --port (0 takes a free one)"
         )
     if error.errno == errno.EACCES:
         return f"port {port} needs the rights of root: choose another with --port, such as 8000"

@@ -27,6 +27,9 @@ from penstock.backends.text import encodable
 RECORD_FIELDS = ("request_id", "pipeline", "node")
 """The fields of a record besides its message, in the order in which they are written."""
 
+ACCESS_NUMBERS = ("bytes", "ms", "queue_ms", "run_ms")
+"""The fields of a line of the access log that follow its text."""
+
 LINES_A_SECOND = 10
 """The most lines of one kind that are logged in a second, where clients cause the lines."""
 
@@ -89,6 +92,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [_time(record), record.levelname, record.name, escape(record.getMessage())]
         parts += [f"{name}={escape(value)}" for name, value in _fields(record).items()]
+        access: dict[str, Any] = getattr(record, "access", {})
+        parts += [f"{name}={access[name]}" for name in ACCESS_NUMBERS if name in access]
         line = " ".join(parts)
         if record.exc_info:
             # Marked, because the text of the exception may be a client's and look like a log line.
@@ -100,19 +105,25 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line.
 
-    Its keys: time, level, logger, message, request_id, pipeline, node, exception.
+    Its keys: time, level, logger, message, request_id, pipeline, node, exception. Lines of the
+    access log have more: client, method, path, status, bytes, ms, queue_ms, run_ms.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, str] = {
+        line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        line |= {"message": record.getMessage(), **_fields(record)}
+        line |= {"message": record.getMessage(), **_fields(record), **getattr(record, "access", {})}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps({key: encodable(value) for key, value in line.items()}).decode()
+        return orjson.dumps(
+            {
+                key: encodable(value) if isinstance(value, str) else value
+                for key, value in line.items()
+            }
+        ).decode()
 
 
 def _tell_later(tell: Callable[[], None]) -> None:
@@ -284,7 +295,7 @@ def configure_logging(
     levels = {
         "penstock": level.upper(),
         "uvicorn.error": "WARNING",  # at INFO it says what we say ourselves
-        "uvicorn.access": "INFO",  # it logs only if the access log is on
+        "penstock.access": "INFO",  # it logs only if the access log is on
         "asyncio": "WARNING",
     }
     for name, lowest in levels.items():

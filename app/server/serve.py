@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -96,9 +97,7 @@ def serve(repository: Repository, settings: Settings) -> int:
         root_path=settings.root_path,
         backlog=settings.backlog,
     )
-    config.load()
-    config.ssl = tls
-    server = Server(config, repository, settings, connections)
+    server = Server(config, repository, settings, connections, tls)
     try:
         server.run(listeners)
     finally:
@@ -117,8 +116,10 @@ class Server(uvicorn.Server):
         repository: Repository,
         settings: Settings,
         connections: Connections | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(config)
+        self._tls = tls
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
         self._repository = repository
@@ -165,6 +166,7 @@ class Server(uvicorn.Server):
         # From the capture of signals to here uvicorn awaits nothing, so `_drain`, which needs this
         # task, has not run even if a signal has come.
         self._loading = asyncio.create_task(self._load())
+        self.config.ssl = self._tls  # `config.load`, which has run, has set none
         await super().startup(sockets)
         if self.started:
             address = self.servers[0].sockets[0].getsockname()

@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import cast
 
+from ...http.access import follow
 from ...http.auth import client_of
 from ...http.body import ClientLeft
 from ...http.compression import COMPRESS_OFF_LOOP_BYTES, deflate, inflate
@@ -52,6 +53,7 @@ class Infer:
             request_id=scope.get("penstock.request_id"),
         )
         scope["penstock.request_id"] = infer.request_id
+        follow(scope, infer, exchange)
         try:
             infer.begin()
             await self._read(call, infer, exchange)

@@ -203,6 +203,11 @@ class InferCall:
         """Count a request as failed that could not be written."""
         self.model.pipeline.statistics.take_back(self.request.rows)
 
+    def pipeline_name(self) -> str | None:
+        """Return the model's name, for the log; None if there is none of the asked name."""
+        model: Model | None = getattr(self, "model", None)
+        return None if model is None else model.name
+
     def _model(self) -> Model:
         """Return the model that the path names.
 

@@ -283,8 +283,8 @@ async def test_what_an_app_sends_is_checked(caplog: pytest.LogCaptureFixture) ->
 
 
 async def test_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("uvicorn.access").addHandler(logging.NullHandler())
-    with caplog.at_level(logging.INFO, "uvicorn.access"):
+    logging.getLogger("penstock.access").addHandler(logging.NullHandler())
+    with caplog.at_level(logging.INFO, "penstock.access"):
         async with served() as server:
             await server.exchange(CLOSING.replace(b"/echo", b"/echo?a=b"))
     assert '- "GET /echo?a=b HTTP/1.1" 200' in caplog.text

@@ -480,10 +480,10 @@ def test_same_access_log(doors: tuple[Door, Door], caplog: Any) -> None:
     logs: list[list[str]] = []
     for door in doors:
         caplog.clear()
-        with caplog.at_level(logging.INFO, "uvicorn.access"):
+        with caplog.at_level(logging.INFO, "penstock.access"):
             for data in requests:
                 door.exchange(data + LAST)
-        messages = [record for record in caplog.records if record.name == "uvicorn.access"]
+        messages = [record for record in caplog.records if record.name == "penstock.access"]
         logs.append([re.sub(r":[0-9]+ -", ":port -", record.message) for record in messages])
     assert logs[0] == logs[1]
     assert len(logs[0]) >= len(requests) + 5

@@ -126,21 +126,40 @@ def test_a_late_outcome_never_answers_the_next_request(running: Any, calls: list
     assert calls == ["hangs", "other", "other"]
 
 
+def facts_of(record: Any) -> tuple[Any, ...]:
+    """Return pipeline, path, status, bytes and the kinds of the times of a line."""
+    access = record.access
+    assert access["ms"] >= 0 and access["client"].startswith("127.0.0.1:")
+    times = {name: type(access[name]) for name in ("queue_ms", "run_ms") if name in access}
+    size = access["bytes"] if access["status"] == 200 else None  # an error's has its request's id
+    return record.pipeline, access["path"], access["status"], size, times
+
+
 def test_same_lines_in_the_access_log(
     running: Any, calls: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     names = ("raw", "put", "query", "version", "unknown", "text", "fail", "json", "too large")
     lines = []
-    caplog.set_level(logging.INFO, "uvicorn.access")
+    answers: list[bytes] = []
+    facts: list[list[tuple[Any, ...]]] = []
+    caplog.set_level(logging.INFO, "penstock.access")
     for direct in (True, False):
         caplog.clear()
         with door(running, direct) as server:
-            for name in names:
-                server.exchange(CASES[name] + LAST)
+            answers += [server.exchange(CASES[name] + LAST) for name in names]
             wait_until(lambda: not server.connections.open)
-        seen = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
-        lines.append([re.sub(r"127.0.0.1:\d+", "client", line) for line in seen])
+        seen = [record for record in caplog.records if record.name == "penstock.access"]
+        lines.append([re.sub(r"127.0.0.1:\d+", "client", line.getMessage()) for line in seen])
+        facts.append([facts_of(record) for record in seen])
     assert lines[0] == lines[1]
+    assert facts[0] == facts[1]
+    size = int(re.findall(rb"content-length: (\d+)", answers[2])[0])
+    ran = {"queue_ms": float, "run_ms": float}
+    size = int(re.findall(rb"content-length: (\d+)", answers[2])[0])
+    ran = {"queue_ms": float, "run_ms": float}
+    assert ("one", "/predict/one?a=b&c", 200, size, ran) in facts[0]
+    assert ("one", "/predict/one", 500, None, ran) in facts[0]
+    assert (None, "/predict/two", 404, None, {}) in facts[0]
     assert 'client - "POST /predict/one?a=b&c HTTP/1.1" 200' in lines[0]
     assert len(lines[0]) >= 2 * len(names) - 1 and len(calls) >= len(names)
 

@@ -31,7 +31,7 @@ EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 @pytest.fixture
 def log() -> Any:
     """A function that configures logging with a style and returns the stream."""
-    names = ("penstock", "uvicorn.error", "uvicorn.access", "asyncio")
+    names = ("penstock", "uvicorn.error", "penstock.access", "asyncio")
     before = {
         name: (list(logger.handlers), logger.propagate, logger.level)
         for name in names

@@ -258,7 +258,7 @@ def test_json_logs_and_the_access_log(spawn: Any, digits: Path) -> None:
     assert any(
         "GET /health/live" in entry["message"]
         for entry in entries
-        if entry["logger"] == "uvicorn.access"
+        if entry["logger"] == "penstock.access"
     )
 
 
