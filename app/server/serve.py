@@ -34,6 +34,7 @@ from penstock.pipelines.repository import Repository
 
 from ..factory import create_app
 from ..settings import Settings, split, unknown_variables
+from .banner import banner
 from .connection import Connection
 from .connections import Connections
 from .listeners import ListenError, listen, stop_listening
@@ -128,6 +129,7 @@ class Server(uvicorn.Server):
         self._ended = False
         self._started_at = time.monotonic()
         self._switch_interval = SwitchInterval()
+        self._address: Any = ("", 0)  # of the first listener, as `getsockname` returns it
         self._loop: asyncio.AbstractEventLoop  # from `serve` on
         self._loading: asyncio.Task[None]  # from `startup` on
         self._draining: asyncio.Task[None]
@@ -165,18 +167,19 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # From the capture of signals to here uvicorn awaits nothing, so `_drain`, which needs this
         # task, has not run even if a signal has come.
+        if sockets:
+            self._address = sockets[0].getsockname()
         self._loading = asyncio.create_task(self._load())
         self.config.ssl = self._tls  # `config.load`, which has run, has set none
         await super().startup(sockets)
         if self.started:
-            address = self.servers[0].sockets[0].getsockname()
-            where = base_url(address, self._settings)
+            where = base_url(self._address, self._settings)
             docs = "" if self._settings.uds is not None else f", docs on {where}/docs"
             logger.info("listening on %s%s", where, docs)
             if (
                 self._settings.api_key is None
                 and self._settings.uds is None
-                and ip_address(address[0]).is_unspecified
+                and ip_address(self._address[0]).is_unspecified
             ):
                 logger.warning(
                     "listening on all addresses without an API key: whoever reaches this machine "
@@ -225,6 +228,12 @@ class Server(uvicorn.Server):
             self._repository.on_change = self._repository_changed
             names = ", ".join(self._repository.pipelines) or "no pipelines"
             logger.info("ready after %.1f s: %s", time.monotonic() - self._started_at, names)
+            for line in banner(
+                (pipeline.config for pipeline in self._repository.pipelines.values()),
+                base_url(self._address, self._settings),
+                self._settings,
+            ):
+                logger.info("%s", line)
             return
         self.exit_code = 1
         self._end()
