@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,11 @@ from pydantic import (
 
 from .item import Item
 from .loaded_files import LoadedFiles
+
+DataKind = Literal["", "file", "image", "tensor", "array", "scores", "value"]
+"""What travels in `data` and `result`: the bytes of a file, an H×W×C image (NumPy), N×C×H×W pixels
+(NumPy or torch), any array, an array of K scores, or a plain Python value.
+"""
 
 UNBOUNDED = 2**31 - 1
 """`max` of a backend without a bound of its own."""
@@ -147,6 +152,8 @@ class Context:
     device: str = ""
     loading: Loading = field(default_factory=Loading, compare=False, repr=False)
     files: LoadedFiles = field(default_factory=LoadedFiles, compare=False, repr=False)
+    opens_only: bool = False
+    """`penstock check`: `init` opens and checks its files, and runs no model."""
 
     def resolve(self, path: str) -> Path:
         """Return the path of a file that a parameter names.
@@ -286,6 +293,12 @@ class Backend:
     The `min` and `max` of the node are then for the engines inside it.
     """
 
+    takes: ClassVar[DataKind] = ""
+    """What `data` must be; "": anything, or it is not known."""
+
+    gives: ClassVar[DataKind] = ""
+    """What `result` is; "": it is not known."""
+
     min: int = 1
     max: int = UNBOUNDED
     children: tuple[Backend, ...] = ()
@@ -310,6 +323,11 @@ class Backend:
 
     The executors of one device share a group (docs/explanation/scheduling.md).
     """
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...] | None:
+        """Return the keys besides `result` that it may set in an item. None: they are not known."""
+        return None
 
     @property
     def undecided(self) -> bool:

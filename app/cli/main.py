@@ -1,4 +1,4 @@
-"""The command line: `serve`, `check`, `graph` and `backends`; the longer commands are beside it.
+"""The command line: `serve`, `graph` and `backends`; the longer commands are beside it.
 
 Only `penstock.app.cli` imports Typer and rich. A command imports what it runs when it runs, so that
 `penstock --help` stays quick.
@@ -6,27 +6,24 @@ Only `penstock.app.cli` imports Typer and rich. A command imports what it runs w
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 import penstock
-from penstock.backends.errors import ConfigError, PenstockError, Problem
+from penstock.backends.errors import ConfigError, Problem
 
 from ..settings import Settings
 from .bench import bench_command
 from .build import build_command, encrypt_command
 from .call import call_command
+from .check import check_command
 from .options import Labels, Source, with_settings
 from .output import fail
-
-if TYPE_CHECKING:
-    from penstock.pipelines.repository import Repository
 
 command_line = typer.Typer(
     name="penstock",
@@ -77,69 +74,6 @@ def serve(path: Source, *, labels: Labels = None, settings: Settings) -> None:
     except ConfigError as error:
         fail(*map(str, error.problems))
     raise typer.Exit(run(repository, settings))
-
-
-def check(
-    path: Source,
-    *,
-    labels: Labels = None,
-    load: Annotated[
-        bool,
-        typer.Option(
-            "--load",
-            help="Load the models too, and say which of them run each item alone, and where "
-            "measured nodes run. Nothing is served.",
-        ),
-    ] = False,
-) -> None:
-    """Check pipeline files and list their nodes. Without --load nothing is run.
-
-    Prints all problems and exits with 1 if there are any.
-    """
-    from penstock.pipelines.repository import Repository
-
-    from .tables import print_loaded, print_pipelines
-
-    try:
-        repository = Repository.read(path, labels=labels)
-    except ConfigError as error:
-        fail(*map(str, error.problems))
-    for config in repository.all_configs:
-        for warning in config.warnings:
-            typer.echo(f"warning: {warning}", err=True)
-    print_pipelines(repository.all_configs)
-    if repository.unread:  # the others could be served
-        fail(*map(str, repository.problems))
-    if load:
-        try:
-            print_loaded(asyncio.run(_notes_of_load(repository)))
-        except PenstockError as error:
-            fail(str(error))
-
-
-async def _notes_of_load(repository: Repository) -> Sequence[str]:
-    """Load all pipelines. Note where measured nodes run, and which models were not found to keep
-    rows apart.
-    """
-    notes = []
-    try:
-        await repository.start()
-        for pipeline in repository.served:
-            for node in pipeline.nodes:
-                place = f"{pipeline.name}: [{node.name}]"
-                if pipeline.config.nodes[node.name].executor == "auto":
-                    where = "the event loop" if node.config.executor == "auto" else "a thread"
-                    notes.append(f"{place} runs on {where}, as measured")
-                if any(executor.undecided for executor in node.executors):
-                    notes.append(
-                        f"{place} can't be probed at load: its first items decide whether items "
-                        "share runs"
-                    )
-                elif node.signature is not None and node.counted is None:
-                    notes.append(f"{place} runs each item alone")
-        return notes
-    finally:
-        await repository.close()
 
 
 def graph(
@@ -201,7 +135,7 @@ def _standard_input() -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": with_settings(serve),
-    "check": check,
+    "check": check_command,
     "graph": graph,
     "call": call_command,
     "backends": backends,

@@ -20,8 +20,8 @@ from penstock.backends.expressions.composite import (
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig
 from penstock.pipelines.runs.plan import Plan, PlanNode
 
+from .check_tables import expression
 from .output import printable
-from .tables import expression
 
 NODE_SHAPES = {
     "executor": ('["', '"]'),  # a box

@@ -13,6 +13,7 @@ from ..base import Backend, BatchRange, Context, Params
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from .onnx import OnnxParams, OnnxTensor
+from .postprocess import keys_of
 from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
 from .tensorrt.library import find_library
@@ -50,9 +51,14 @@ class ModelTensor(Backend):
 
     parameters: ClassVar[type[Params] | None] = ModelParams
     blocks = "it runs a model"
+    takes = gives = "array"
 
     _torch: Any = None
     """The module torch, if it is installed and the engine's results are arrays; else None."""
+
+    @classmethod
+    def keys_set(cls, params: ModelParams) -> tuple[str, ...]:
+        return keys_of(params)
 
     @classmethod
     def declared_range(cls, params: ModelParams, children: tuple[BatchRange, ...]) -> BatchRange:

@@ -19,7 +19,7 @@ from .onnx_model import OnnxModel, moved
 from .onnx_ports import OnnxTensorInfo, shape_of
 from .onnx_reading import BatchMember, read
 from .onnx_session import config_error
-from .postprocess import PostProcessing
+from .postprocess import PostProcessing, keys_of
 from .probe_rows import Row, first_rows, guesses, row_at
 from .processors import threads_per_instance
 from .rows import PROBE_ROWS, RowProof
@@ -74,6 +74,7 @@ class OnnxTensor(Backend):
 
     parameters: ClassVar[type[Params] | None] = OnnxParams
     blocks = "it runs a model"
+    takes = gives = "array"
 
     model: OnnxModel
     proof: RowProof
@@ -91,6 +92,10 @@ class OnnxTensor(Backend):
     @property
     def undecided(self) -> bool:
         return not self.proof.proven
+
+    @classmethod
+    def keys_set(cls, params: EngineParams) -> tuple[str, ...]:
+        return keys_of(params)
 
     @classmethod
     def declared_range(cls, params: OnnxParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -182,6 +187,8 @@ class OnnxTensor(Backend):
         most = self._bound(params, context)
         if params.batched or (most == 1 and self._fixed in (None, 1)):
             return  # it is decided, or no run has more than one row
+        if context.opens_only:
+            return
         values = warm_up_values(params, context)
         self.proof.at_load([lambda: self._probe_with(values), self._probe_randomly])
         self._follow_proof()

@@ -42,6 +42,10 @@ class CvtColorMat(ImageBackend):
     parameters: ClassVar[type[Params] | None] = CvtColorMatParams
     color: Color
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("color",)
+
     def init(self, params: CvtColorMatParams, context: Context) -> None:
         self.color = params.color
 
@@ -82,8 +86,13 @@ class Mat2Tensor(Backend):
 
     parameters: ClassVar[type[Params] | None] = Mat2TensorParams
     blocks = "its time grows with the image"
+    takes, gives = "image", "tensor"
     max = 1
     data_format: str
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
 
     def init(self, params: Mat2TensorParams, context: Context) -> None:
         self.data_format = params.data_format
@@ -121,8 +130,13 @@ class Tensor2Mat(Backend):
 
     parameters: ClassVar[type[Params] | None] = Tensor2MatParams
     blocks = "its time grows with the image"
+    takes, gives = "array", "image"
     max = 1
     data_format: str
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
 
     def init(self, params: Tensor2MatParams, context: Context) -> None:
         self.data_format = params.data_format

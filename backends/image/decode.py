@@ -112,8 +112,13 @@ class DecodeMat(Backend):
 
     parameters: ClassVar[type[Params] | None] = DecodeMatParams
     blocks = "its time grows with the image"
+    takes, gives = "file", "image"
     max = 1
     max_pixels: int
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("color",)
 
     def init(self, params: DecodeMatParams, context: Context) -> None:
         self.max_pixels = params.max_pixels

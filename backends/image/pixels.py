@@ -37,6 +37,7 @@ class ImageBackend(Backend):
     """
 
     blocks = "its time grows with the image"
+    takes = gives = "image"
     max = 1
 
     def forward(self, batch: list[Item]) -> None:

@@ -33,6 +33,10 @@ class ResizeMat(ImageBackend):
     parameters: ClassVar[type[Params] | None] = ResizeMatParams
     size: tuple[int, int]
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
+
     def init(self, params: ResizeMatParams, context: Context) -> None:
         self.size = params.resize_w, params.resize_h
 
@@ -176,6 +180,10 @@ class PillowResizeMat(ImageBackend):
     parameters: ClassVar[type[Params] | None] = PillowResizeMatParams
     size: tuple[int, int]
     filter: Image.Resampling
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
 
     def init(self, params: PillowResizeMatParams, context: Context) -> None:
         self.size = params.resize_w, params.resize_h

@@ -41,8 +41,19 @@ class SoftmaxArgMaxTensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = SoftmaxArgMaxParams
+    takes, gives = "scores", "value"
 
     labels: Labels
+
+    @classmethod
+    def keys_set(cls, params: SoftmaxArgMaxParams) -> tuple[str, ...]:
+        labelled = params.labels is not None or params.model is not None
+        return (
+            *(("label",) if labelled else ()),
+            "class",
+            "score",
+            *(("top",) if params.top_k > 1 else ()),
+        )
 
     def init(self, params: SoftmaxArgMaxParams, context: Context) -> None:
         """Raises BackendError if the file of labels can't be read or is empty."""

@@ -21,6 +21,10 @@ class Identity(Backend):
     parameters = Params
     passes_data = True
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
+
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
             item["result"] = item["data"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from penstock.backends.engines.graph import softmax_is_last
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.operators.labels import labels_of_model, read_labels
 
@@ -39,7 +40,7 @@ def classifier(path: Path, labels: Path | None) -> Tables:
     outputs: dict[str, Any] = {}
     if scores:
         model["backend"] = "S[OnnxTensor,SoftmaxArgMaxTensor]"
-        model["SoftmaxArgMaxTensor::softmax"] = graph.node[-1].op_type != "Softmax"
+        model["SoftmaxArgMaxTensor::softmax"] = not softmax_is_last(graph)
         outputs = {
             "class": {"kind": "integer", "description": "The best class, counted from 0."},
             "score": {"kind": "number", "description": "Its probability."},

@@ -16,6 +16,7 @@ from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.item import may_come_from_network
 from penstock.backends.suggestions import did_you_mean
 
+from .answers import outputs_of_node, undeclared_outputs
 from .definition import (
     DEFAULT_INPUTS,
     DEFAULT_MAX,
@@ -105,7 +106,9 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         version_policy=settings.version_policy,
         description=settings.description,
         inputs=DEFAULT_INPUTS if settings.inputs is None else _ports(settings.inputs),
-        outputs=_ports(settings.outputs),
+        outputs=undeclared_outputs(nodes, settings.entry, tables.directory)
+        if settings.outputs is None
+        else _ports(settings.outputs),
         batched=settings.batched,
         max_requests=settings.max_requests,
         timeout=settings.timeout,
@@ -115,7 +118,10 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         entry=settings.entry,
         loop=settings.loop or tables.loop,
         max_rounds=settings.max_rounds,
-        exposed=tuple(_exposed(node, table) for node, table in settings.expose.items()),
+        exposed=tuple(
+            _exposed(nodes[nodes[node].shares or node], node, table, tables.directory)
+            for node, table in settings.expose.items()
+        ),
         warnings=tuple(str(replace(warning, file=tables.file)) for warning in structure.warnings),
     )
 
@@ -128,11 +134,11 @@ def _all_in_order(problems: list[Problem], tables: Tables) -> ConfigError:
     return ConfigError(list(dict.fromkeys(in_file)))
 
 
-def _exposed(node: str, table: ExposedTable) -> Exposed:
+def _exposed(config: NodeConfig, node: str, table: ExposedTable, directory: Path) -> Exposed:
     return Exposed(
         node,
         NODE_INPUTS if table.inputs is None else _ports(table.inputs),
-        _ports(table.outputs),
+        outputs_of_node(config, directory) if table.outputs is None else _ports(table.outputs),
         batched=table.batched,
         description=table.description,
     )

@@ -11,6 +11,7 @@ from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.expression import parse
 from penstock.backends.expressions.filters import is_builtin
+from penstock.backends.expressions.kinds import misfits
 from penstock.backends.expressions.registry import is_operator
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import RESERVED_KEYS
@@ -229,6 +230,7 @@ def _build_group(
     problems += wrong
     if spec is None:
         return None
+    problems += misfits(spec)
     try:
         declared = spec.declared_range
     except ConfigError as error:

@@ -93,7 +93,7 @@ class ExposedTable(_Table):
     """`[pipeline.expose.NODE]`: a node that may be called by itself, as a model of its own."""
 
     inputs: dict[str, InputTable] | None = None
-    outputs: dict[str, PortTable] = {}
+    outputs: dict[str, PortTable] | None = None
     batched: bool = True
     description: str = ""
 
@@ -125,7 +125,7 @@ class PipelineTable(_Table):
     ) = None
     description: str = ""
     inputs: dict[str, InputTable] | None = None
-    outputs: dict[str, PortTable] = {}
+    outputs: dict[str, PortTable] | None = None
     batched: bool = True
     expose: dict[str, ExposedTable] = {}
     max_requests: int = Field(1024, ge=1)

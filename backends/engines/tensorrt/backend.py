@@ -33,6 +33,7 @@ class TensorrtTensor(TorchBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = TensorrtParams
+    takes = gives = "array"
     extra: ClassVar[str] = "tensorrt"
     engine: ClassVar[str] = "penstock.backends.engines.tensorrt.engine:TensorrtEngine"
 

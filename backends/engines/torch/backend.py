@@ -14,6 +14,7 @@ from ...base import Backend, BatchRange, Context, Params
 from ...errors import BackendError
 from ...item import Item
 from ...params import EngineParams
+from ..postprocess import keys_of
 from ..shapes import shape_key
 from .params import PythonTensorParams, TorchParams, TorchScriptParams
 
@@ -25,6 +26,10 @@ class TorchBackend(Backend):
     blocks = "it runs a model"
     engine: ClassVar[str]
     """The engine's class, as `module:Class`; `init` imports it."""
+
+    @classmethod
+    def keys_set(cls, params: EngineParams) -> tuple[str, ...] | None:
+        return keys_of(params)
 
     @classmethod
     def declared_range(cls, params: EngineParams, children: tuple[BatchRange, ...]) -> BatchRange:
@@ -74,6 +79,7 @@ class TorchScriptTensor(TorchBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = TorchScriptParams
+    takes = gives = "array"
     engine: ClassVar[str] = "penstock.backends.engines.torch.script:TorchScriptEngine"
 
 
@@ -91,6 +97,7 @@ class TorchExportTensor(TorchBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = TorchParams
+    takes = gives = "array"
     engine: ClassVar[str] = "penstock.backends.engines.torch.export:TorchExportEngine"
 
 

@@ -107,6 +107,7 @@ class ImageTensorBackend(TensorBackend):
     launches counts, not the number of pixels.
     """
 
+    takes = gives = "tensor"
     max = 1
     reads: ClassVar[tuple[str, ...] | None] = None
     """The item's keys that `transform` reads. None: unknown, so each image is transformed alone."""

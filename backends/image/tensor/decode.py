@@ -71,6 +71,11 @@ class DecodeTensor(TensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = DecodeTensorParams
+    takes, gives = "file", "tensor"
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("color", "data_format")
 
     nvjpeg: Decoder | None = None
 

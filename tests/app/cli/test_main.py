@@ -93,7 +93,7 @@ def test_check_shows_how_many_rows_share_a_run(run: Run, tmp_path: Path) -> None
         + '[pipeline]\nentry = "sharing"\n'
     )
     answer = run("check", tmp_path / "one.toml")
-    assert answer.exit_code == 0, answer.stderr
+    assert "sharing.onnx does not exist" in answer.stderr
     rows = [line.split() for line in answer.stdout.splitlines()]
     most = {row[0]: row[3] for row in rows if len(row) > 3 and row[1] == "OnnxTensor"}
     assert most == {"sharing": "8", "alone": "1", "axis": "8", "shaped": "8"}
@@ -261,11 +261,12 @@ def test_check_names_nodes_that_can_not_run_here(
     run: Run, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "penstock.app.cli.tables.extra_installed", lambda extra: extra != "tensorrt"
+        "penstock.app.cli.check_tables.extra_installed",
+        lambda extra: extra != "tensorrt",
     )
     answer = run("check", digits.parents[1] / "resnet" / "guide.toml")
     assert (
-        answer.exit_code == 0
+        "resnet50.onnx does not exist" in answer.stderr
         and "resnet50 can't run here: TensorrtTensor needs penstock-serve[tensorrt]"
         in answer.stdout
     )
@@ -358,7 +359,10 @@ def test_check_names_the_nodes_whose_first_items_decide(run: Run, tmp_path: Path
 
 
 def test_check_says_why_a_model_can_not_be_loaded(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "one.toml").write_text('[net]\nbackend = "OnnxTensor"\nmodel = "net.onnx"\n')
+    (tmp_path / "net.py").write_text("class Net:\n    def forward(self, batch): ...\n")
+    with (tmp_path / "net.py").open("a") as file:
+        file.write("    def init(self): raise ValueError('no weights')\n")
+    (tmp_path / "one.toml").write_text('[net]\nbackend = "Python[net.py:Net]"\n')
     assert run("check", tmp_path / "one.toml").exit_code == 0
     answer = run("check", tmp_path / "one.toml", "--load")
-    assert answer.exit_code == 1 and "net.onnx" in answer.stderr
+    assert answer.exit_code == 1 and "no weights" in answer.stderr

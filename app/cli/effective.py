@@ -1,0 +1,196 @@
+"""The configuration of a pipeline as TOML, with every default filled in.
+
+It can be read again, and is the same pipeline then.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from pydantic import BaseModel
+
+from penstock.backends.expressions.composite import CompositeBackend
+from penstock.backends.expressions.spec import Spec
+from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Port
+
+SETTINGS = (
+    "name", "version", "version_policy", "description", "batched", "max_requests", "timeout",
+    "max_wait", "queue_size", "queue_timeout", "entry", "loop", "max_rounds",
+)  # fmt: skip
+
+
+def effective_toml(config: PipelineConfig) -> str:
+    """Return the whole configuration as TOML. Keys without a value are comments."""
+    lines = [f"# {config.name}: {config.source or 'not from a file'}, with all defaults"]
+    lines += ["", "[pipeline]"]
+    for name in SETTINGS:
+        value = getattr(config, name)
+        if name == "max_wait":
+            value = "none" if value is None else "auto" if value == 0 else value
+        lines.append(
+            f"{name} = {value}" if name == "version_policy" and value else _line(name, value)
+        )
+    lines += _ports("pipeline.inputs", config.inputs)
+    lines += _ports("pipeline.outputs", config.outputs)
+    for exposed in config.exposed:
+        table = f"pipeline.expose.{_key(exposed.node)}"
+        lines += ["", f"[{table}]", _line("batched", exposed.batched)]
+        lines.append(_line("description", exposed.description))
+        lines += _ports(f"{table}.inputs", exposed.inputs)
+        lines += _ports(f"{table}.outputs", exposed.outputs)
+    for node in config.nodes.values():
+        lines += ["", f"[{'.'.join(map(_key, node.name.split('.')))}]", *_node(node)]
+    return "\n".join(lines) + "\n"
+
+
+def _ports(table: str, ports: tuple[Port, ...]) -> Iterator[str]:
+    yield ""
+    yield f"[{table}]"
+    for port in ports:
+        values = {field.name: getattr(port, field.name) for field in fields(port)}
+        del values["name"]
+        if not table.endswith("inputs"):
+            values.pop("optional", None)
+        yield f"{_key(port.name)} = {_value({k: v for k, v in values.items() if v is not None})}"
+
+
+def _node(node: NodeConfig) -> Iterator[str]:
+    if node.shares:
+        if "." not in node.name:
+            yield _line("borrow_from", node.shares)
+    else:
+        groups = node.instance_groups
+        specs = [group.spec for group in groups]
+        counts = Counter(spec.name for spec in _members(specs[0]))
+        repeated = {name for name, count in counts.items() if count > 1}
+        yield _line("backend", _expression(specs[0], repeated))
+        if not issubclass(specs[0].cls, CompositeBackend):
+            yield from _own_keys(node)
+        for members in zip(*(list(_members(spec)) for spec in specs), strict=True):
+            if members[0].name not in repeated:
+                yield from _parameters(members)
+    if node.next:
+        yield _line("next", list(node.next))
+    if node.filter is not None:
+        yield _line("filter", node.filter)
+    if node.map:
+        taken = (
+            f"{source}[{','.join(f'{key}:{target}' for key, target in pairs)}]"
+            for source, pairs in node.map
+        )
+        yield _line("map", ",".join(taken))
+
+
+def _own_keys(node: NodeConfig) -> Iterator[str]:
+    """Yield the keys of the node itself."""
+    groups = node.instance_groups
+    sizes = [_engine_sizes(group.spec) for group in groups]
+    for key in ("min", "max"):
+        own = [
+            size.get(key) or getattr(group, key) for group, size in zip(groups, sizes, strict=True)
+        ]
+        if any(own):
+            yield _line(key, _of_groups(own))
+        else:
+            bounds = {group.bound(group.spec.declared_range.max) for group in groups}
+            rows = 1 if key == "min" else max(bounds)
+            yield f"# {key} is not set: {rows} row{'s' * (rows != 1)}"
+    yield _line("instance_num", _of_groups([group.instances for group in groups]))
+    for name in (
+        "batching_timeout", "priority_levels", "retry", "stuck_after", "executor",
+    ):  # fmt: skip
+        yield _line(name, getattr(node, name))
+    yield _line("default_priority", node.default_priority if node.priority_levels else None)
+    yield _line("device", ",".join(node.devices) or None)
+
+
+def _engine_sizes(spec: Spec) -> dict[str, Any]:
+    """Return `min` and `max` of the engine in an expression: the node's own, maybe as shapes."""
+    for member in _members(spec):
+        sizes = {key: getattr(member.params, key, None) for key in ("min", "max")}
+        if any(isinstance(size, str) for size in sizes.values()):
+            return sizes
+    return {}
+
+
+def _parameters(members: tuple[Spec, ...]) -> Iterator[str]:
+    """Yield the parameters of one backend, which has a spec in each group."""
+    first = members[0]
+    if isinstance(first.params, Mapping):
+        for key in first.params:
+            yield _line(key, _of_groups([member.params.get(key) for member in members]))
+        return
+    if not isinstance(first.params, BaseModel):
+        return
+    address = first.name.rpartition(":")[2]
+    for name, field in type(first.params).model_fields.items():
+        value = _of_groups([getattr(member.params, name) for member in members])
+        if name in {"min", "max"} or (name == "force_range" and value is None):
+            continue  # keys of the node
+        if "::" in (field.alias or ""):
+            yield _line(field.alias or name, value)
+        else:
+            yield _line(f"{address}::{field.alias or name}", value)
+
+
+def _of_groups(values: list[Any]) -> Any:
+    """Return the one value of all groups, or all of them as a text with &."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    return " & ".join(_text(value) for value in values)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _members(spec: Spec) -> Iterator[Spec]:
+    yield spec
+    for child in spec.children:
+        yield from _members(child)
+
+
+def _expression(spec: Spec, repeated: set[str]) -> str:
+    """Write an expression. Backends that come more than once have their parameters in it."""
+    name = f"Python[{spec.name}]" if ":" in spec.name else spec.name
+    arguments = ""
+    if spec.name in repeated and isinstance(spec.params, BaseModel):
+        given = spec.params.model_dump(exclude_defaults=True, by_alias=True)
+        arguments = ",".join(f"{key}={_text(value)}" for key, value in given.items())
+    children = ",".join(_expression(child, repeated) for child in spec.children)
+    return (
+        (f"({spec.filter})" if spec.filter else "")
+        + name
+        + (f"({arguments})" if arguments else "")
+        + (f"[{children}]" if children else "")
+    )
+
+
+def _line(key: str, value: Any) -> str:
+    if value is None:
+        return f"# {_key(key)} is not set"
+    return f"{_key(key)} = {_value(value)}"
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, Mapping):
+        pairs = ", ".join(f"{_key(str(key))} = {_value(inner)}" for key, inner in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""`penstock check`: what would go wrong with a pipeline, found without running it."""
