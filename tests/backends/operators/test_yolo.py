@@ -26,6 +26,7 @@ from penstock.backends.item import Item
 from penstock.backends.operators.yolo import YoloParams, YoloTensor, suppress
 
 MODEL = Path(nudenet.__file__).parent / "320n.onnx"
+PHOTO = Path(__file__).parents[3] / "examples" / "detector" / "astronaut.jpg"
 
 
 def make(**params: Any) -> YoloTensor:
@@ -189,7 +190,7 @@ def test_labels_are_those_of_the_file_or_of_the_model(tmp_path: Path) -> None:
 def test_detections_of_nudenet() -> None:
     """Its NMS mixes classes. Its boxes end at whole pixels, those beyond the edge differ."""
     session = onnxruntime.InferenceSession(MODEL, providers=["CPUExecutionProvider"])
-    photo = cv2.imread(str(Path(__file__).parent / "astronaut.jpg"))
+    photo = cv2.imread(str(PHOTO))
     blob, x_ratio, y_ratio, x_pad, y_pad, width, height = nudenet.nudenet._read_image(photo)
     outputs = session.run(None, {"images": blob})
     expected = nudenet.nudenet._postprocess(
