@@ -1,4 +1,4 @@
-"""`penstock call`: send one image to a pipeline file in this process, or to a running server."""
+"""`penstock call`: send one item to a pipeline file in this process, or to a running server."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..settings import read_secret
 from .options import Labels
 from .output import fail, file_error
+
+if TYPE_CHECKING:
+    from penstock.backends.item import Item
+    from penstock.pipelines.pipeline import Pipeline
 
 
 def call_command(
@@ -29,8 +33,8 @@ def call_command(
         str,
         typer.Argument(
             metavar="DATA",
-            help="The file to send: an image, or what else the pipeline takes. - is standard "
-            "input.",
+            help="The file to send: an image, or what else the pipeline takes; several inputs "
+            "as one JSON object. - is standard input.",
         ),
     ],
     *,
@@ -65,7 +69,7 @@ def call_command(
         ),
     ] = None,
 ) -> None:
-    """Send one image through a pipeline and print the answer as JSON.
+    """Send one image, or what else the pipeline takes, and print the answer as JSON.
 
     Exits with 1 and the reason if the pipeline gives no answer.
     """
@@ -103,7 +107,7 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
         if recorder is not None:
             trace = recorder.trace()
             recorder.active = True
-        run = pipeline.submit_nowait({"data": value}, trace=trace)
+        run = pipeline.submit_nowait(_item(pipeline, value), trace=trace)
         try:
             item = await run.future
         finally:
@@ -118,6 +122,35 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
         if "error" in item:
             raise item["error"]
         typer.echo(to_json(fields_of(item, pipeline.answer_keys)).decode())
+
+
+def _item(pipeline: Pipeline, value: bytes | str) -> Item:
+    """Return the item that a server would read from a body without a media type.
+
+    A pipeline that declares no inputs gets the value as it is.
+    """
+    from penstock.backends.errors import InvalidRequest
+    from penstock.backends.memory import Reservation, budget
+
+    from ..http.inputs.reader import InputReader
+    from ..http.json_text import JsonLimits
+    from ..settings import Settings
+
+    if not pipeline.config.declares_inputs:
+        return {"data": value}
+    settings = Settings()
+    reader = InputReader(pipeline)
+    body = value.encode() if isinstance(value, str) else value
+    item = reader.read(
+        body,
+        reader.media_of(None),
+        Reservation(budget),
+        JsonLimits(settings.max_json_depth, settings.max_json_values),
+        settings.max_images,
+    )
+    if reader.link_in(item) is not None:
+        raise InvalidRequest("penstock call fetches no images by URL: send the image itself")
+    return item
 
 
 async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> None:

@@ -52,11 +52,22 @@ def _ports(table: str, ports: tuple[Port, ...]) -> Iterator[str]:
     yield ""
     yield f"[{table}]"
     for port in ports:
-        values = {field.name: getattr(port, field.name) for field in fields(port)}
-        del values["name"]
+        values = _keys_of(port)
         if not table.endswith("inputs"):
-            values.pop("optional", None)
-        yield f"{_key(port.name)} = {_value({k: v for k, v in values.items() if v is not None})}"
+            del values["optional"]
+        yield f"{_key(port.name)} = {_value(values)}"
+
+
+def _keys_of(port: Port) -> dict[str, Any]:
+    """Return the keys of a port that have a value."""
+    values = {field.name: getattr(port, field.name) for field in fields(port)}
+    del values["name"]
+    if not port.media_types:
+        del values["media_types"]  # those of its kind, which may not have the key
+    if port.items is not None:
+        values["items"] = _keys_of(port.items)
+        del values["items"]["optional"]
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _node(node: NodeConfig) -> Iterator[str]:

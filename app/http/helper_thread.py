@@ -8,6 +8,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PARSE_OFF_LOOP_BYTES = 1 << 20
+"""Bodies of this size or more are parsed on a helper thread. On the loop they would delay other
+requests.
+"""
+
 
 async def on_helper_thread(function: Callable[..., T], *arguments: object) -> T:
     """Call a function on a helper thread and return its result.

@@ -152,6 +152,8 @@ def loads(text: bytes) -> Any:
     """
     if len(text) > SMALL_TEXT_BYTES:
         check_room(PARSER_FACTOR * len(text) + parsed_bytes(text), "a parsed body")
+    if len(text) < ALONE_BYTES:  # the context would cost more than a small text
+        return orjson.loads(text)
     with alone(len(text)):
         return orjson.loads(text)
 
@@ -218,6 +220,8 @@ def _contains(text: bytes, mark: bytes) -> bool:
 
 def _count_of(text: bytes, mark: bytes) -> int:
     step = _AT_ONCE_BYTES
+    if len(text) <= step:  # `find` takes a tenth of the time of `count`
+        return 0 if text.find(mark) < 0 else text.count(mark)
     return sum([text.count(mark, start, start + step) for start in range(0, len(text), step)])
 
 
@@ -248,9 +252,8 @@ def check_json(text: bytes, limits: JsonLimits) -> int:
     parsed text may take besides its strings. Raises what `parse_json` raises for the bounds.
     """
     if len(text) <= SMALL_TEXT_BYTES:  # costs little, whatever it is
-        containers = text.count(b"[") + text.count(b"{")
-        counts = _Counts(text.count(b","), text.count(b":"), containers, 0)
-        if containers <= limits.depth and counts.values <= limits.values:
+        counts = _count(text, 0)
+        if counts.containers <= limits.depth and counts.values <= limits.values:
             return counts.bytes
     quotes = _count_of(text, b'"')
     counts = _count(text, quotes)  # those within strings too, which is quicker
@@ -288,13 +291,12 @@ def _cost(text: bytes, counts: _Counts) -> int:
 
 
 def _count(text: bytes, quotes: int) -> _Counts:
-    commas = colons = containers = 0
-    for start in range(0, len(text), _AT_ONCE_BYTES):
-        end = start + _AT_ONCE_BYTES
-        commas += text.count(b",", start, end)
-        colons += text.count(b":", start, end)
-        containers += text.count(b"[", start, end) + text.count(b"{", start, end)
-    return _Counts(commas, colons, containers, quotes)
+    return _Counts(
+        _count_of(text, b","),
+        _count_of(text, b":"),
+        _count_of(text, b"[") + _count_of(text, b"{"),
+        quotes,
+    )
 
 
 @cache

@@ -24,11 +24,13 @@ from penstock.pipelines.runs.run import Submission
 from ..settings import Settings
 from .access import follow
 from .auth import client_of
-from .body import ClientLeft, Link, images_of, must_close, read_rest
+from .body import ClientLeft, must_close, read_rest
 from .compression import inflate
 from .errors import Problem, log_failure, problem
 from .events import EventStream
 from .exchange import Exchange, Watch, leave
+from .helper_thread import on_helper_thread
+from .inputs.json_body import Link
 from .paths import is_protocol, path_of
 from .predict_call import (
     JSON_HEADER,
@@ -41,7 +43,6 @@ from .predict_call import (
     seconds_left,
     server_timing,
     success,
-    urls_are_off,
 )
 from .render import write_item
 
@@ -73,7 +74,7 @@ class HotRoutes:
 
 
 def predict_route(scope: Scope) -> tuple[str, bool] | None:
-    """Return the name of a predict request's pipeline, and whether it brings several images.
+    """Return the name of a predict request's pipeline, and whether it brings several items.
 
     A version belongs to the name: `digits/versions/2`. None for every other request.
     """
@@ -111,7 +112,7 @@ class Predict:
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, name: str, many: bool
     ) -> None:
-        """Answer one request. `many`: of several images, each gets a result or a problem."""
+        """Answer one request. `many`: of several items, each gets a result or a problem."""
         # Another frame, so that what it holds is gone while the answer is sent.
         answer = await self._answer(scope, receive, send, name, many)
         if answer is not None:
@@ -152,28 +153,25 @@ class Predict:
             exchange.unread = False
             if call.window:
                 body = await inflate(body, call.window, self._settings.max_inflated, memory)
-            image = call.take(body)
-            images: Sequence[bytes] = ()
-            if image is None:
-                content = await images_of(
-                    body,
-                    call.form,
-                    call.head.content_type,
-                    memory,
-                    many=many,
-                    limit=self._settings.max_images,
-                    json=self.rules.json,
-                )
-                if isinstance(content, Link):
-                    image = await self._fetched(content, call, exchange, loop)
-                else:
-                    images, image = content, content[0]
-            call.ready(loop.time())
+            takes_long = call.takes_long(body)
             if many:
-                text = await self._answer_many(call, images, exchange)
+                items = (
+                    await on_helper_thread(call.read_many, body)
+                    if takes_long
+                    else call.read_many(body)
+                )
+                del body, message  # `memory` has the items alone
+                call.ready(loop.time())
+                text = await self._answer_many(call, items, exchange)
                 answer = 200, [JSON_HEADER, (b"content-length", b"%d" % len(text))], text
             else:
-                run = call.submit(image)
+                read = await on_helper_thread(call.read, body) if takes_long else call.read(body)
+                del body, message
+                if (link := call.link_in(read)) is not None:
+                    image = await self._fetched(link, call, exchange, loop)
+                    read = call.reader.with_image(read, image)
+                call.ready(loop.time())
+                run = call.submit(read)
                 exchange.runs = (run,)
                 if exchange.helper is not None:
                     exchange.listen()
@@ -224,8 +222,7 @@ class Predict:
         when the client leaves.
         """
         fetch = self.rules.fetch
-        if fetch is None:
-            raise urls_are_off()
+        assert fetch is not None
         left = call.pipeline.config.timeout
         if call.head.deadline is not None:
             left = min(left, seconds_left(call.head.deadline, loop.time() - call.first_byte))
@@ -236,20 +233,20 @@ class Predict:
         return await fetching.future
 
     async def _answer_many(
-        self, call: PredictCall, images: Sequence[bytes], exchange: Exchange
+        self, call: PredictCall, items: Sequence[Item], exchange: Exchange
     ) -> bytes:
-        """Answer several images.
+        """Answer several items.
 
-        Each is an item of its own; if it is refused or fails, a problem stands in its place. Raises
-        the error of the first image if none was admitted.
+        If one is refused or fails, a problem stands in its place. Raises the error of the first if
+        none was admitted.
         """
         outcomes: list[Submission | Exception] = []
         runs: list[Submission] = []
         exchange.runs = runs  # so that the caller leaves them, whatever happens from here on
-        for index, image in enumerate(images):
+        for index, given in enumerate(items):
             try:
                 run = call.pipeline.submit_nowait(
-                    {"data": image},
+                    given,
                     call.timeout,
                     call.wanted,
                     client=call.client,

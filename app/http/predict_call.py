@@ -2,8 +2,9 @@
 
 Every rule of a predict request is here once: keys, limits, deadlines, budget, priorities, trace,
 the answer and its errors. What carries the bytes calls the steps in order: `begin` with the head,
-`take` with the body, `submit`, then `write` or `failure`. `Predict` (predict.py) does so as an
-ASGI app, `DirectPredict` (direct_predict.py) from a connection's callbacks.
+`takes_long` and `read` with the body, `ready`, `submit`, then `write` or `failure`. `Predict`
+(predict.py) does so as an ASGI app, `DirectPredict` (direct_predict.py) from a connection's
+callbacks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 from penstock.backends.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    NotReady,
     UnsupportedMedia,
     forget_frames,
 )
@@ -27,10 +29,12 @@ from penstock.pipelines.runs.trace import Trace
 
 from ..settings import Settings
 from .auth import check_trace
-from .body import Form, form_of, reserve_body, sniff
+from .body import reserve_body
 from .compression import window_of
 from .errors import Problem, log_failure, problem
 from .events import wants_events
+from .inputs.json_body import Link
+from .inputs.reader import InputReader
 from .json_text import JsonLimits
 from .render import write_item, write_small
 from .request_id import choose_request_id, new_request_id
@@ -65,7 +69,7 @@ class PredictRules:
     `fetch`: None if images by URL are not allowed.
     """
 
-    __slots__ = ("fetch", "json", "pipelines", "restriction", "settings")
+    __slots__ = ("_readers", "fetch", "json", "pipelines", "restriction", "settings")
 
     def __init__(self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None) -> None:
         self.pipelines = pipelines
@@ -73,6 +77,24 @@ class PredictRules:
         self.fetch = fetch
         self.restriction = restriction_of(settings.restricted_api)
         self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
+        self._readers: dict[str, InputReader] = {}
+
+    def reader_of(self, pipeline: Pipeline, name: str) -> InputReader:
+        """Return the reader of a pipeline's bodies, made once. `name`: what requests call it.
+
+        Raises `NotReady` for a pipeline that is not: only loading tells what its engines take.
+        """
+        reader = self._readers.get(name)
+        if reader is None or reader.pipeline is not pipeline:
+            if pipeline.state != "ready":
+                raise NotReady(f"pipeline {pipeline.name!r} is {pipeline.state}")
+            loaded = self.pipelines.pipelines
+            self._readers = {
+                key: kept for key, kept in self._readers.items() if loaded.get(key) is kept.pipeline
+            }
+            reader = InputReader(pipeline)
+            self._readers[name] = reader
+        return reader
 
 
 class PredictHead:
@@ -123,10 +145,11 @@ class PredictCall(Run):
     __slots__ = (
         "client",
         "first_byte",
-        "form",
         "head",
+        "media",
         "memory",
         "pipeline",
+        "reader",
         "rules",
         "timeout",
         "window",
@@ -164,7 +187,8 @@ class PredictCall(Run):
         name = head.name
         pipelines = rules.pipelines
         self.pipeline = pipeline = pipelines.pipelines.get(name) or pipelines.get(name)
-        self.form: Form = form_of(head.content_type)
+        self.reader = rules.reader_of(pipeline, name)
+        self.media = self.reader.media_of(head.content_type)
         self.window = 0 if head.encoding is None else _window(head.encoding)
         self.timeout = None if head.deadline is None else seconds_left(head.deadline, 0.0)
         if head.priority is not None:
@@ -175,11 +199,40 @@ class PredictCall(Run):
         if head.length is not None:
             reserve_body(head.length, rules.settings.max_body, self.memory)
 
-    def take(self, body: bytes) -> bytes | None:
-        """Return the body if it is the image; None if the image has to be parsed from it."""
-        if self.form == "sniff":
-            self.form = sniff(body, self.head.content_type)
-        return _whole(body, self.head.many) if self.form == "raw" else None
+    def takes_long(self, body: bytes) -> bool:
+        """Return whether the body, which is here, has to be read on a helper thread."""
+        if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
+            self.pipeline = self.rules.pipelines.get(self.head.name)
+            self.reader = self.rules.reader_of(self.pipeline, self.head.name)
+            self.media = self.reader.media_of(self.head.content_type)
+        return self.reader.takes_long(body, self.media)
+
+    def read(self, body: bytes) -> Item:
+        """Read the item of a request that has one, after `takes_long` was asked."""
+        rules = self.rules
+        return self.reader.read(
+            body, self.media, self.memory, rules.json, rules.settings.max_images
+        )
+
+    def read_many(self, body: bytes) -> list[Item]:
+        """Read the items of a request that has several."""
+        rules = self.rules
+        return self.reader.read_many(
+            body, self.media, self.memory, rules.json, rules.settings.max_images
+        )
+
+    def link_in(self, item: Item) -> Link | None:
+        """Return the URL that stands for the image of an item, if one does.
+
+        Raises `InvalidRequest` for one if the app fetches none.
+        """
+        link = self.reader.link_in(item)
+        if link is not None and self.rules.fetch is None:
+            raise InvalidRequest(
+                "images by URL are off: the operator has not allowed them (allow_url); "
+                "send the image itself"
+            )
+        return link
 
     def ready(self, now: float) -> None:
         """Bring up to date what may have changed while the body was read: the time that is left,
@@ -188,13 +241,13 @@ class PredictCall(Run):
         deadline = self.head.deadline
         if deadline is not None:
             self.timeout = seconds_left(deadline, now - self.first_byte)
-        if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
+        if self.pipeline.state != "ready":  # replaced while a helper thread read
             self.pipeline = self.rules.pipelines.get(self.head.name)
 
-    def submit(self, image: bytes, future: asyncio.Future[Item] | None = None) -> Submission:
-        """Submit the image of a request that has one."""
+    def submit(self, item: Item, future: asyncio.Future[Item] | None = None) -> Submission:
+        """Submit the item of a request that has one."""
         return self.pipeline.submit_nowait(
-            {"data": image},
+            item,
             self.timeout,
             self.wanted,
             future,
@@ -240,34 +293,14 @@ class PredictCall(Run):
         check_trace({"headers": self.head.fields}, self.rules.settings)
         if wanted != b"1" or self.head.many:
             raise InvalidRequest(
-                "Penstock-Trace is malformed: expected 0, or 1 with a request of one image"
+                "Penstock-Trace is malformed: expected 0, or 1 with a request of one item"
             )
         return Trace()
-
-
-def urls_are_off() -> InvalidRequest:
-    """Make the error of a request with the URL of an image, if the app fetches none."""
-    return InvalidRequest(
-        "images by URL are off: the operator has not allowed them (allow_url); "
-        "send the image itself"
-    )
 
 
 def client_left() -> Problem:
     """Make the answer to a client that has left."""
     return CLIENT_LEFT_STATUS, [(b"content-length", b"0")], b""
-
-
-def _whole(body: bytes, many: bool) -> bytes:
-    """Return the body as the one image. Raises `UnsupportedMedia`, `InvalidRequest`."""
-    if many:
-        raise UnsupportedMedia(
-            "several images must come as multipart/form-data (field 'images') or as JSON "
-            '{"images": [base64, …]}'
-        )
-    if not body:
-        raise InvalidRequest("the body is empty: expected an image")
-    return body
 
 
 def _window(encoding: bytes) -> int:

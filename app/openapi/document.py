@@ -15,18 +15,33 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from penstock.pipelines.config.definition import PipelineConfig, Port
+from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.repository import VERSION_SEPARATOR, Repository
 from penstock.pipelines.runs.plan import Plan
 
 from ..http.errors import PROBLEM_MEDIA_TYPE, STATUSES
 from ..http.events import EVENTS_MEDIA_TYPE
 from ..settings import Settings
+from .bodies import (
+    REQUEST_BODIES,
+    URL_BODIES,
+    body_of_many,
+    body_of_one,
+    body_schemas,
+    takes_image,
+)
+from .kinds import described, schema_of
 from .protocol import PROTOCOL_SCHEMAS, SERVER_NOT_READY, protocol_paths
-from .schema import FLAG, TEXT, Schema, array_of, json_response, path_parameter, reference
-
-IMAGE_BYTES: Schema = {"type": "string", "format": "binary"}
-BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
+from .schema import (
+    FLAG,
+    TEXT,
+    Schema,
+    array_of,
+    json_response,
+    path_parameter,
+    reference,
+    sentence,
+)
 
 PROBLEM: Schema = {
     "type": "object",
@@ -50,45 +65,6 @@ PROBLEM: Schema = {
         },
     },
 }
-
-REQUEST_BODIES: Mapping[str, Schema] = {
-    "ImageForm": {"type": "object", "required": ["image"], "properties": {"image": IMAGE_BYTES}},
-    "ImageBase64": {"type": "object", "required": ["image"], "properties": {"image": BASE64}},
-    "ImagesForm": {
-        "type": "object",
-        "required": ["images"],
-        "properties": {"images": {"type": "array", "items": IMAGE_BYTES, "minItems": 1}},
-    },
-    "ImagesBase64": {
-        "type": "object",
-        "required": ["images"],
-        "properties": {"images": {"type": "array", "items": BASE64, "minItems": 1}},
-    },
-}
-"""Request bodies, the same for every pipeline.
-
-They are named because generators invent a name per operation for a schema that has none.
-"""
-
-URL_BODIES: Mapping[str, Schema] = {
-    "ImageURL": {
-        "type": "object",
-        "required": ["url"],
-        "properties": {"url": {"type": "string", "format": "uri", "maxLength": 2048}},
-    },
-}
-"""The request body that names an image by URL, for servers whose operator allows it."""
-
-OUTPUT_SCHEMAS: Mapping[str, Schema] = {
-    "image": {**BASE64, "contentMediaType": "image/*"},
-    "bytes": BASE64,
-    "text": {"type": "string"},
-    "integer": {"type": "integer"},
-    "number": {"type": "number"},
-    "boolean": {"type": "boolean"},
-    "json": {},
-}
-"""Schemas by the kind of a declared output. A tensor's follows from its dtype and shape."""
 
 REQUEST_CODES = ("invalid_request", "not_found", "too_large", "unsupported_media")
 ANSWER_CODES = (
@@ -212,11 +188,13 @@ def key_of(name: str, version: str) -> str:
 
 
 def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
-    """Return the schemas of a pipeline's answers to one image and to many.
+    """Return the schemas of a pipeline's requests, and of its answers to one item and to many.
 
     For a pipeline that streams, also the schema of each event. `version` is as in `key_of`.
     """
     key = key_of(config.name, version)
+    bodies = body_schemas(config, key)
+    noun = _noun(config)
     declared = {port.name: port for port in config.outputs}
     result = declared.pop("result", None)
     without_result = "null if the pipeline ends without a result."
@@ -224,14 +202,14 @@ def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
     if result is not None:
         properties["result"] = {
             "anyOf": [schema_of(result), {"type": "null"}],
-            "description": _sentence(result.description, without_result),
+            "description": sentence(result.description, without_result),
         }
-    properties |= {name: {**schema_of(port), **_described(port)} for name, port in declared.items()}
+    properties |= {name: {**schema_of(port), **described(port)} for name, port in declared.items()}
     prediction = {"type": "object", "required": ["result"], "properties": properties}
     results = {
         "type": "array",
-        "description": "One element for each image, in the order of the request: the pipeline's "
-        "answer, or the problem of that image.",
+        "description": f"One element for each {noun}, in the order of the request: the pipeline's "
+        f"answer, or the problem of that {noun}.",
         "items": {"oneOf": [reference(f"Prediction_{key}"), reference("Problem")]},
     }
     batch = {"type": "object", "required": ["results"], "properties": {"results": results}}
@@ -243,11 +221,16 @@ def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
         }
         whole = {"type": "object", "required": ["result"], "properties": {"result": parts}}
         return {
+            **bodies,
             f"Part_{key}": prediction,
             f"Prediction_{key}": whole,
             f"Batch_{key}": batch,
         }
-    return {f"Prediction_{key}": prediction, f"Batch_{key}": batch}
+    return {**bodies, f"Prediction_{key}": prediction, f"Batch_{key}": batch}
+
+
+def _noun(config: PipelineConfig) -> str:
+    return "image" if takes_image(config) else "item"
 
 
 def streams(config: PipelineConfig) -> bool:
@@ -267,6 +250,7 @@ def paths_of(
     name, key = config.name, key_of(config.name, version)
     path = f"/predict/{name}{VERSION_SEPARATOR}{version}" if version else f"/predict/{name}"
     shown = f"version {version} of {name}" if version else name
+    noun = _noun(config)
     security: list[Schema] = [{"key": []}] if protected else []
     common: dict[str, Any] = {"tags": [name], **({"security": security} if protected else {})}
     if config.description:
@@ -283,7 +267,7 @@ def paths_of(
     single = {
         **common,
         "parameters": [*parameters, *([TRACE_PARAMETER] if traced else [])],
-        "requestBody": _single_image(config, by_url),
+        "requestBody": body_of_one(config, key, by_url),
         "responses": {
             "200": answer,
             **problems(
@@ -296,9 +280,9 @@ def paths_of(
     batch = {
         **common,
         "parameters": parameters,
-        "requestBody": _many_images(),
+        "requestBody": body_of_many(config, key),
         "responses": {
-            "200": _answer("An answer or a problem for each image.", f"Batch_{key}"),
+            "200": _answer(f"An answer or a problem for each {noun}.", f"Batch_{key}"),
             **problems(codes),
         },
     }
@@ -306,47 +290,23 @@ def paths_of(
         path: {
             "post": {
                 "operationId": f"predict_{key}",
-                "summary": f"Run {shown} on one image",
+                "summary": f"Run {shown} on one {noun}",
                 **single,
             },
             "put": {
                 "operationId": f"put_{key}",
-                "summary": f"Run {shown} on one image, as curl -T sends it",
+                "summary": f"Run {shown} on one {noun}, as curl -T sends it",
                 **single,
             },
         },
         f"{path}/batch": {
             "post": {
                 "operationId": f"batch_{key}",
-                "summary": f"Run {shown} on several images",
+                "summary": f"Run {shown} on several {noun}s",
                 **batch,
             }
         },
     }
-
-
-def schema_of(port: Port) -> Schema:
-    """Return the schema of a declared output's JSON."""
-    if port.kind != "tensor":
-        return dict(OUTPUT_SCHEMAS[port.kind])
-    dtype = (port.dtype or "").lower()
-    schema: Schema = {}
-    if dtype.startswith(("int", "uint")):
-        schema = {"type": "integer"}
-    elif dtype.startswith(("float", "fp", "bf")):
-        schema = {"type": ["number", "null"]}  # JSON has no NaN
-    elif dtype == "bool":
-        schema = {"type": "boolean"}
-    elif dtype:
-        schema = {"type": "string"}
-    if port.shape is None:
-        return array_of({})
-    for size in reversed(port.shape):
-        schema = {
-            **array_of(schema),
-            **({"minItems": size, "maxItems": size} if size >= 0 else {}),
-        }
-    return schema
 
 
 def problems(codes: Iterable[str]) -> dict[str, Any]:
@@ -399,41 +359,6 @@ def operations_of(config: PipelineConfig, protected: bool, by_url: bool = False)
     return operations
 
 
-def _single_image(config: PipelineConfig, by_url: bool) -> dict[str, Any]:
-    """Return the request body of one image.
-
-    A raw image is listed as octet-stream alone: the server takes image/* as well, but generators do
-    not know that type.
-    """
-    expected = next((port.description for port in config.inputs if port.name == "data"), "")
-    image = {**IMAGE_BYTES, **({"description": expected} if expected else {})}
-    base64 = reference("ImageBase64")
-    content = {
-        "application/octet-stream": {"schema": image},
-        "multipart/form-data": {"schema": reference("ImageForm")},
-        "application/json": {
-            "schema": {"oneOf": [base64, reference("ImageURL")]} if by_url else base64
-        },
-    }
-    ways = (
-        "The image itself (any image/* type is taken too), the form field `image`, or JSON with "
-        f"base64{' or a URL' if by_url else ''}."
-    )
-    return {"required": True, "description": _sentence(expected, ways), "content": content}
-
-
-def _many_images() -> dict[str, Any]:
-    content = {
-        "multipart/form-data": {"schema": reference("ImagesForm")},
-        "application/json": {"schema": reference("ImagesBase64")},
-    }
-    return {
-        "required": True,
-        "description": "Form fields `images`, or JSON with base64.",
-        "content": content,
-    }
-
-
 def _answer(description: str, schema: str) -> dict[str, Any]:
     return {**json_response(description, schema), "headers": ANSWER_HEADERS}
 
@@ -449,14 +374,6 @@ def _priority_header(config: PipelineConfig) -> list[Schema]:
     return [
         {"name": "Penstock-Priority", "in": "header", "description": description, "schema": schema}
     ]
-
-
-def _described(port: Port) -> Schema:
-    return {"description": port.description} if port.description else {}
-
-
-def _sentence(*parts: str) -> str:
-    return " ".join(part for part in parts if part)
 
 
 # the server: health, metrics, loading

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..http.errors import STATUSES
+from ..http.inputs.datatypes import DATATYPES
 from ..http.restriction import restriction_of
 from ..settings import Settings
-from ..v2.tensors import DATATYPES
 from .schema import (
     FLAG,
     TEXT,

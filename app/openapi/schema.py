@@ -49,3 +49,8 @@ def path_parameter(name: str, description: str) -> Schema:
         "description": description,
         "schema": TEXT,
     }
+
+
+def sentence(*parts: str) -> str:
+    """Join the parts of a description that are not empty."""
+    return " ".join(part for part in parts if part)

@@ -12,8 +12,8 @@ from typing import Any
 
 from penstock.pipelines.config.definition import PipelineConfig, Port
 
+from ..http.inputs.datatypes import datatype_of
 from ..settings import Settings, split
-from ..v2.tensors import datatype_of
 
 MAX_LINES = 20
 """The most pipelines that have a line of their own."""
@@ -142,7 +142,7 @@ def _zeros(port: Port) -> int:
 
 def _example(port: Port) -> Any:
     if port.kind == "list":
-        return [_EXAMPLES.get(getattr(port, "items", None) or "json", 1)]
+        return [_EXAMPLES["json"] if port.items is None else _example(port.items)]
     if port.kind != "tensor":
         return _EXAMPLES.get(port.kind, 1)
     value: Any = "text" if port.dtype in ("str", "BYTES") else 0

@@ -8,12 +8,8 @@ from functools import lru_cache
 from penstock.backends.item import Item
 from penstock.pipelines.runs.run import ENDED, Submission
 
-from ..http.body import Link, parse_images
-from ..http.predict_call import (
-    PredictCall,
-    server_timing,
-    urls_are_off,
-)
+from ..http.helper_thread import on_helper_thread
+from ..http.predict_call import PredictCall, server_timing
 from .asgi import STATUS_LINES
 from .direct import SLOTS, Direct
 
@@ -28,7 +24,7 @@ def _head_of_json(default_head: bytes) -> bytes:
 
 
 class DirectPredict(PredictCall, Direct):
-    """A predict request with one image."""
+    """A predict request with one item."""
 
     __slots__ = SLOTS
 
@@ -39,30 +35,34 @@ class DirectPredict(PredictCall, Direct):
         self.first_byte = asyncio.get_running_loop().time()
         return []
 
-    def _submit_pieces(self, pieces: list[bytes]) -> Submission:
+    def _submit_pieces(self, pieces: list[bytes]) -> Submission | None:
         self.ready(asyncio.get_running_loop().time())
         return self._submit(b"".join(pieces))
 
-    def _submit(self, body: bytes) -> Submission:
-        image = self.take(body)
-        if image is None:
-            image = self._parsed(body)
-        return self.submit(image, self)  # type: ignore[arg-type]  # `as_future` without its call
+    def _submit(self, body: bytes) -> Submission | None:
+        if self.takes_long(body):
+            loop = asyncio.get_running_loop()
+            if not self.first_byte:  # it came whole
+                self.first_byte = loop.time()
+            self._work = loop.create_task(self._read_later(body))
+            return None
+        return self._submit_item(self.read(body))
 
-    def _parsed(self, body: bytes) -> bytes:
-        rules = self.rules
-        content = parse_images(
-            body,
-            self.form,
-            self.head.content_type,
-            self.memory,
-            many=False,
-            limit=rules.settings.max_images,
-            json=rules.json,
-        )
-        if isinstance(content, Link):
-            raise urls_are_off()
-        return content[0]
+    def _submit_item(self, item: Item) -> Submission:
+        self.link_in(item)  # URLs are off here
+        return self.submit(item, self)  # type: ignore[arg-type]  # `as_future` without its call
+
+    async def _read_later(self, body: bytes) -> None:
+        """Read the body on a helper thread. The task holds the call."""
+        try:
+            item = await on_helper_thread(self.read, body)
+            if self.wire is not None:  # its client has not left
+                self.ready(asyncio.get_running_loop().time())
+                self._run = self._submit_item(item)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._work = None
 
     def _finish(self, item: Item, run: Submission) -> None:
         body = self.write(item, run)

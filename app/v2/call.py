@@ -19,14 +19,13 @@ from penstock.backends.memory import Reservation, budget
 
 from ..http.body import (
     JOIN_OFF_LOOP_BYTES,
-    PARSE_OFF_LOOP_BYTES,
     ClientLeft,
     Pieces,
     reserve_body,
 )
 from ..http.errors import LOGGED_STATUSES, code_of, detail_of, retry_headers, status_of
 from ..http.exchange import UploadTimer
-from ..http.helper_thread import on_helper_thread
+from ..http.helper_thread import PARSE_OFF_LOOP_BYTES, on_helper_thread
 from ..http.json_text import JsonLimits, kind_of, parse_json
 from ..settings import Settings
 

@@ -17,14 +17,16 @@ from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
 
 from ..http.body import Pieces
-from ..http.render import PIECE_BYTES, array_size, to_json
-from .tensors import (
+from ..http.inputs.datatypes import (
     CONVERTED_AT_ONCE_ELEMENTS,
     DATATYPES,
-    STRING_BYTES,
     Array,
     Datatype,
     datatype_of,
+)
+from ..http.render import PIECE_BYTES, array_size, to_json
+from .tensors import (
+    STRING_BYTES,
 )
 
 BYTES_LIKE = (bytes, bytearray, memoryview)

@@ -82,13 +82,17 @@ class Port:
 
     name: str
     kind: str = "json"
-    """image, bytes, text, integer, number, boolean, tensor, json"""
+    """image, bytes, text, integer, number, boolean, tensor, json, list"""
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     labels: str | None = None
     description: str = ""
     optional: bool = False
     """An input that a request may leave out."""
+    items: Port | None = None
+    """The items of a list; None: any JSON values. It has no name."""
+    media_types: tuple[str, ...] = ()
+    """The media types that the input takes (`image/png`, `audio/*`). Empty: those of its kind."""
 
 
 DEFAULT_INPUTS = (Port("data", "image"),)

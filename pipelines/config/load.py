@@ -180,17 +180,20 @@ def _build_nodes(
 
 
 def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
-    return tuple(
-        Port(
-            key,
-            table.kind,
-            table.dtype,
-            table.shape,
-            table.labels,
-            table.description,
-            isinstance(table, InputTable) and table.optional,
-        )
-        for key, table in tables.items()
+    return tuple(_port(key, table) for key, table in tables.items())
+
+
+def _port(name: str, table: PortTable) -> Port:
+    return Port(
+        name,
+        table.kind,
+        table.dtype,
+        table.shape,
+        table.labels,
+        table.description,
+        isinstance(table, InputTable) and table.optional,
+        None if table.items is None else _port("", table.items),
+        table.media_types if isinstance(table, InputTable) else (),
     )
 
 

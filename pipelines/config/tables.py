@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from penstock.backends.base import refuse_truth_for_number
@@ -28,7 +30,18 @@ from penstock.backends.suggestions import did_you_mean
 
 from .versions import DEFAULT_VERSION, VersionPolicy
 
-Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json"]
+Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json", "list"]
+
+
+def _media_type(value: str) -> str:
+    if re.fullmatch(r"[\w!#$&^.+\-]+/([\w!#$&^.+\-]+|\*)", value, re.ASCII) is None:
+        raise ValueError("expected a media type without parameters: application/pdf, audio/*")
+    return value.lower()
+
+
+MediaType = Annotated[str, AfterValidator(_media_type)]
+MEDIA_KINDS = frozenset({"image", "bytes", "text"})
+"""The kinds whose inputs may list media types: the others are read from JSON."""
 NumpyType = Literal[
     "bool",
     "uint8",
@@ -81,12 +94,28 @@ class PortTable(_Table):
     shape: tuple[Annotated[int, Field(ge=-1)], ...] | None = None
     labels: str | None = None
     description: str = ""
+    items: PortTable | None = None
+
+    @model_validator(mode="after")
+    def _items_of_a_list(self) -> PortTable:
+        if self.items is not None and self.kind != "list":
+            raise ValueError(f'only kind = "list" has items, and the kind is "{self.kind}"')
+        return self
 
 
 class InputTable(PortTable):
     """One declared value of `[pipeline.inputs]`."""
 
     optional: bool = False
+    media_types: tuple[MediaType, ...] = ()
+
+    @model_validator(mode="after")
+    def _media_types_of_a_file(self) -> InputTable:
+        if self.media_types and self.kind not in MEDIA_KINDS:
+            raise ValueError(
+                f'only kinds bytes, image and text have media_types, and the kind is "{self.kind}"'
+            )
+        return self
 
 
 class ExposedTable(_Table):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.lazy_numpy import np
 
-from ..models.model import Tensor
-from ..tensors import DATATYPES, Array, Datatype
+from ...http.inputs.datatypes import DATATYPES, Array, Datatype
+from ...http.inputs.declared import Tensor
 
 SORTED_ELEMENTS = 1_000_000
 """The largest tensor that is sorted for a client."""

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from penstock.backends.item import Item
 from penstock.backends.lazy_numpy import np
 
+from ...http.inputs.datatypes import DATATYPES, Array
 from ..models.model import Model
 from ..shared_memory import SharedMemory, region_of
-from ..tensors import COPY_OFF_LOOP_BYTES, DATATYPES, Array
+from ..tensors import COPY_OFF_LOOP_BYTES
 from .request import InferRequest
 from .wanted import Wanted
 

@@ -9,26 +9,26 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from penstock.backends.errors import InvalidRequest, TooLarge
+from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
 
+from ...http.inputs.datatypes import DATATYPES, Array, Datatype
+from ...http.inputs.declared import ONE_VALUE, Tensor, set_values
+from ...http.inputs.text import decode, decoded_bytes
+from ...http.inputs.values import SLOT_BYTES, Reading, value_of_json
 from ...http.json_text import (
     UINT64_MAX,
     JsonLimits,
-    alone,
     check_boolean,
     check_unsigned,
     kind_of,
     parse_json,
 )
-from ..models.model import Model, Tensor
+from ..models.model import Model
 from ..shared_memory import RegionSlice, SharedMemory, region_of
 from ..tensors import (
-    DATATYPES,
-    Array,
-    Datatype,
     check_size,
     copied_bytes,
     from_bytes,
@@ -47,11 +47,6 @@ PARAMETER_TYPES = frozenset({str, int, float, bool})
 
 MAX_PARAMETERS = 1024
 """The most parameters of a request. Each is a key of the item, which is copied at every node."""
-
-MAX_WIDE_TEXT_BYTES = 16 << 20
-"""The largest input that is a text with characters other than ASCII. Decoding one stops everything
-else: 35 to 43 ms of processor time for as much (measured), in one piece or in many.
-"""
 
 MAX_INPUT_JSON_DEPTH = 100
 """The most levels of an input that is a JSON text itself."""
@@ -173,7 +168,7 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
     request.reserve(copied_bytes(datatype, len(view), whole, _dtype(expected)), "tensors")
     array = from_bytes(view, datatype, whole, expected.name, model.name)
     request.binary = True
-    _set_values(request.item, {expected.name: _value(request, expected, array)}, model)
+    set_values(request.item, {expected.name: _value(request, expected, array)}, model.inputs)
 
 
 # parameters
@@ -310,22 +305,7 @@ def _read_inputs(
     if rows > 1:
         request.rows = rows
         request.item["request_size"] = rows
-    _set_values(request.item, values, model)
-
-
-def _set_values(item: Item, values: dict[str, Any], model: Model) -> None:
-    """Set the item's keys. An input that is left out has none, or None in `data`."""
-    parts: list[Any] = []
-    for expected in model.inputs:
-        value = values.get(expected.name)
-        if expected.position is None:
-            if expected.name in values or expected.name == "data":
-                item[expected.name] = value
-        elif len(model.inputs) == 1:
-            item["data"] = value
-        else:
-            parts.append(value)
-            item["data"] = parts
+    set_values(request.item, values, model.inputs)
 
 
 def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
@@ -444,48 +424,42 @@ def held_bytes(item: Item) -> int:
 
 
 def _value(request: InferRequest, expected: Tensor, array: Array) -> Any:
-    """Return what the item holds for an input: an array, or the one value of other kinds."""
+    """Return what the item holds for an input: an array, or the value of other kinds."""
     if expected.kind == "tensor":
         if expected.text:
             texts = array.reshape(-1)
-            request.reserve(sum(map(_decoded_bytes, texts)), "texts")
-            texts[:] = [_decoded(text, expected) for text in texts]
+            request.reserve(sum(map(decoded_bytes, texts)), "texts")
+            texts[:] = [decode(text, expected.name) for text in texts]
         elif array.dtype == "uint8" and expected.datatype is not None:
             return array.astype(expected.datatype.dtype, copy=False)  # pixels for floats
         return array
-    value = array.item() if array.size == 1 else None
+    if expected.kind == "list":
+        items = expected.items
+        assert items is not None
+        if expected.shape == ONE_VALUE:  # its JSON text
+            document = _document(request, expected.name, array.item())
+            return value_of_json(
+                expected, document, expected.name, Reading(request.memory, request.json_limits)
+            )
+        request.reserve(SLOT_BYTES * array.size, "a list")
+        return [_one_value(request, items, value, expected.name) for value in array.tolist()]
+    return _one_value(request, expected, array.item() if array.size == 1 else None, expected.name)
+
+
+def _one_value(request: InferRequest, expected: Tensor, value: Any, name: str) -> Any:
     match expected.kind:
         case "text":
-            request.reserve(_decoded_bytes(value), "texts")
-            return _decoded(value, expected)
+            request.reserve(decoded_bytes(value), "texts")
+            return decode(value, name)
         case "json":
-            try:
-                limits = request.json_limits._replace(depth=MAX_INPUT_JSON_DEPTH)
-                return parse_json(array.item(), limits, request.memory)
-            except InvalidRequest as error:
-                raise InvalidRequest(
-                    f"input '{expected.name}' is not valid JSON: {error}"
-                ) from None
+            return _document(request, name, value)
         case _:
             return value
 
 
-def _decoded_bytes(text: Any) -> int:
-    """Return the most memory that a text takes once it is decoded: four bytes a character, if one
-    is beyond ASCII.
-    """
-    return (1 if text.isascii() else 4) * len(text)
-
-
-def _decoded(text: Any, expected: Tensor) -> str:
-    if len(text) > MAX_WIDE_TEXT_BYTES and not text.isascii():
-        raise TooLarge(
-            f"input '{expected.name}' is a text of {len(text)} bytes with characters other than "
-            f"ASCII: at most {MAX_WIDE_TEXT_BYTES} are accepted, because decoding more would stop "
-            "other requests; send it in pieces"
-        )
+def _document(request: InferRequest, name: str, text: bytes) -> Any:
     try:
-        with alone(len(text)):
-            return str(text, "utf-8")
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"input '{expected.name}' is not valid UTF-8") from None
+        limits = request.json_limits._replace(depth=MAX_INPUT_JSON_DEPTH)
+        return parse_json(text, limits, request.memory)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"input '{name}' is not valid JSON: {error}") from None

@@ -13,12 +13,14 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item
 from penstock.backends.lazy_numpy import np
 
+from ...http.inputs.datatypes import DATATYPES, Array, Datatype
+from ...http.inputs.declared import ANY_SIZE, Tensor
 from ...http.render import PIECE_BYTES, json_pieces
 from ..call import JSON_HEADER
 from ..encoding import as_rows, as_tensor, to_bytes, to_flat_json, written_bytes
-from ..models.model import Model, Tensor
+from ..models.model import Model
 from ..shared_memory import RegionSlice
-from ..tensors import COPY_OFF_LOOP_BYTES, DATATYPES
+from ..tensors import COPY_OFF_LOOP_BYTES
 from .classification import classified_bytes, classify
 from .request import InferRequest
 from .wanted import Wanted
@@ -123,6 +125,8 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
     for tensor, value, wanted in chosen:
         if _is_rows(tensor, value, request, model):
             datatype, array = DATATYPES["BYTES"], as_rows(value)
+        elif tensor.kind == "list" and isinstance(value, (list, tuple)):
+            datatype, array = _of_list(tensor, value)
         else:
             datatype, array = as_tensor(value, tensor.datatype, tensor.name)
         if wanted.classes:
@@ -255,6 +259,17 @@ def _head(
     if identity:
         pieces += (b',"id":', *json_pieces(identity))
     return b"".join([*pieces, b"}"])
+
+
+def _of_list(tensor: Tensor, values: Sequence[Any]) -> tuple[Datatype, Array]:
+    """Make a tensor of a list: an element for each item, or its JSON text (`kind = "list"`)."""
+    datatype = tensor.datatype
+    assert datatype is not None and tensor.shape is not None
+    if not datatype.size:
+        return datatype, as_rows(values if tensor.shape == ANY_SIZE else [list(values)])
+    if not values:
+        return datatype, np.empty(0, datatype.dtype)
+    return as_tensor(values, datatype, tensor.name)
 
 
 def _is_rows(tensor: Tensor, value: Any, request: InferRequest, model: Model) -> bool:

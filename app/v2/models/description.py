@@ -11,9 +11,10 @@ from typing import Any
 from penstock.backends.errors import NotReady
 from penstock.pipelines.node.node import Node
 
+from ...http.inputs.datatypes import DATATYPES, Datatype
+from ...http.inputs.declared import ANY_SIZE, Tensor
 from ..call import ProtocolAnswer, ProtocolCall, ProtocolError, Route, json_answer
-from ..tensors import DATATYPES, Datatype
-from .model import ANY_SIZE, Model, Models, Tensor
+from .model import Model, Models
 from .model_config import version_policy_of
 
 PLATFORM = "penstock"

@@ -23,7 +23,7 @@ from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 from penstock.pipelines.pipeline import Pipeline
 
-from ...http.body import decode_base64
+from ...http.inputs.base64_text import decode_base64
 from ...http.json_text import JsonLimits, kind_of, parse_json
 from .declared_tensors import check_tensors
 from .model import Model

@@ -115,6 +115,42 @@ def test_text_and_standard_input(files: Path) -> None:
     assert json.loads(call(files / "text.toml", "-", input=b"four").stdout) == {"result": 4}
 
 
+@pytest.mark.parametrize(
+    ("port", "sent", "expected"),
+    [
+        ('kind = "text"', "ä", "'ä'"),
+        ('kind = "bytes"', '{"a": 1}', "b'{\"a\": 1}'"),
+        ('kind = "json"', '{"a": [1]}', "{'a': [1]}"),
+        ('kind = "number"', "1.5", "1.5"),
+        ('kind = "list", items = { kind = "number" }', "[1, 2.5]", "[1, 2.5]"),
+        (
+            'kind = "tensor", dtype = "float32", shape = [-1]',
+            "[1, 2]",
+            "array([1., 2.], dtype=float3",
+        ),
+    ],
+)
+def test_the_declared_input(files: Path, port: str, sent: str, expected: str) -> None:
+    """It is read as the server reads it, from a file and with --text."""
+    file = files / "declared.toml"
+    backend = 'backend = "Python[builtins:repr]"'
+    file.write_text(f"[pipeline.inputs]\ndata = {{ {port} }}\n[only]\n{backend}\n")
+    assert json.loads(call(file, sent, "--text").stdout)["result"].startswith(expected)
+    answer = call(file, "-", input=sent.encode())
+    assert json.loads(answer.stdout)["result"].startswith(expected), answer.stderr
+
+
+def test_several_declared_inputs(files: Path) -> None:
+    file = files / "declared.toml"
+    inputs = 'a = { kind = "bytes" }\nb = { kind = "text", optional = true }'
+    file.write_text(f'[pipeline.inputs]\n{inputs}\n[only]\nbackend = "Python[builtins:repr]"\n')
+    answer = call(file, '{"a": "eA=="}', "--text")
+    assert json.loads(answer.stdout) == {"result": "[b'x', None]"}, answer.stderr
+    answer = call(file, '{"b": "x"}', "--text")
+    assert answer.exit_code == 1
+    assert "the body has no 'a', expected an object with 'a' (bytes), 'b' (text)" in answer.stderr
+
+
 def test_the_trace(files: Path) -> None:
     answer = call(files / "text.toml", "three", "--text", "--trace")
     assert answer.exit_code == 0

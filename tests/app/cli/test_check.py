@@ -230,6 +230,13 @@ def test_the_effective_configuration_is_the_same_pipeline(
                 other.batching_timeout,
             )
         assert (again.inputs, again.outputs) == (config.inputs, config.outputs)
+    inputs = {
+        "a": {"kind": "bytes", "media_types": ["audio/*"], "optional": True},
+        "b": {"kind": "list", "items": {"kind": "list", "items": {"kind": "text"}}},
+    }
+    ports = load({"pipeline": {"inputs": inputs, "outputs": {"b": inputs["b"]}}, "node": {}})
+    again = load(tomllib.loads(effective_toml(ports)))
+    assert (again.inputs, again.outputs) == (ports.inputs, ports.outputs)
     answer = run("check", digits, "--effective")
     assert answer.exit_code == 0 and '"DecodeMat::max_pixels" = 100000000' in answer.stdout
     assert "timeout = 30.0" in answer.stdout and "instance_num = 1" in answer.stdout

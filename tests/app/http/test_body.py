@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from penstock.app.http import body
 from penstock.app.http.helper_thread import on_helper_thread
+from penstock.app.http.inputs.reader import InputReader
 from penstock.app.http.json_text import JsonLimits
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge, UnsupportedMedia
 from penstock.backends.memory import MemoryBudget, Reservation
+from penstock.pipelines.pipeline import Pipeline
 
 SEPARATORS = [
     b"\r\n",
@@ -40,6 +42,10 @@ PIECES = st.lists(st.sampled_from(SEPARATORS) | st.binary(max_size=8), max_size=
 """Bytes that look like multipart with the boundary `x`."""
 
 
+READER = InputReader(Pipeline.load("Identity"))
+"""The reader of a pipeline that declares no inputs."""
+
+
 def images_of(
     content: Any,
     form: Any,
@@ -47,14 +53,15 @@ def images_of(
     many: Any = False,
     limit: Any = 8,
 ) -> Any:
+    if form == "json":
+        kind = b"application/json"
     budget = MemoryBudget(1 << 30)
     memory = Reservation(budget)
     memory.resize(len(content), "a body")
-    images = asyncio.run(
-        body.images_of(
-            content, form, kind, memory, many=many, limit=limit, json=JsonLimits(100, 1000)
-        )
-    )
+    read = READER.read_many if many else READER.read
+    read_items = read(content, READER.media_of(kind), memory, JsonLimits(100, 1000), limit)
+    items: Any = read_items if many else [read_items]
+    images = [item["data"] for item in items]
     assert budget.used == memory.size == sum(map(len, images))
     return images
 
@@ -261,11 +268,11 @@ def test_any_multipart_body_is_read_or_refused(content: Any, many: bool) -> None
 def test_any_content_type_is_read_or_refused(text: Any, end: Any) -> None:
     kind = f"multipart/form-data{end}{text}".encode("latin-1")
     try:
-        form = body.form_of(kind)
+        media = READER.media_of(kind)
     except UnsupportedMedia as error:
         assert len(str(error)) < 300
     else:
-        only_ours(images_of, encoded([b"image"], "image"), form, kind)
+        only_ours(images_of, encoded([b"image"], "image"), media.form, kind)
 
 
 VALUES = st.recursive(
@@ -298,9 +305,15 @@ def test_any_json_body_is_read_or_refused(content: Any, many: bool) -> None:
 )
 def test_any_body_can_be_sniffed(content: Any, kind: Any) -> None:
     try:
-        assert body.sniff(content, kind) in {"raw", "json"}
+        assert sniffed(content, kind) in {"raw", "json"}
     except UnsupportedMedia:
         assert kind == b"application/x-www-form-urlencoded" and b"=" in content
+
+
+def sniffed(content: bytes, kind: bytes | None) -> str:
+    media = READER.media_of(kind)
+    assert media.form == "generic"
+    return READER._sniffed(content, media)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +328,7 @@ def test_any_body_can_be_sniffed(content: Any, kind: Any) -> None:
     ],
 )
 def test_forms_that_bytes_are_taken_for(content: Any, kind: Any, form: Any) -> None:
-    assert body.form_of(kind) == "sniff" and body.sniff(content, kind) == form
+    assert sniffed(content, kind) == form
 
 
 @pytest.mark.parametrize("name", [b"IMAGE", b'im"age', "bild-ü".encode(), b""])

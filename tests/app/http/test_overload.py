@@ -4,7 +4,6 @@ connection that stays.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,9 +70,8 @@ def predict(client: httpx.Client, text: str, priority: int, size: int = 0) -> ht
 
 
 def batch(client: httpx.Client, text: str, priority: int, size: int = 0) -> httpx.Response:
-    body = {"images": [base64.b64encode(text.ljust(size).encode()).decode()]}
     headers = {"penstock-priority": str(priority)}
-    return client.post("/predict/gate/batch", json=body, headers=headers)
+    return client.post("/predict/gate/batch", json=[text.ljust(size)], headers=headers)
 
 
 def infer(client: httpx.Client, text: str, priority: int, size: int = 0) -> httpx.Response:

@@ -419,9 +419,9 @@ def test_a_batch_of_which_some_images_are_refused(running: Any) -> None:
     ("sent", "status", "detail"),
     [
         (
-            {"content": b"[1]", "headers": {"Content-Type": "application/json"}},
+            {"content": b"1", "headers": {"Content-Type": "application/json"}},
             400,
-            "the body is a JSON array",
+            "the body is a JSON number",
         ),
         (
             {"content": b'{"image": ', "headers": {"Content-Type": "application/json"}},
@@ -712,8 +712,9 @@ def test_a_wait_that_would_be_too_long(fresh: Any) -> None:
 
 
 def test_not_ready(running: Any) -> None:
+    app = create_app(config(inputs={"data": {"kind": "tensor"}}))
     with running(
-        Starlette(routes=[Mount("/models", create_app(config()))])
+        Starlette(routes=[Mount("/models", app)])
     ) as client:  # the host does not run its lifespan
         for path, sent in (("", {"content": b"x"}), ("/batch", {"files": {"images": b"x"}})):
             problem(client.post(f"/models/predict/probe{path}", **sent), 503, "not_ready", "probe")

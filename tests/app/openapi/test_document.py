@@ -353,3 +353,54 @@ def test_traces_are_in_the_document_if_they_are_allowed(
     } <= set(operation["responses"])
     assert "Penstock-Trace" not in json.dumps(document["paths"]["/predict/digits/batch"])
     assert "admin" in document["components"]["securitySchemes"]
+
+
+def test_request_bodies_by_kind(running: Any, digits: Path) -> None:
+    """What is sent to a pipeline is what its inputs are."""
+    ports: dict[str, Any] = {
+        "text": {"data": {"kind": "text", "description": "What to say."}},
+        "sound": {"data": {"kind": "bytes", "media_types": ["audio/*"]}},
+        "rows": {"data": {"kind": "tensor", "dtype": "int32", "shape": [-1, 2]}},
+        "lines": {"data": {"kind": "list", "items": {"kind": "text"}}},
+        "asked": {
+            "photo": {"kind": "image"},
+            "question": {"kind": "text"},
+            "count": {"kind": "integer", "optional": True},
+        },
+    }
+    pipelines = [
+        load({"pipeline": {"name": name, "inputs": inputs}, "node": {"backend": "Identity"}})
+        for name, inputs in ports.items()
+    ]
+    with running(create_app([digits, *pipelines])) as client:
+        document = document_of(client)
+
+    def content(name: str, path: str = "") -> Any:
+        return document["paths"][f"/predict/{name}{path}"]["post"]["requestBody"]["content"]
+
+    assert list(content("text")) == ["text/plain", "multipart/form-data", "application/json"]
+    assert list(content("sound"))[:2] == ["application/octet-stream", "audio/*"]
+    assert list(content("rows")) == list(content("rows", "/batch")) == ["application/json"]
+    assert list(content("asked")) == ["multipart/form-data", "application/json"]
+    assert content("text")["application/json"]["schema"] == {
+        "type": "string",
+        "description": "What to say.",
+    }
+    assert "Image" not in json.dumps([content(name) for name in ports])
+    samples = {
+        "text": "a",
+        "sound": "eA==",
+        "rows": [[1, 2]],
+        "lines": ["a"],
+        "asked": {"photo": "eA==", "question": "why?"},
+    }
+    for name, sample in samples.items():
+        check(document, content(name)["application/json"]["schema"], sample)
+        check(document, content(name, "/batch")["application/json"]["schema"], [sample])
+        for wrong in (7, [7], {"question": 7}):
+            with pytest.raises(jsonschema.ValidationError):
+                check(document, content(name)["application/json"]["schema"], wrong)
+    form = document["components"]["schemas"]["Form_asked"]
+    assert form["required"] == ["photo", "question"]
+    assert form["properties"]["photo"] == {"type": "string", "format": "binary"}
+    assert form["properties"]["count"] == {"type": "integer"}

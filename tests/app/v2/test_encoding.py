@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from penstock.app.http.inputs.datatypes import DATATYPES
 from penstock.app.v2.encoding import as_tensor, to_bytes, to_flat_json, written_bytes
-from penstock.app.v2.tensors import DATATYPES, from_bytes, from_json
+from penstock.app.v2.tensors import from_bytes, from_json
 from penstock.backends.errors import BackendError, InvalidRequest
 from penstock.backends.memory import MemoryBudget, Reservation, budget
 

@@ -23,12 +23,13 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tritonclient.utils import shared_memory as triton
 
 from penstock import create_app, lifespan
+from penstock.app.http.inputs.datatypes import DATATYPES
+from penstock.app.http.inputs.declared import Tensor
 from penstock.app.settings import Settings
 from penstock.app.v2.infer.response import takes_long
 from penstock.app.v2.infer.wanted import Wanted
-from penstock.app.v2.models.model import Tensor
 from penstock.app.v2.shared_memory import SharedMemory
-from penstock.app.v2.tensors import COPY_OFF_LOOP_BYTES, DATATYPES
+from penstock.app.v2.tensors import COPY_OFF_LOOP_BYTES
 from penstock.backends.errors import InvalidRequest, NotFound
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.repository import Repository

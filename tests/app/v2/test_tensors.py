@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.app.http.inputs.datatypes import DATATYPES, datatype_of
 from penstock.app.v2.encoding import to_bytes
-from penstock.app.v2.tensors import DATATYPES, datatype_of, from_bytes
+from penstock.app.v2.tensors import from_bytes
 from penstock.backends.errors import InvalidRequest
 
 PLAIN = [name for name in DATATYPES if name not in {"BF16", "BYTES"}]

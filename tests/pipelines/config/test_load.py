@@ -599,7 +599,7 @@ def test_a_wrong_value_hides_no_problem_that_does_not_depend_on_it() -> None:
         }
     ) == [
         "[pipeline] inputs.a.kind: found 'x': input should be 'image', 'bytes', 'text', "
-        "'integer', 'number', 'boolean', 'tensor' or 'json'",
+        "'integer', 'number', 'boolean', 'tensor', 'json' or 'list'",
         "[pipeline] timeout: found -1: input should be greater than 0",
         "[pipeline] inputs._b: '_b' can't be an input: names that start with _ never come from a "
         "client; expected another name",

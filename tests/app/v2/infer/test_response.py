@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from penstock.app.http.inputs.datatypes import DATATYPES
+from penstock.app.http.inputs.declared import Tensor
 from penstock.app.v2.infer.response import CONVERT_OFF_LOOP_ELEMENTS, takes_long
 from penstock.app.v2.infer.wanted import Wanted
-from penstock.app.v2.models.model import Tensor
-from penstock.app.v2.tensors import DATATYPES
 
 BINARY = Wanted("Y", binary=True)
 JSON = Wanted("Y")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from penstock.app.http.inputs.text import MAX_WIDE_TEXT_BYTES
 from penstock.app.http.json_text import JsonLimits
-from penstock.app.v2.infer.request import MAX_WIDE_TEXT_BYTES, InferRequest, parse
+from penstock.app.v2.infer.request import InferRequest, parse
 from penstock.app.v2.models.model import Models
 from penstock.app.v2.shared_memory import SharedMemory
 from penstock.backends.errors import TooLarge

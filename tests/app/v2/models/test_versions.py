@@ -90,11 +90,12 @@ def test_each_version_answers_by_its_number_and_the_newest_by_the_name(served: A
         assert config["max_batch_size"] == int(expected)
         assert config["version_policy"] == {"all": {}}
         path = f"/predict/scale/versions/{version}" if version else "/predict/scale"
-        assert server.post(path, content=b"x").json()["result"] == int(expected)
-        images = [("images", b"x"), ("images", b"y")]
-        answer = server.post(f"{path}/batch", files=images).json()
-        assert [one["result"] for one in answer["results"]] == [int(expected)] * 2
-    assert server.put("/predict/scale/versions/1", content=b"x").json()["result"] == 1
+        scaled = [[int(expected), 2 * int(expected)]]
+        assert server.post(path, json=[[1, 2]]).json()["result"] == scaled
+        answer = server.post(f"{path}/batch", json=[[[1, 2]]] * 2).json()
+        assert [one["result"] for one in answer["results"]] == [scaled] * 2
+    answer = server.put("/predict/scale/versions/1", json=[[1, 2]])
+    assert answer.json()["result"] == [[1, 2]]
     for path in ("/predict/scale/versions/1", "/predict/scale/versions/1/batch"):
         assert server.get(path).status_code == 405
     assert server.post("/predict/scale/versions/", content=b"x").status_code == 404
@@ -197,9 +198,7 @@ def test_a_version_that_fails_takes_neither_the_others_nor_the_server_down(
     assert infer(client) == (11.0, "11")
 
 
-def test_a_server_starts_without_the_version_that_fails(
-    spawn: Any, folder: Path, digit: bytes
-) -> None:
+def test_a_server_starts_without_the_version_that_fails(spawn: Any, folder: Path) -> None:
     break_version(folder, 11)
     write(folder, 12, "nonsense = 1")
     process = spawn("serve", folder, "--port", "0")
@@ -207,7 +206,8 @@ def test_a_server_starts_without_the_version_that_fails(
         process.wait_for(r"ready after .*: scale")
         for version in ("11", "12"):
             process.wait_for(rf"pipeline scale: version {version} can't be loaded: ")
-        assert server.post("/predict/scale", content=digit).json() == {"result": 10}
+        answer = server.post("/predict/scale", json=[[1, 2]])
+        assert answer.json()["result"] == [[10, 20]]
 
 
 def test_a_change_of_the_configuration_is_for_all_versions(served: Any) -> None:
@@ -263,8 +263,10 @@ def test_a_router_has_the_versions_too(running: Any, folder: Path) -> None:
     host = FastAPI()
     host.include_router(create_router(folder), prefix="/models")
     with running(host) as server:
-        assert server.post("/models/predict/scale/versions/2", content=b"x").json()["result"] == 2
-        assert server.post("/models/predict/scale", content=b"x").json()["result"] == 10
+        answer = server.post("/models/predict/scale/versions/2", json=[[1, 2]])
+        assert answer.json()["result"] == [[2, 4]]
+        answer = server.post("/models/predict/scale", json=[[1, 2]])
+        assert answer.json()["result"] == [[10, 20]]
         assert server.get("/models/v2/models/scale/versions/2").json()["versions"][0] == "1"
 
 

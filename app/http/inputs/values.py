@@ -1,0 +1,176 @@
+"""Values of each kind, from JSON and from bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from penstock.backends.errors import InvalidRequest
+from penstock.backends.memory import Reservation
+
+from ..json_text import JsonLimits, check_json, kind_of, loads, parsed_bytes, take_long_strings
+from .arrays import array_of
+from .base64_text import decode_base64_or_url
+from .declared import Tensor
+from .text import decode, decoded_bytes
+
+SLOT_BYTES = 64
+"""An item of a list, besides what it refers to."""
+
+EXPECTED_JSON = {
+    "image": "a base64 string",
+    "bytes": "a base64 string",
+    "text": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "list": "an array",
+    "tensor": "nested arrays of numbers",
+    "json": "any JSON",
+}
+"""What stands for a value of each kind in JSON."""
+
+_STRING_KINDS = frozenset({"image", "bytes", "text"})
+_PLAIN_KINDS = _STRING_KINDS | {"integer", "number", "boolean"}
+
+
+class Reading:
+    """One request's body while it is read.
+
+    `memory` holds the body, and grows by what is parsed from it. `parsed` are the bytes that JSON
+    values of the item hold, at most. `taken` are the long strings of the JSON by the names that
+    stand for them.
+    """
+
+    __slots__ = ("limits", "memory", "parsed", "taken")
+
+    def __init__(self, memory: Reservation, limits: JsonLimits) -> None:
+        self.memory = memory
+        self.limits = limits
+        self.parsed = 0
+        self.taken: dict[str, memoryview] = {}
+
+    def parse(self, text: bytes, subject: str, *, plain: bool = False) -> Any:
+        """Parse JSON. `subject` names it in errors.
+
+        `plain`: all its strings are values that `value_of_json` reads, so that long ones need not
+        be parsed. Raises `InvalidRequest`, `TooLarge`, `MemoryFull`.
+        """
+        size = len(text)
+        if plain:
+            text, self.taken = take_long_strings(text)
+        parsed = check_json(text, self.limits) + parsed_bytes(text)
+        # Besides the body: the document, and, with `plain`, the bytes in its strings.
+        self.memory.resize(self.memory.size + parsed + (size if plain else 0), "a parsed body")
+        self.parsed += parsed
+        try:
+            return loads(text)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"{subject} is not valid JSON: {error}") from None
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Return whether all strings in the JSON of these inputs are whole values of theirs."""
+    return all(_item_kind(tensor) in _PLAIN_KINDS for tensor in tensors)
+
+
+def _item_kind(tensor: Tensor) -> str:
+    return tensor.kind if tensor.items is None else _item_kind(tensor.items)
+
+
+def value_of_json(expected: Tensor, value: Any, name: str, reading: Reading) -> Any:
+    """Return the value of an input, from its JSON value. `name` stands for it in errors.
+
+    Raises `InvalidRequest` for a value of another kind.
+    """
+    kind = expected.kind
+    if kind == "json":
+        return value
+    if kind in _STRING_KINDS:
+        if type(value) is not str:
+            raise wrong_kind(expected, value, name)
+        long = reading.taken.get(value) if reading.taken else None
+        if kind == "text":
+            return value if long is None else _text(long, name, reading)
+        try:
+            return decode_base64_or_url(value if long is None else long)
+        except ValueError as error:
+            raise InvalidRequest(f"{name!r} is {error}") from None
+    if kind == "tensor":
+        return array_of(value, expected, name)
+    if kind == "list":
+        if type(value) is not list:
+            raise wrong_kind(expected, value, name)
+        items = expected.items
+        assert items is not None
+        return [
+            value_of_json(items, item, f"{name}[{index}]", reading)
+            for index, item in enumerate(value)
+        ]
+    if kind == "integer" and type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) not in _TYPES[kind]:
+        raise wrong_kind(expected, value, name)
+    return value
+
+
+_TYPES: dict[str, set[type]] = {"integer": {int}, "number": {int, float}, "boolean": {bool}}
+
+
+def wrong_kind(expected: Tensor, value: Any, name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{name!r} is a JSON {kind_of(value)}, expected {EXPECTED_JSON[expected.kind]} "
+        f'(kind = "{expected.kind}")'
+    )
+
+
+def value_of_bytes(
+    expected: Tensor, content: bytes, name: str, reading: Reading, charset: str = "utf-8"
+) -> Any:
+    """Return the value of an input, from bytes that are the value itself.
+
+    Kinds other than image, bytes and text are JSON. Raises `InvalidRequest`.
+    """
+    kind = expected.kind
+    if kind in {"image", "bytes"}:
+        return content
+    if kind == "text":
+        return _text(content, name, reading, charset)
+    document = reading.parse(content, f'{name!r} (kind = "{kind}")', plain=is_plain([expected]))
+    return value_of_json(expected, document, name, reading)
+
+
+def _text(content: bytes | memoryview, name: str, reading: Reading, charset: str = "utf-8") -> str:
+    content = bytes(content)
+    reading.memory.resize(reading.memory.size + decoded_bytes(content), "texts")
+    return decode(content, name, charset)
+
+
+def held_bytes(expected: Tensor, value: Any) -> int:
+    """Return the bytes that a value holds, besides what was parsed for it (`Reading.parsed`)."""
+    if value is None:
+        return 0
+    kind = expected.kind
+    if kind in {"image", "bytes"}:
+        return len(value)
+    if kind == "text":
+        return (1 if value.isascii() else 4) * len(value)
+    if kind == "tensor":
+        size: int = value.nbytes
+        return size
+    if kind == "list":
+        items = expected.items
+        assert items is not None
+        return sum([held_bytes(items, item) for item in value]) + SLOT_BYTES * len(value)
+    return 0
+
+
+def keeps_document(tensors: Sequence[Tensor]) -> bool:
+    """Return whether an item of these inputs keeps what was parsed from JSON."""
+    return any(
+        _item_kind(tensor) == "json"
+        or (_item_kind(tensor) == "tensor" and not (tensor.datatype and tensor.datatype.size))
+        for tensor in tensors
+    )

@@ -1,0 +1,53 @@
+"""Schemas of the values that ports declare, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.pipelines.config.definition import Port
+
+from .schema import Schema, array_of
+
+BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
+
+KIND_SCHEMAS: Mapping[str, Schema] = {
+    "image": {**BASE64, "contentMediaType": "image/*"},
+    "bytes": BASE64,
+    "text": {"type": "string"},
+    "integer": {"type": "integer"},
+    "number": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "json": {},
+}
+"""Schemas of JSON by the kind of a port. Those of tensors and lists follow from the port."""
+
+
+def schema_of(port: Port) -> Schema:
+    """Return the schema of a declared input's or output's JSON."""
+    if port.kind == "list":
+        return array_of({} if port.items is None else schema_of(port.items))
+    if port.kind != "tensor":
+        return dict(KIND_SCHEMAS[port.kind])
+    dtype = (port.dtype or "").lower()
+    schema: Schema = {}
+    if dtype.startswith(("int", "uint")):
+        schema = {"type": "integer"}
+    elif dtype.startswith(("float", "fp", "bf")):
+        schema = {"type": ["number", "null"]}  # JSON has no NaN
+    elif dtype == "bool":
+        schema = {"type": "boolean"}
+    elif dtype:
+        schema = {"type": "string"}
+    if port.shape is None:
+        return array_of({})
+    for size in reversed(port.shape):
+        schema = {
+            **array_of(schema),
+            **({"minItems": size, "maxItems": size} if size >= 0 else {}),
+        }
+    return schema
+
+
+def described(port: Port) -> Schema:
+    """Return the part of a schema that describes a port; nothing if its file does not."""
+    return {"description": port.description} if port.description else {}
