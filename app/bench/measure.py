@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from penstock.backends import timeline
 from penstock.backends.errors import PenstockError
@@ -17,7 +19,7 @@ from ..http.errors import status_of
 from ..http.predict_call import server_timing
 from ..http.render import fields_of, to_json
 from .client import HttpClient
-from .load import NO_ANSWER, Answer, Send, closed_loop, no_answer_from, open_loop
+from .load import NO_ANSWER, Answer, Record, Send, closed_loop, no_answer_from, open_loop
 from .report import OK, Report
 from .usage import Monitor
 
@@ -52,7 +54,40 @@ class NotAnswering(Exception):  # noqa: N818  named for what happened, as in bac
     """Raised when no request of the warm-up was answered with 200."""
 
 
-async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
+class Watch:
+    """A load as it goes on, for those who show its progress or end it early."""
+
+    def __init__(self) -> None:
+        self.record = Record()
+        self.interrupted = False
+        self._task: asyncio.Task[Record] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """True once the load, and no more the warm-up, is sent."""
+        return self._task is not None
+
+    def interrupt(self) -> None:
+        """End the load now. Its report is of the answers that have come."""
+        if self._task is not None:
+            self.interrupted = True
+            self._task.cancel()
+
+    async def run(self, load: Coroutine[Any, Any, Record]) -> None:
+        """Wait for a load, which fills `record`, or for `interrupt`."""
+        task = self._task = asyncio.create_task(load)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not self.interrupted:
+                raise
+        finally:
+            task.cancel()
+
+
+async def bench_url(
+    url: str, load: Load, pid: int | None = None, watch: Watch | None = None
+) -> Report:
     """Load a running server; `pid` is its process, for CPU and memory.
 
     Raises `NotAnswering`, and ValueError if `url` is not the URL of a pipeline.
@@ -60,9 +95,9 @@ async def bench_url(url: str, load: Load, pid: int | None = None) -> Report:
     headers = dict(load.headers)
     if load.deadline is not None:
         headers[DEADLINE_HEADER] = f"{load.deadline * 1000:g}"
-    client = HttpClient(url, headers)
+    client = HttpClient(url, headers, read_headers=True)
     try:
-        return await bench(client.send, load, pid, url=url)
+        return await bench(client.send, load, pid, url=url, watch=watch)
     finally:
         await client.close()
 
@@ -71,6 +106,7 @@ async def bench_file(
     source: str | Path | Mapping[str, object],
     load: Load,
     recording: timeline.Recording | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Load a pipeline in this process, without HTTP.
 
@@ -78,7 +114,8 @@ async def bench_file(
     `Pipeline.load` and `Pipeline.start` raise.
     """
     async with Pipeline.load(source) as pipeline:
-        return await bench(in_process(pipeline, load.deadline), load, os.getpid(), recording)
+        send = in_process(pipeline, load.deadline)
+        return await bench(send, load, os.getpid(), recording, watch=watch)
 
 
 def in_process(
@@ -86,20 +123,20 @@ def in_process(
 ) -> Send:
     """Send to a pipeline without HTTP; its errors become the statuses that HTTP has for them.
 
-    `rendered`: answers have the body and the timing that a server sends. Otherwise both are empty,
-    so that a measurement is of the pipeline alone.
+    `rendered`: answers have the body that a server sends. Otherwise it is empty, so that a
+    measurement is of the pipeline alone.
     """
 
     async def send(body: bytes) -> Answer:
         try:
-            if not rendered:
-                await pipeline({"data": body}, timeout=deadline)
-                return Answer(OK, b"")
             run = pipeline.submit_nowait({"data": body}, timeout=deadline)
-            item = await run.future
+            try:
+                item = await run.future
+            finally:
+                run.leave()
             if "error" in item:
                 raise item["error"]
-            answer = to_json(fields_of(item, pipeline.answer_keys))
+            answer = to_json(fields_of(item, pipeline.answer_keys)) if rendered else b""
             return Answer(OK, answer, server_timing(run).decode("latin-1"))
         except PenstockError as error:
             return Answer(status_of(error).http, message_of(error).encode())
@@ -114,8 +151,11 @@ async def bench(
     recording: timeline.Recording | None = None,
     *,
     url: str = "",
+    watch: Watch | None = None,
 ) -> Report:
     """Warm up, then load, and report. `url`: where `send` sends. Raises `NotAnswering`."""
+    watch = Watch() if watch is None else watch
+    record = watch.record
     if load.warm_up:
         await _warm_up(send, load, url)
     async with Monitor(pid) as usage:
@@ -124,19 +164,30 @@ async def bench(
                 seconds = load.seconds
                 if seconds is None and load.requests is None:
                     seconds = DEFAULT_SECONDS
-                record = await closed_loop(
-                    send, load.bodies, load.clients, requests=load.requests, seconds=seconds
+                sending = closed_loop(
+                    send,
+                    load.bodies,
+                    load.clients,
+                    requests=load.requests,
+                    seconds=seconds,
+                    record=record,
                 )
             else:
                 seconds = load.seconds or DEFAULT_SECONDS
                 if load.requests is not None:
                     seconds = load.requests / load.rate
-                record = await open_loop(
-                    send, load.bodies, load.rate, seconds=seconds, seed=load.seed
+                sending = open_loop(
+                    send, load.bodies, load.rate, seconds=seconds, seed=load.seed, record=record
                 )
-    if load.rate is None:
-        return Report.of(record, deadline=load.deadline, usage=usage)
-    return Report.of(record, seconds=seconds, open_loop=True, deadline=load.deadline, usage=usage)
+            await watch.run(sending)
+    return Report.of(
+        record,
+        seconds=None if load.rate is None or watch.interrupted else seconds,
+        open_loop=load.rate is not None,
+        deadline=load.deadline,
+        usage=usage,
+        interrupted=watch.interrupted,
+    )
 
 
 async def _warm_up(send: Send, load: Load, url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ from .load import NO_ANSWER, Record
 from .usage import Usage
 
 OK = 200
+MAX_SHOWN_SIZES = 5
+"""So many sizes of batches are listed for a node."""
 NOTABLE_LATENESS_MS = 20
 """Lateness of the generator above which a report warns."""
 
@@ -64,6 +67,14 @@ class Report:
     goodput: float | None = None
     """Answers in time, per second."""
     generator_late_ms: float = 0.0
+    batch_sizes: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Node -> size of a batch -> number of requests that ran in such batches."""
+    retry_after_pauses: int = 0
+    """How often a client waited as an answer's Retry-After told it to."""
+    retry_after_seconds: float = 0.0
+    """The seconds of these waits, of all clients together."""
+    interrupted: bool = False
+    """The load was ended early: all figures are of the answers until then."""
     usage: Usage = field(default_factory=Usage)
 
     @classmethod
@@ -75,13 +86,14 @@ class Report:
         open_loop: bool = False,
         deadline: float | None = None,
         usage: Usage | None = None,
+        interrupted: bool = False,
     ) -> Report:
         """Compute the report on a record.
 
         Rates are taken over `seconds`: how long an open loop sent. Otherwise they are taken until
         the last answer. `deadline` is in seconds.
         """
-        seconds = seconds or record.seconds
+        seconds = seconds or record.seconds or 1e-9
         by_status: dict[int, list[float]] = {}
         for sample in record.samples:
             by_status.setdefault(sample.status, []).append(sample.latency)
@@ -104,6 +116,10 @@ class Report:
             in_time=in_time,
             goodput=None if in_time is None else in_time / seconds,
             generator_late_ms=record.late * 1000,
+            batch_sizes=_by_node(record.batches),
+            retry_after_pauses=record.pauses,
+            retry_after_seconds=record.paused,
+            interrupted=interrupted,
             usage=usage or Usage(),
         )
 
@@ -113,7 +129,11 @@ class Report:
     def __str__(self) -> str:
         latency, usage = self.latency, self.usage
         lines = [
-            ("requests", f"{self.requests} in {self.seconds:.2f} s"),
+            (
+                "requests",
+                f"{self.requests} in {self.seconds:.2f} s"
+                + (", interrupted" if self.interrupted else ""),
+            ),
             ("outcomes", ", ".join(f"{name}: {count}" for name, count in self.outcomes.items())),
             ("QPS", f"{self.qps:.1f}"),
             ("TP50", f"{latency.p50:.2f} ms"),
@@ -132,6 +152,11 @@ class Report:
                 lines.append(
                     (f"status {name}", f"TP50 {other.p50:.2f} ms, TP99 {other.p99:.2f} ms")
                 )
+        for node, sizes in self.batch_sizes.items():
+            lines.append(("batches", f"{node}: {_sizes(sizes)}"))
+        if self.retry_after_pauses:
+            waits = f"{self.retry_after_pauses} waits, {self.retry_after_seconds:.1f} s in all"
+            lines.append(("Retry-After", waits))
         if self.generator_late_ms > NOTABLE_LATENESS_MS:
             lines.append(
                 (
@@ -155,6 +180,22 @@ class Report:
                 )
             )
         return "\n".join(f"{name:<11} {value}" for name, value in lines)
+
+
+def _by_node(batches: Counter[tuple[str, int]]) -> dict[str, dict[int, int]]:
+    by_node: dict[str, dict[int, int]] = {}
+    for (node, size), requests in sorted(batches.items()):
+        by_node.setdefault(node, {})[size] = requests
+    return by_node
+
+
+def _sizes(sizes: dict[int, int]) -> str:
+    """Say in how large batches the requests of a node ran, the most frequent sizes first."""
+    requests = sum(sizes.values())
+    number = sum(count / size for size, count in sizes.items())
+    common = sorted(sizes, key=lambda size: -sizes[size])[:MAX_SHOWN_SIZES]
+    shares = ", ".join(f"{100 * sizes[size] / requests:.0f} % in {size}" for size in common)
+    return f"mean {requests / number:.1f}, largest {max(sizes)} ({shares})"
 
 
 def _known(value: float | None, text: str, otherwise: str = "unknown (give --pid)") -> str:

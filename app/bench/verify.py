@@ -25,7 +25,7 @@ import orjson
 from penstock.pipelines.pipeline import Pipeline
 
 from .client import HttpClient
-from .load import NO_ANSWER, Answer, Send, closed_loop
+from .load import NO_ANSWER, Answer, Send, batches_of, closed_loop
 from .measure import Load, in_process
 from .report import OK
 
@@ -42,7 +42,6 @@ LONGEST_LIST_LINES = 20
 """The most lines of a list that are printed."""
 LONGEST_VALUE_CHARACTERS = 40
 """The most characters of a JSON value that a difference shows."""
-_BATCH_TIMING = re.compile(r'run\.([^;]*);dur=[^;]*;desc="batch (\d+)"')
 
 Results = dict[str, dict[str, Counter[str]]]
 """Image (its SHA-256) -> bucket -> answer as it came -> how often it came."""
@@ -193,7 +192,7 @@ async def verify_file(source: str | Path | Mapping[str, object], load: Load) -> 
 
 def bucket_of(timing: str) -> str:
     """Name the bucket by a Server-Timing header: 'digits in a batch of 4', for each node."""
-    sizes = _BATCH_TIMING.findall(timing)
+    sizes = batches_of(timing)
     return ", ".join(f"{node} in a batch of {size}" for node, size in sizes) or "batch size unknown"
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,9 +17,14 @@ from .output import fail
 if TYPE_CHECKING:  # imported when it runs: other commands need none of it
     from penstock.backends.timeline import Recording
 
-    from ..bench.measure import Load
+    from ..bench.load import Record
+    from ..bench.measure import Load, Watch
+    from ..bench.report import Report
 
 T = TypeVar("T")
+
+EXIT_INTERRUPTED = 130
+"""The exit status after Ctrl-C, by the convention of shells: 128 + SIGINT."""
 
 
 def bench_command(
@@ -74,7 +82,11 @@ def bench_command(
     ] = 16,
     header: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Header to send, 'Name: value'. May be repeated."),
+        typer.Option(
+            metavar="TEXT",
+            help="Header to send, 'Name: value'; or @FILE, a file of such lines, which `ps` does "
+            "not show. May be repeated.",
+        ),
     ] = None,
     pid: Annotated[
         int | None,
@@ -91,6 +103,14 @@ def bench_command(
         ),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a page (.html) with a histogram of the latencies and a timeline.",
+            dir_okay=False,
+        ),
+    ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -127,7 +147,8 @@ def bench_command(
     """Measure a running server, or a pipeline in this process.
 
     Reports the rate, latencies and outcomes, and the use of CPU, memory and GPU. With --verify,
-    checks instead whether concurrency changes results, and exits with 1 if it does.
+    checks instead whether concurrency changes results, and exits with 1 if it does. Ctrl-C ends the
+    load, and the report is of the answers until then. Clients wait as long as a Retry-After says.
     """
     import orjson
 
@@ -135,7 +156,7 @@ def bench_command(
     from penstock.backends.timeline import Recording
 
     from ..bench.images import read_folder, synthetic_jpegs
-    from ..bench.measure import Load, NotAnswering, bench_file, bench_url
+    from ..bench.measure import Load, NotAnswering, Watch, bench_file, bench_url
 
     if requests is not None and seconds is not None:
         raise typer.BadParameter("give either --requests or --seconds, not both")
@@ -146,10 +167,14 @@ def bench_command(
             "--verify takes --requests and --clients, "
             "not --seconds, --rate, --deadline-ms or --json"
         )
-    headers = dict(_header(text) for text in header or ())
+    if verify and plot is not None:
+        raise typer.BadParameter("--plot and --verify exclude each other")
+    headers = dict(_header(text) for given in header or () for text in _lines(given))
     is_url = target.startswith(("http://", "https://"))
     if not is_url and (headers or pid is not None):
         raise typer.BadParameter("--header and --pid are for a running server, not for a file")
+    if plot is not None and not plot.parent.is_dir():
+        raise typer.BadParameter(f"--plot: the directory {plot.parent} does not exist")
     if profile is not None:
         _check_profile(profile, is_url, verify)
     recording = Recording() if profile is not None else None
@@ -168,20 +193,39 @@ def bench_command(
         if verify:
             _verify(target, is_url, load, store, compare)
             return
+        watch = Watch()
         report = _run(
-            bench_url(target, load, pid or _server_of(target))
+            bench_url(target, load, pid or _server_of(target), watch)
             if is_url
-            else bench_file(target, load, recording)
+            else bench_file(target, load, recording, watch),
+            watch,
+            load,
         )
     except (PenstockError, NotAnswering, ValueError) as error:
         fail(str(error))
     typer.echo(
-        orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2).decode()
+        orjson.dumps(
+            report.to_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        ).decode()
         if as_json
         else str(report)
     )
+    if plot is not None:
+        _write_plot(target, report, watch.record, plot)
     if profile is not None and recording is not None:
         _write_timeline(recording, profile)
+    if watch.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _write_plot(target: str, report: Report, record: Record, path: Path) -> None:
+    from ..bench.plot import page
+
+    try:
+        path.write_text(page(target, report, record), encoding="utf-8")
+    except OSError as error:
+        fail(f"--plot: {path} can't be written: {error.strerror}")
+    typer.echo(f"plot: {path}", err=True)
 
 
 def _check_profile(path: Path, is_url: bool, verify: bool) -> None:
@@ -228,6 +272,18 @@ def _verify(
         raise typer.Exit(1)
 
 
+def _lines(given: str) -> list[str]:
+    """Return the headers that an option gives: itself, or the lines of the file @FILE."""
+    if not given.startswith("@"):
+        return [given]
+    try:
+        text = Path(given[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise typer.BadParameter(f"--header: {given[1:]} can't be read: {reason}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
@@ -246,10 +302,50 @@ def _server_of(url: str) -> int | None:
     return listener(parts.port or 80) if local else None
 
 
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the event loop that `penstock serve` uses."""
-    try:
+def _run(
+    coroutine: Coroutine[Any, Any, T], watch: Watch | None = None, load: Load | None = None
+) -> T:
+    """Run a coroutine on the event loop that `penstock serve` uses.
+
+    Ctrl-C ends the load that `watch` sees, or the command if none has begun. A second one ends the
+    process at once. `load`: its progress is shown on standard error.
+    """
+    run: Callable[[Coroutine[Any, Any, T]], T] = asyncio.run
+    with contextlib.suppress(ImportError):  # Windows
         import uvloop
-    except ImportError:  # Windows
-        return asyncio.run(coroutine)
-    return uvloop.run(coroutine)
+
+        run = uvloop.run
+    try:
+        return run(_interruptible(coroutine, watch, load))
+    except asyncio.CancelledError:
+        typer.echo("interrupted before anything was measured", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+async def _interruptible(
+    coroutine: Coroutine[Any, Any, T], watch: Watch | None, load: Load | None
+) -> T:
+    from ..bench.progress import show_progress
+
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coroutine)
+
+    def interrupt() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if watch is not None and watch.begun:
+            watch.interrupt()
+        else:
+            task.cancel()
+
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        # Not on Windows, nor on a thread that is not the main one.
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    shown = None
+    if watch is not None and load is not None:
+        shown = loop.create_task(show_progress(watch.record, load, sys.stderr))
+    try:
+        return await task
+    finally:
+        if shown is not None:
+            shown.cancel()
+            await asyncio.wait([shown])
