@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..settings import read_secret
-from .options import Labels
-from .output import fail, file_error
+from penstock.pipelines.config.presets import ImageOptions
 
-if TYPE_CHECKING:
+from ..settings import read_secret
+from .options import Labels, source_of
+from .output import fail, file_error, shortened
+
+if TYPE_CHECKING:  # imported when it runs: other commands need none of it
     from penstock.backends.item import Item
+    from penstock.pipelines.config.definition import PipelineConfig
     from penstock.pipelines.pipeline import Pipeline
+    from penstock.pipelines.repository import Repository
 
 
 def call_command(
@@ -25,8 +29,8 @@ def call_command(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="A pipeline file (.toml), an image classifier (.onnx), or the URL of a pipeline "
-            "on a running server, such as http://127.0.0.1:8000/predict/digits.",
+            help="A pipeline file (.toml), a directory of them, an image model (.onnx), or the URL "
+            "of a pipeline on a running server, such as http://127.0.0.1:8000/predict/digits.",
         ),
     ],
     data: Annotated[
@@ -38,7 +42,20 @@ def call_command(
         ),
     ],
     *,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For a directory: the pipeline to call. All of them are loaded, so that its "
+            "Python logic can call the others.",
+        ),
+    ] = None,
     labels: Labels = None,
+    image: ImageOptions,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Print arrays and long lists of numbers in full."),
+    ] = False,
     text: Annotated[
         bool, typer.Option("--text", help="DATA is not a file but the text to send.")
     ] = False,
@@ -71,6 +88,8 @@ def call_command(
 ) -> None:
     """Send one image, or what else the pipeline takes, and print the answer as JSON.
 
+    Arrays and long lists of numbers are printed short; --full prints them whole.
+
     Exits with 1 and the reason if the pipeline gives no answer.
     """
     from penstock.backends.errors import PenstockError
@@ -86,23 +105,44 @@ def call_command(
             body = value.encode() if isinstance(value, str) else value
             if token_file is not None and token is None:
                 token = read_secret("--token-file", token_file).get_secret_value()
-            asyncio.run(_call_url(target, body, token, trace))
+            asyncio.run(_call_url(target, body, token, traced=trace, full=full))
         else:
-            asyncio.run(_call_file(Path(target), value, labels, trace))
+            path = Path(target)
+            asyncio.run(_call_file(path, pipeline, value, image, labels, traced=trace, full=full))
     except (PenstockError, ValueError) as error:
         fail(str(error))
 
 
-async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced: bool) -> None:
-    from penstock.pipelines.config.load import from_model, load
-    from penstock.pipelines.pipeline import Pipeline
+async def _call_file(
+    path: Path,
+    name: str | None,
+    value: bytes | str,
+    image: ImageOptions,
+    labels: Path | None,
+    *,
+    traced: bool,
+    full: bool,
+) -> None:
+    from penstock.pipelines.repository import Repository
 
     from ..http.render import fields_of, to_json
     from .trace import ForwardRecorder, trace_lines
 
-    config = from_model(path, labels) if path.suffix == ".onnx" else load(path)
+    source = source_of(path, labels, image)
+    read = Repository.read(source, labels=labels if source is path else None)
+    config = _config_of(read, name, path)
+    if path.suffix == ".onnx":
+        for warning in config.warnings:
+            typer.echo(f"warning: {warning}", err=True)
     recorder = ForwardRecorder(config) if traced else None
-    async with Pipeline(config if recorder is None else recorder.config) as pipeline:
+    if recorder is not None:
+        config = recorder.config
+    # The others of a directory too: Python logic may call them.
+    others = [other for other in read.all_configs if other.name != config.name]
+    repository = Repository([config, *others], unread=read.unread, strict=False)
+    try:
+        await repository.start()
+        pipeline = repository.get(config.name)
         trace = None
         if recorder is not None:
             trace = recorder.trace()
@@ -121,7 +161,10 @@ async def _call_file(path: Path, value: bytes | str, labels: Path | None, traced
                     typer.echo(f"never reached: {missed}", err=True)
         if "error" in item:
             raise item["error"]
-        typer.echo(to_json(fields_of(item, pipeline.answer_keys)).decode())
+        fields = fields_of(item, pipeline.answer_keys)
+        typer.echo(to_json(fields if full else shortened(fields)).decode())
+    finally:
+        await repository.close()
 
 
 def _item(pipeline: Pipeline, value: bytes | str) -> Item:
@@ -153,7 +196,24 @@ def _item(pipeline: Pipeline, value: bytes | str) -> Item:
     return item
 
 
-async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> None:
+def _config_of(repository: Repository, name: str | None, path: Path) -> PipelineConfig:
+    """Return the pipeline to call. Raises `ConfigError` if it is not clear which."""
+    from penstock.backends.errors import ConfigError, Problem
+
+    configs = repository.configs
+    if name is None and len(configs) == 1:
+        return next(iter(configs.values()))
+    if name in configs:
+        return configs[name]
+    unread = [error for (of, _), error in repository.unread.items() if of == name]
+    if unread:
+        raise unread[0]
+    found = "there are several pipelines" if name is None else f"there is no pipeline {name!r}"
+    message = f"{found}: expected --pipeline with one of {', '.join(configs)}"
+    raise ConfigError([Problem(message, str(path))])
+
+
+async def _call_url(url: str, body: bytes, token: str | None, *, traced: bool, full: bool) -> None:
     """Send the body to a server and print its answer.
 
     The trace is the server's own if a token is given, else the Server-Timing header.
@@ -186,6 +246,9 @@ async def _call_url(url: str, body: bytes, token: str | None, traced: bool) -> N
         typer.echo(answer.timing, err=True)
     if answer.status == NO_ANSWER:
         fail(no_answer_from(url))
+    if answer.status == OK and not full:
+        with suppress(orjson.JSONDecodeError):
+            text = orjson.dumps(shortened(orjson.loads(text))).decode()
     typer.echo(text, err=answer.status != OK)
     if answer.status != OK:
         raise typer.Exit(1)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Labels, Source
+from penstock.pipelines.config.presets import ImageOptions
+
+from .options import Labels, Source, source_of
 from .output import fail
 
 if TYPE_CHECKING:  # imported when it runs: other commands need none of it
@@ -20,6 +22,7 @@ def check_command(
     path: Source,
     *,
     labels: Labels = None,
+    image: ImageOptions,
     load: Annotated[
         bool,
         typer.Option(
@@ -49,7 +52,8 @@ def check_command(
     from .effective import effective_toml
 
     try:
-        repository = Repository.read(path, labels=labels)
+        source = source_of(path, labels, image)
+        repository = Repository.read(source, labels=labels if source is path else None)
     except ConfigError as error:
         fail(*map(str, error.problems))
     configs = repository.all_configs

@@ -16,13 +16,15 @@ import typer
 
 import penstock
 from penstock.backends.errors import ConfigError, Problem
+from penstock.pipelines.config.presets import ImageOptions
 
 from ..settings import Settings
 from .bench import bench_command
 from .build import build_command, encrypt_command
 from .call import call_command
 from .check import check_command
-from .options import Labels, Source, with_settings
+from .init import init_command
+from .options import Labels, Source, source_of, with_image, with_settings
 from .output import fail
 
 command_line = typer.Typer(
@@ -59,8 +61,11 @@ def _every_command(
     """Take the options that come before a command's name."""
 
 
-def serve(path: Source, *, labels: Labels = None, settings: Settings) -> None:
+def serve(path: Source, *, labels: Labels = None, image: ImageOptions, settings: Settings) -> None:
     """Serve pipelines over HTTP until SIGTERM or Ctrl-C.
+
+    A bare .onnx model of images needs no file: say how they are prepared by --preset, or by --mean,
+    --std, --color and --size.
 
     Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
     directory that can't be read or loaded is logged and left out; --strict refuses to start then.
@@ -70,9 +75,15 @@ def serve(path: Source, *, labels: Labels = None, settings: Settings) -> None:
     from ..server.serve import serve as run
 
     try:
-        repository = Repository.read(path, labels=labels, strict=settings.strict)
+        source = source_of(path, labels, image)
+        repository = Repository.read(
+            source, labels=labels if source is path else None, strict=settings.strict
+        )
     except ConfigError as error:
         fail(*map(str, error.problems))
+    for config in repository.all_configs:
+        for warning in config.warnings:
+            typer.echo(f"warning: {warning}", err=True)
     raise typer.Exit(run(repository, settings))
 
 
@@ -134,10 +145,11 @@ def _standard_input() -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "serve": with_settings(serve),
-    "check": check_command,
+    "serve": with_settings(with_image(serve)),
+    "check": with_image(check_command),
     "graph": graph,
-    "call": call_command,
+    "init": with_image(init_command),
+    "call": with_image(call_command),
     "backends": backends,
     "bench": bench_command,
     "build": build_command,

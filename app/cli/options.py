@@ -15,13 +15,23 @@ import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.suggestions import did_you_mean
+from penstock.pipelines.config.presets import (
+    COLOR_NAMES,
+    PRESETS,
+    ImageOptions,
+    read_numbers,
+    read_size,
+)
+
 from ..settings import PREFIX, Settings
 
 Source = Annotated[
     Path,
     typer.Argument(
         metavar="PATH",
-        help="A pipeline file (.toml), a directory of them, or an image classifier (.onnx).",
+        help="A pipeline file (.toml), a directory of them, or an image model (.onnx).",
     ),
 ]
 Labels = Annotated[
@@ -30,6 +40,89 @@ Labels = Annotated[
         metavar="FILE", help="For a bare .onnx model: file with its classes' names, one per line."
     ),
 ]
+
+
+def with_image(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's parameter `image` with options for the images of a bare .onnx model."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        command(image=_image_options(arguments), **arguments)
+
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "image"
+    ]
+    parameters += [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(metavar=metavar, help=text)],
+        )
+        for name, (metavar, text) in _IMAGE_OPTIONS.items()
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+_IMAGE_OPTIONS = {
+    "preset": (
+        "NAME",
+        f"For a bare .onnx model: how its images are prepared: {', '.join(PRESETS)}. Options "
+        "below override a part of it.",
+    ),
+    "size": (
+        "HxW",
+        "For a bare .onnx model that leaves them open: height and width of its images, such as "
+        "320x320.",
+    ),
+    "mean": (
+        "NUMBERS",
+        "For a bare .onnx model: subtracted from each channel of pixels of 0 to 255, such as "
+        "123.675,116.28,103.53.",
+    ),
+    "std": ("NUMBERS", "For a bare .onnx model: what each channel is divided by, after --mean."),
+    "color": ("TEXT", "For a bare .onnx model: the order of its channels: rgb, bgr or gray."),
+}
+
+
+def _image_options(arguments: dict[str, Any]) -> ImageOptions:
+    """Take the options for images out of the arguments of a command."""
+    given = {
+        name: value for name in _IMAGE_OPTIONS if (value := arguments.pop(name, None)) is not None
+    }
+    readers: dict[str, Callable[[str], Any]] = {
+        "size": read_size, "mean": read_numbers, "std": read_numbers,
+    }  # fmt: skip
+    known = {"preset": PRESETS, "color": COLOR_NAMES}
+    for name, value in given.items():
+        try:
+            given[name] = readers.get(name, str)(value)
+        except ValueError as error:
+            raise typer.BadParameter(f"--{name}: {error}") from None
+        if name in known and value not in known[name]:
+            raise typer.BadParameter(
+                f"--{name}: found {value!r}: expected one of {', '.join(known[name])}"
+                f"{did_you_mean(value, known[name])}"
+            )
+    return ImageOptions(**given)
+
+
+def source_of(path: Path, labels: Path | None, image: ImageOptions) -> Any:
+    """Return what a repository reads for PATH and its options. Raises `ConfigError`."""
+    from penstock.pipelines.config.load import from_model
+
+    if path.suffix == ".onnx":
+        return from_model(path, labels, image)
+    for name in _IMAGE_OPTIONS:
+        if getattr(image, name):
+            message = "this goes with a bare .onnx model only: a pipeline file says it itself"
+            raise ConfigError([Problem(message, str(path), key=f"--{name}")])
+    return path
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -64,12 +64,22 @@ def looks_normalised(path: Path) -> bool:
     pixels. False if it normalises them itself, or if nothing can be said.
     """
     graph = graph_of(path)
-    if graph is None:
-        return False
+    return graph is not None and looks_normalised_graph(graph)
+
+
+def looks_normalised_graph(graph: Any) -> bool:
+    """Return what `looks_normalised` does, of a graph that was read."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in weights]
     if not inputs:
         return False
+    weights |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
     name = inputs[0]
     for node in graph.node:  # in topological order
         if name not in node.input:

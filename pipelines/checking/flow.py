@@ -146,7 +146,14 @@ class Flow:
     def _engine(self, name: str, member: Spec, value: Value) -> Value:
         params: EngineParams = member.params
         path = self._path(params)
-        if value.pixels and params.mean is None and params.std is None and looks_normalised(path):
+        is_bare = self.config.source.endswith(".onnx")  # `from_model` has warned of it
+        if (
+            not is_bare
+            and value.pixels
+            and params.mean is None
+            and params.std is None
+            and looks_normalised(path)
+        ):
             message = (
                 f"{params.model} gets pixels from 0 to 255, but looks trained on normalised ones: "
                 "set mean and std as in its training (for ImageNet: mean = [123.675, 116.28, "
@@ -207,8 +214,10 @@ class Flow:
                 if keys is None:
                     return
                 known.update(keys)
+        parts = all(port.name != "result" for port in self.config.outputs)
         for port in self.config.outputs:
-            if port.name not in known:
+            is_part = parts and (port.kind == "tensor" or bool(port.dtype or port.shape))
+            if port.name not in known and not is_part:  # a tensor may be a part of `result`
                 hint = (
                     ": a classifier sets it if it has labels"
                     if port.name == "label" and "class" in known

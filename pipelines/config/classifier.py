@@ -8,35 +8,54 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from penstock.backends.engines.graph import softmax_is_last
+from penstock.backends.engines.graph import looks_normalised_graph, softmax_is_last
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.operators.labels import labels_of_model, read_labels
 
+from .presets import COLORS, PRESETS, ImageOptions, image_keys
 from .source import Tables, name_of
 
-COLORS = {1: "gray", 3: "rgb"}
-"""For each number of channels of the model's input, the colour that images are converted to."""
 FLOATS = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"})
 
 
-def classifier(path: Path, labels: Path | None) -> Tables:
+def classifier(path: Path, labels: Path | None, image: ImageOptions | None = None) -> Tables:
     """Make the tables of two nodes: one decodes and prepares images, the other runs the model.
 
-    Without `labels`, the names in the model's metadata are its labels, if it has any.
+    Without `labels`, the names in the model's metadata are its labels, if it has any. Without
+    `image`, RGB or grey pixels go in as they are.
 
     Raises `ConfigError`.
     """
-    graph = _read(path)
-    channels, height, width = _image_input(graph, path)
+    image = ImageOptions() if image is None else image
+    graph = read_graph(path)
+    channels, size = _image_input(graph, path, image)
+    prepare, values = image_keys(image, channels, size, str(path))
+    model: dict[str, Any] = {"backend": "OnnxTensor", "model": str(path.resolve()), **values}
+    answers = image.preparation.answers
+    if answers:
+        outputs = _detector(path, labels, answers, model)
+    else:
+        outputs = _scores(path, labels, graph, model)
+    warnings = []
+    if not image.normalises and looks_normalised_graph(graph):
+        message = (
+            "it gets pixels from 0 to 255, but looks trained on normalised ones: give --preset "
+            f"({', '.join(PRESETS)}), or --mean and --std, as in its training"
+        )
+        warnings.append(Problem(message, str(path)))
+    return Tables(
+        name_of(path),
+        {"prepare": {**prepare, "next": "model"}, "model": model},
+        pipeline={"outputs": outputs},
+        file=str(path),
+        directory=path.resolve().parent,
+        warnings=warnings,
+    )
+
+
+def _scores(path: Path, labels: Path | None, graph: Any, model: dict[str, Any]) -> dict[str, Any]:
+    """Let the model's node read scores, if it gives any. Return the outputs to declare."""
     scores = _gives_scores(graph)
-    prepare = {
-        "backend": "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]",
-        "resize_h": height,
-        "resize_w": width,
-        "color": COLORS[channels],
-        "next": "model",
-    }
-    model: dict[str, Any] = {"backend": "OnnxTensor", "model": str(path.resolve())}
     outputs: dict[str, Any] = {}
     if scores:
         model["backend"] = "S[OnnxTensor,SoftmaxArgMaxTensor]"
@@ -54,10 +73,8 @@ def classifier(path: Path, labels: Path | None) -> Tables:
                 "of scores for each image"
             )
             raise ConfigError([Problem(message, str(path))])
-        if not labels.is_file():
-            message = "there is no such file: expected the labels, one per line"
-            raise ConfigError([Problem(message, str(labels))])
-        _check_count(labels, _shape(graph.output[0])[0][1], path)
+        _check_labels(labels)
+        _check_count(labels, shape_of(graph.output[0])[0][1], path)
         model["SoftmaxArgMaxTensor::labels"] = str(labels.resolve())
         label = {
             "kind": "text",
@@ -65,17 +82,28 @@ def classifier(path: Path, labels: Path | None) -> Tables:
             "description": "The best class's label.",
         }
         outputs = {"label": label, **outputs}
-    tables = {"prepare": prepare, "model": model}
-    return Tables(
-        name_of(path),
-        tables,
-        pipeline={"outputs": outputs},
-        file=str(path),
-        directory=path.resolve().parent,
-    )
+    return outputs
 
 
-def _read(path: Path) -> Any:
+def _detector(
+    path: Path, labels: Path | None, answers: str, model: dict[str, Any]
+) -> dict[str, Any]:
+    """Let the model's node read boxes. Return the outputs to declare."""
+    model["backend"] = f"S[OnnxTensor,{answers}]"
+    if labels is not None:
+        _check_labels(labels)
+        model[f"{answers}::labels"] = str(labels.resolve())
+    description = "The boxes, the best first: box [x1, y1, x2, y2] in pixels, score, class, label."
+    return {"result": {"kind": "json", "description": description}}
+
+
+def _check_labels(labels: Path) -> None:
+    if not labels.is_file():
+        message = "there is no such file: expected the labels, one per line"
+        raise ConfigError([Problem(message, str(labels))])
+
+
+def read_graph(path: Path) -> Any:
     """Read the graph of the model, without weights that are in files beside it."""
     if not path.is_file():
         raise ConfigError([Problem("there is no such file: expected an ONNX model", str(path))])
@@ -93,38 +121,49 @@ def _read(path: Path) -> Any:
     return graph
 
 
-def _image_input(graph: Any, path: Path) -> tuple[int, int, int]:
-    """Return the channels, height and width of the model's one input."""
+def _image_input(graph: Any, path: Path, image: ImageOptions) -> tuple[int, tuple[int, int]]:
+    """Return the channels of the model's one input, and the height and width of its images."""
     advice = (
-        "expected one image, float N×C×H×W with fixed C (1 or 3), H and W; write a pipeline file "
-        "(.toml) for other models"
+        "expected one image, float N×C×H×W with C of 1 or 3; for other models write a pipeline "
+        "file (.toml), or let `penstock init` write it"
     )
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1:
         raise ConfigError([Problem(f"the model has {len(inputs)} inputs: {advice}", str(path))])
-    shape, kind = _shape(inputs[0])
-    if (
-        len(shape) != 4
-        or not all(isinstance(size, int) and size > 0 for size in shape[1:])
-        or shape[1] not in COLORS
-        or kind not in FLOATS
-    ):
-        description = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
-        raise ConfigError(
-            [Problem(f"the model's input {inputs[0].name!r} is {description}: {advice}", str(path))]
+    shape, kind = shape_of(inputs[0])
+    where = f"the model's input {inputs[0].name!r} is"
+    description = f"{kind.lower()} {'×'.join(map(str, shape)) or 'without a shape'}"
+    if len(shape) != 4 or shape[1] not in COLORS or kind not in FLOATS:
+        raise ConfigError([Problem(f"{where} {description}: {advice}", str(path))])
+    own = [size if isinstance(size, int) and size > 0 else None for size in shape[2:]]
+    wanted = image.size
+    if wanted is None and image.preset:
+        wanted = (image.preparation.size,) * 2
+    if None in own and wanted is None:
+        message = (
+            f"{where} {description}: expected one image of a size that is known: give it, height "
+            "and width, as in --size 224x224"
         )
-    return shape[1], shape[2], shape[3]
+        raise ConfigError([Problem(message, str(path))])
+    if image.size is not None and any(
+        fixed not in (None, given) for fixed, given in zip(own, image.size, strict=True)
+    ):
+        found = "x".join(map(str, image.size))
+        message = f"{where} {description}: found the size {found}: leave it out"
+        raise ConfigError([Problem(message, str(path), key="size")])
+    height, width = (fixed or given for fixed, given in zip(own, wanted or (0, 0), strict=True))
+    return int(shape[1]), (height, width)
 
 
 def _gives_scores(graph: Any) -> bool:
     """Return whether the model has one output, a row of scores for each image."""
-    return len(graph.output) == 1 and len(_shape(graph.output[0])[0]) == 2
+    return len(graph.output) == 1 and len(shape_of(graph.output[0])[0]) == 2
 
 
 def _fits(names: tuple[str, ...], graph: Any) -> bool:
     """Return whether the metadata of the model has names for its classes."""
-    classes = _shape(graph.output[0])[0][1]
+    classes = shape_of(graph.output[0])[0][1]
     return len(names) == classes if isinstance(classes, int) else bool(names)
 
 
@@ -144,7 +183,7 @@ def _check_count(labels: Path, classes: Any, path: Path) -> None:
         raise ConfigError([Problem(message, str(labels))])
 
 
-def _shape(value: Any) -> tuple[list[Any], str]:
+def shape_of(value: Any) -> tuple[list[Any], str]:
     """Return the sizes (a name or ? for one that is not fixed) and ONNX's name of the type."""
     from onnx import TensorProto
 

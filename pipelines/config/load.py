@@ -29,6 +29,7 @@ from .definition import (
 )
 from .graph import check_entry, check_streams
 from .node_table import build_node, check_name
+from .presets import ImageOptions
 from .sharing import check_shared, share
 from .source import Tables, read
 from .structure import Structure
@@ -122,7 +123,10 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
             _exposed(nodes[nodes[node].shares or node], node, table, tables.directory)
             for node, table in settings.expose.items()
         ),
-        warnings=tuple(str(replace(warning, file=tables.file)) for warning in structure.warnings),
+        warnings=tuple(
+            str(replace(warning, file=tables.file))
+            for warning in (*tables.warnings, *structure.warnings)
+        ),
     )
 
 
@@ -224,13 +228,15 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
 
 
 def from_model(
-    path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    image: ImageOptions | None = None,
 ) -> PipelineConfig:
-    """Make the pipeline of a bare image classifier, as `penstock serve model.onnx` serves it.
+    """Make the pipeline of a bare image model, as `penstock serve model.onnx` serves it.
 
-    Images are decoded and resized to the model's input, which must be N×C×H×W floats with fixed
-    C, H and W. Raises `ConfigError`.
+    Images are decoded, resized to the model's input, which must be N×C×H×W floats, and normalised
+    as `image` says. Raises `ConfigError`.
     """
     from .classifier import classifier
 
-    return build(classifier(Path(path), Path(labels) if labels is not None else None))
+    return build(classifier(Path(path), Path(labels) if labels is not None else None, image))

@@ -39,6 +39,7 @@ class Tables:
     file: str = ""
     directory: Path = field(default_factory=Path)
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     loop: bool = False
     """Set by torchpipe's `"Interpreter::backend" = "Ring"`."""
 

@@ -110,6 +110,57 @@ def test_a_bare_model(digits: Path) -> None:
     assert "result" in json.loads(answer.stdout)
 
 
+def test_logic_that_calls_another_pipeline_of_a_directory(files: Path) -> None:
+    (files / "ask.py").write_text(
+        "async def ask(item, call):\n    return (await call('text', item))['result'] + 1\n"
+    )
+    (files / "asking.toml").write_text('[ask]\nbackend = "Python[ask.py:ask]"\n')
+    answer = call(files, "abcd", "--text", "--pipeline", "asking")
+    assert answer.exit_code == 0 and json.loads(answer.stdout) == {"result": 5}, answer.stderr
+    answer = call(files, "abcd", "--text", "--pipeline", "asking", "--trace")
+    assert answer.stderr.count("second: queue") == 1  # that of the other pipeline is shown too
+    for arguments, expected in (
+        ((), "there are several pipelines: expected --pipeline with one of absent, asking, "),
+        (("--pipeline", "asks"), "there is no pipeline 'asks': expected --pipeline with one of"),
+        (("--pipeline", "wrong"), "did you mean 'DecodeMat'?"),
+        (("--pipeline", "absent"), "'absent' could not be loaded"),
+    ):
+        answer = call(files, "abcd", "--text", *arguments)
+        assert answer.exit_code == 1 and expected in answer.stderr, answer.stderr
+
+
+ARRAYS = """
+import numpy as np
+
+
+def arrays(data):
+    return {
+        "large": np.full((1, 1000), 0.25, np.float32),
+        "small": np.arange(3),
+        "list": [[0.5, 1.5]] * 40,
+        "bytes": bytes(1000),
+        "boxes": [{"box": [1, 2, 3, 4]}] * 2,
+        "words": ["a"] * 20,
+    }
+"""
+
+
+def test_arrays_print_short(tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(ARRAYS)
+    (tmp_path / "one.toml").write_text('[one]\nbackend = "Python[ops.py:arrays]"\n')
+    answer = json.loads(call(tmp_path / "one.toml", "a", "--text").stdout)["result"]
+    assert answer == {
+        "large": "float32 1×1000 [0.25, 0.25, 0.25, 0.25, …]",
+        "small": [0, 1, 2],
+        "list": "numbers 40×2 [0.5, 1.5, …]",
+        "bytes": "1000 bytes",
+        "boxes": [{"box": [1, 2, 3, 4]}] * 2,
+        "words": ["a"] * 20,
+    }
+    full = json.loads(call(tmp_path / "one.toml", "a", "--text", "--full").stdout)["result"]
+    assert full["large"] == [[0.25] * 1000] and len(full["list"]) == 40
+
+
 def test_text_and_standard_input(files: Path) -> None:
     assert json.loads(call(files / "text.toml", "three", "--text").stdout) == {"result": 5}
     assert json.loads(call(files / "text.toml", "-", input=b"four").stdout) == {"result": 4}

@@ -398,7 +398,7 @@ def test_other_values_of_the_header_are_refused(client: httpx.Client) -> None:
         )
         assert (answer.status_code, answer.json()["detail"]) == (
             400,
-            "Penstock-Trace is malformed: expected 0, or 1 with a request of one image",
+            "Penstock-Trace is malformed: expected 0, or 1 with a request of one item",
         )
 
 
