@@ -171,6 +171,11 @@ class Settings(BaseSettings):
         "are believed, separated by commas; or *. Unset: none.",
     )
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
+    max_stream: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes of a streamed input. Unset: its pipeline's timeout bounds it.",
+    )
     max_chunks: int = Field(
         default=65536, ge=1, description="Most chunks of a request body at /v2."
     )
@@ -186,7 +191,10 @@ class Settings(BaseSettings):
         default=2**20, ge=1, description="Most values and keys in a JSON request."
     )
     body_timeout: float = Field(
-        default=30.0, gt=0, description="Longest time for a request's body to arrive, seconds."
+        default=30.0,
+        gt=0,
+        description="Longest time for a request's body to arrive, and longest silence of a "
+        "streamed one, seconds.",
     )
     max_head: int = Field(
         default=64 * 2**10, ge=1024, description="Largest head of a request, bytes."

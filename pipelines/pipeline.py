@@ -48,6 +48,7 @@ class Pipeline:
             "result",
             *(port.name for port in config.outputs if port.name != "result"),
         )
+        self.stream_input = config.stream_input
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors
         self.composites: tuple[CompositeNode, ...] = ()  # those that wait for other nodes

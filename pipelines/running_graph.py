@@ -91,6 +91,10 @@ class RunningGraph:
         self.nodes = tuple(nodes)
         for plan_node in plan.nodes.values():
             plan_node.node = running[plan_node.config.shares or plan_node.name]
+        if config.stream_input is not None and plan.default is not None:
+            root = plan.default.root.node
+            assert isinstance(root, LogicNode)
+            root.takes_stream = True
         # For each entry point that composites enter: the outflows of the nodes that it leads to, or
         # None if there is Python logic among them, which may call any node.
         self._reached: dict[EntryPoint, frozenset[Outflow] | None] = {}

@@ -40,7 +40,7 @@ def reserve_body(length: bytes, limit: int, memory: Reservation) -> None:
     bytes, and `MemoryFull`. Large bodies leave some memory to small ones: slow uploads must not
     shut out everyone else.
     """
-    size = _number(length)
+    size = announced_bytes(length)
     if size > limit:
         raise TooLarge(
             f"the body has {length[:20].decode('latin-1')} bytes, at most {limit} are accepted "
@@ -67,11 +67,11 @@ def must_close(scope: Scope) -> bool:
 
 def is_discarded(length: bytes | None) -> bool:
     """Return whether a body of this Content-Length is read even if its request is refused."""
-    return length is not None and _number(length) <= MAX_DISCARDED_BYTES
+    return length is not None and announced_bytes(length) <= MAX_DISCARDED_BYTES
 
 
 @lru_cache(256)
-def _number(length: bytes) -> float:
+def announced_bytes(length: bytes) -> float:
     """Parse a Content-Length.
 
     Returns infinity if it is not a number or has 20 digits or more after its first zeros. `int`

@@ -45,6 +45,7 @@ from .predict_call import (
     success,
 )
 from .render import write_item
+from .upload import answer_streamed
 
 logger = logging.getLogger("penstock.http")
 
@@ -143,6 +144,12 @@ class Predict:
         follow(scope, call, exchange)
         try:
             call.begin()
+            if (streamed := call.pipeline.stream_input) is not None:
+                self._watch.end(exchange)  # it has a timer of its own
+                answer = await answer_streamed(call, streamed, scope, receive, send)
+                if answer is not None:
+                    answer[1].append((b"x-request-id", call.request_id.encode("ascii")))
+                return answer
             message = await receive()
             body: bytes = message.get("body", b"")
             limit = self._settings.max_body

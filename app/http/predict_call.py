@@ -196,7 +196,7 @@ class PredictCall(Run):
         if head.trace is not None:
             self.trace = self._trace(head.trace)
         pipeline.check_admission(self.timeout, self.wanted, self.client)
-        if head.length is not None:
+        if head.length is not None and pipeline.stream_input is None:
             reserve_body(head.length, rules.settings.max_body, self.memory)
 
     def takes_long(self, body: bytes) -> bool:

@@ -88,7 +88,8 @@ def body_of_one(config: PipelineConfig, key: str, by_url: bool) -> dict[str, Any
             content[media_type] = {"schema": {**schema, **described(port)}}
     if _has_form(ports):
         content[FORM] = {"schema": reference(f"Form_{key}")}
-    content[JSON] = {"schema": _json_of(ports, key)}
+    if config.stream_input is None:
+        content[JSON] = {"schema": _json_of(ports, key)}
     text = " ".join(sentence(f"`{port.name}` ({port.kind}):", port.description) for port in ports)
     shown = text if any(port.description for port in ports) else _listed(ports)
     return {"required": True, "description": shown, "content": content}
@@ -144,7 +145,12 @@ def _raw_types(port: Port) -> tuple[str, ...]:
 
 
 def _has_form(ports: tuple[Port, ...]) -> bool:
-    """Return whether forms are worth a schema: for several inputs, and for files and texts."""
+    """Return whether forms are worth a schema: for several inputs, and for files and texts.
+
+    A stream is the whole body, so it can't be a field of one.
+    """
+    if any(port.stream for port in ports):
+        return False
     items = [port.items if port.items is not None else port for port in ports]
     return len(ports) > 1 or any(port.kind in FIELD_KINDS for port in items)
 

@@ -66,6 +66,8 @@ PROBLEM: Schema = {
     },
 }
 
+STREAM = "The body is read as it arrives, while the pipeline works on it."
+
 REQUEST_CODES = ("invalid_request", "not_found", "too_large", "unsupported_media")
 ANSWER_CODES = (
     "queue_full",
@@ -253,8 +255,9 @@ def paths_of(
     noun = _noun(config)
     security: list[Schema] = [{"key": []}] if protected else []
     common: dict[str, Any] = {"tags": [name], **({"security": security} if protected else {})}
-    if config.description:
-        common["description"] = config.description
+    text = sentence(config.description, STREAM if config.stream_input is not None else "")
+    if text:
+        common["description"] = text
     parameters = [REQUEST_ID_PARAMETER, DEADLINE_PARAMETER, *_priority_header(config)]
     codes = [*(["unauthorized"] if protected else []), *REQUEST_CODES, *ANSWER_CODES]
     answer = _answer("The pipeline's answer.", f"Prediction_{key}")
@@ -286,7 +289,7 @@ def paths_of(
             **problems(codes),
         },
     }
-    return {
+    paths = {
         path: {
             "post": {
                 "operationId": f"predict_{key}",
@@ -299,14 +302,16 @@ def paths_of(
                 **single,
             },
         },
-        f"{path}/batch": {
+    }
+    if config.stream_input is None:
+        paths[f"{path}/batch"] = {
             "post": {
                 "operationId": f"batch_{key}",
                 "summary": f"Run {shown} on several {noun}s",
                 **batch,
             }
-        },
-    }
+        }
+    return paths
 
 
 def problems(codes: Iterable[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Scope
 from ..http.access import Access
 from ..http.predict_call import CLIENT_LEFT_STATUS
 from ..http.request_id import request_id_of
+from ..http.upload import UploadNotes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -87,6 +88,7 @@ class AsgiRequest:
         "http_1_0",
         "keep_alive",
         "more_body",
+        "notes",
         "scope",
         "started",
         "task",
@@ -114,6 +116,7 @@ class AsgiRequest:
         self.started = False  # the app has sent the head of its answer
         self.complete = False
         self.task: asyncio.Task[None] | None = None
+        self.notes: UploadNotes | None = None  # of a body that has not come with the head
         self._loop = loop
         self._default_head = default_head
         self._access = access  # None: the access log is off, or has the request
@@ -125,6 +128,11 @@ class AsgiRequest:
         self._head: bytes | None = None  # the head, until its body comes or the loop goes round
         self._chunked = False
         self._left: int | None = None  # bytes of the answer's body still to come, if it says
+
+    @property
+    def streamed(self) -> bool:
+        """True if the app reads the body while it works on it."""
+        return self.notes is not None and self.notes.streamed
 
     # From the connection.
 
@@ -147,6 +155,8 @@ class AsgiRequest:
         self.wire = None
         self.body = b""
         self._notify()
+        if self.notes is not None and self.notes.on_left is not None:
+            self.notes.on_left()
 
     def fail_body(self, error: Exception) -> None:
         """Raise `error` to the app that reads the body, which does not go on."""

@@ -41,6 +41,7 @@ from penstock.backends.memory import budget
 from ..http.access import Access
 from ..http.access import logger as access_logger
 from ..http.errors import status_of
+from ..http.upload import UploadNotes
 from .asgi import AsgiRequest
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
@@ -48,7 +49,7 @@ from .direct import Direct
 from .direct_routes import without_root
 from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
-from .send_queue import queued_bytes
+from .socket_queues import queued_bytes, unread_bytes
 
 UNCOUNTED_BYTES = 8192
 """A connection may hold so many received bytes, and as many unsent ones, without counting them in
@@ -449,6 +450,7 @@ class Connection(asyncio.Protocol):
         self._remaining = length
         if self._head.coding:
             self._chunks = ChunkedBody(settings.max_head, settings.max_fields)
+        request.notes = request.scope["penstock.upload"] = UploadNotes()
         request.asks_for_body = self._head.expects and request.scope["http_version"] == "1.1"
         self._count_or_fail()
         if data:
@@ -548,6 +550,8 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+                if state is BODY and request is not None and request.streamed:
+                    self.deadline = self._loop.time()  # look after the client, as `_hold` does
 
     # The request calls these.
 
@@ -758,6 +762,10 @@ class Connection(asyncio.Protocol):
             self._refuse(draining if self._shared.draining else late)
         elif self.state is BODY:
             request = self._request
+            if request is not None and request.streamed:  # the app has a time-out for it
+                if not self._reading:
+                    self._check_uploader()
+                return
             timeout = request.body_timeout if isinstance(request, Direct) else settings.body_timeout
             late_body = InvalidRequest(
                 f"the body did not arrive within {timeout:g} s (body_timeout)"
@@ -825,6 +833,20 @@ class Connection(asyncio.Protocol):
                 self._probe()
             else:
                 self._transport.abort()
+
+    def _check_uploader(self) -> None:
+        """Notice that a client is gone whose body is not being read."""
+        state = self._tcp_state()
+        request = self._request
+        if state == TCP_CLOSE:
+            self._transport.abort()
+        elif state == CLOSE_WAIT and request is not None:
+            # It will send nothing more. What the kernel has may be the rest of the body.
+            if self._chunks is None:
+                if unread_bytes(self._transport.get_extra_info("socket")) < self._remaining:
+                    self._transport.abort()
+            elif not (self._half_closed or request.started):
+                self._probe()
 
     def _tcp_state(self) -> int:
         """Return the state of TCP; 0 where the system does not tell."""

@@ -49,6 +49,7 @@ class Direct:
     started = False
     """An answer leaves in one piece."""
     failed = None
+    streamed = False
 
     # Fields of the subclasses: of several bases only one may have slots.
     _access: Access | None

@@ -54,6 +54,9 @@ class DirectRoutes:
             route = head.direct = self._route_of(head)
         call: DirectPredict | DirectInfer
         if type(route) is PredictHead:
+            pipeline = self._rules.pipelines.pipelines.get(route.name)
+            if pipeline is not None and pipeline.stream_input is not None:
+                return None
             call = DirectPredict(self._rules, route, 0.0, client=client)
         elif type(route) is InferHead:
             call = DirectInfer(self._protocol, route, client)

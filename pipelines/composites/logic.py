@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, overload
 
 from penstock.backends.base import Context
@@ -226,6 +226,8 @@ class LogicNode(CompositeNode):
         super().__init__(config, loop, clock)
         self._pipeline = pipeline
         self._backend_context = context
+        self.takes_stream = False
+        """True: the `data` of a request is a stream. A whole value becomes one of one chunk."""
         self._logic: Logic
         # The loop keeps no reference to its tasks. Tasks that were cancelled may still clean up.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -316,6 +318,8 @@ class LogicNode(CompositeNode):
                 thread.join()  # it has reported, so it ends at once
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
+        if self.takes_stream and isinstance(batch.outcomes[0]["data"], (bytes, str)):
+            batch.outcomes[0]["data"] = _one_chunk(batch.outcomes[0]["data"])
         call = NodeCaller(self._pipeline, entry, inside, self._loop)
         coroutine = (
             self._yield_all(entry, batch.outcomes[0], call)
@@ -398,3 +402,8 @@ class LogicNode(CompositeNode):
         failure.__cause__ = error
         failure.logged = True
         return failure
+
+
+async def _one_chunk(value: bytes | str) -> AsyncIterator[bytes | str]:
+    if value:
+        yield value

@@ -93,6 +93,8 @@ class Port:
     """The items of a list; None: any JSON values. It has no name."""
     media_types: tuple[str, ...] = ()
     """The media types that the input takes (`image/png`, `audio/*`). Empty: those of its kind."""
+    stream: bool = False
+    """An input that Python logic reads chunk by chunk while it arrives."""
 
 
 DEFAULT_INPUTS = (Port("data", "image"),)
@@ -163,6 +165,11 @@ class PipelineConfig:
     def declares_inputs(self) -> bool:
         """True if the file declares the inputs."""
         return self.inputs is not DEFAULT_INPUTS and self.inputs is not NODE_INPUTS
+
+    @property
+    def stream_input(self) -> Port | None:
+        """The input that is read while it arrives; it is the only one then."""
+        return next((port for port in self.inputs if port.stream), None)
 
     @property
     def names(self) -> tuple[str, ...]:

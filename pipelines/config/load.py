@@ -32,6 +32,7 @@ from .node_table import build_node, check_name
 from .presets import ImageOptions
 from .sharing import check_shared, share
 from .source import Tables, read
+from .streamed import check_stream_input
 from .structure import Structure
 from .tables import (
     NODE_KEYS,
@@ -96,6 +97,9 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     }
     if not graph_problems and not structure.problems and len(nodes) == len(tables.nodes):
         problems += check_streams(structure.graph, nodes)
+        problems += check_stream_input(
+            settings, structure.graph, nodes, settings.loop or tables.loop
+        )
     if problems:
         raise _all_in_order(problems, tables)
     return PipelineConfig(
@@ -198,6 +202,7 @@ def _port(name: str, table: PortTable) -> Port:
         isinstance(table, InputTable) and table.optional,
         None if table.items is None else _port("", table.items),
         table.media_types if isinstance(table, InputTable) else (),
+        isinstance(table, InputTable) and table.stream,
     )
 
 

@@ -42,6 +42,8 @@ def _media_type(value: str) -> str:
 MediaType = Annotated[str, AfterValidator(_media_type)]
 MEDIA_KINDS = frozenset({"image", "bytes", "text"})
 """The kinds whose inputs may list media types: the others are read from JSON."""
+STREAM_KINDS = frozenset({"bytes", "text"})
+"""The kinds of inputs that may be streams."""
 NumpyType = Literal[
     "bool",
     "uint8",
@@ -108,12 +110,22 @@ class InputTable(PortTable):
 
     optional: bool = False
     media_types: tuple[MediaType, ...] = ()
+    stream: bool = False
 
     @model_validator(mode="after")
     def _media_types_of_a_file(self) -> InputTable:
         if self.media_types and self.kind not in MEDIA_KINDS:
             raise ValueError(
                 f'only kinds bytes, image and text have media_types, and the kind is "{self.kind}"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stream_of_chunks(self) -> InputTable:
+        if self.stream and self.kind not in STREAM_KINDS:
+            raise ValueError(
+                f'only kind = "bytes" (chunks of bytes) and kind = "text" (chunks of str) can be '
+                f'streamed, and the kind is "{self.kind}"'
             )
         return self
 

@@ -1,0 +1,207 @@
+"""Predict requests whose body is a streamed input: it is read while the pipeline works on it.
+
+The request is admitted and submitted before its body is read. `Upload` reads one message of the
+server ahead of the logic, and notices that the client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from codecs import getincrementaldecoder
+from collections.abc import Callable
+
+from starlette.types import Receive, Scope, Send
+
+from penstock.backends.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from penstock.pipelines.config.definition import Port
+from penstock.pipelines.runs.graph_run import GraphRun
+from penstock.pipelines.runs.run import Run, Submission
+
+from ..settings import Settings
+from .body import announced_bytes, must_close
+from .errors import Problem
+from .events import EventStream
+from .exchange import UploadTimer, leave
+from .input_stream import InputStream
+from .predict_call import PredictCall, client_left, server_timing, success
+
+
+class UploadNotes:
+    """What the app and the server's connection tell each other about the body of a request.
+
+    The connection puts it into the scope as `penstock.upload`. `streamed`: the app reads the body
+    while it works on it, and has a time-out of its own for that. `on_left` is called when the
+    client leaves, also while the app reads nothing.
+    """
+
+    __slots__ = ("on_left", "streamed")
+
+    def __init__(self) -> None:
+        self.streamed = False
+        self.on_left: Callable[[], None] | None = None
+
+
+class Upload:
+    """Reads the body of a request into `stream` while `run` works on it.
+
+    `unread` is false once the whole body is here. If the body can't be read on, the run fails; if
+    the client leaves, the run is left.
+    """
+
+    __slots__ = (
+        "_charset",
+        "_decode",
+        "_limit",
+        "_name",
+        "_notes",
+        "_receive",
+        "_run",
+        "_silence",
+        "_task",
+        "stream",
+        "unread",
+    )
+
+    def __init__(
+        self, scope: Scope, receive: Receive, port: Port, settings: Settings, charset: str
+    ) -> None:
+        self._receive = receive
+        self._name = port.name
+        self._charset = "UTF-8" if charset == "utf-8" else charset
+        self._limit = settings.max_stream
+        self._silence = settings.body_timeout
+        self._decode = getincrementaldecoder(charset)().decode if port.kind == "text" else None
+        self._notes: UploadNotes | None = scope.get("penstock.upload")
+        self._run: Run | GraphRun
+        self._task: asyncio.Task[None] | None = None
+        self.stream = InputStream(asyncio.get_running_loop())
+        self.unread = True
+
+    def start(self, run: Submission) -> None:
+        """Begin to read. Call `stop` at the end of the request."""
+        assert isinstance(run, Run | GraphRun)  # no pipeline with a stream has loop = true
+        self._run = run
+        if self._notes is not None:
+            self._notes.streamed = True
+            self._notes.on_left = run.leave
+        self._task = asyncio.create_task(self._read(), context=contextvars.Context())
+
+    def stop(self) -> None:
+        if self._notes is not None:
+            self._notes.on_left = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None  # else a cycle, through the exception of the task
+        self.stream.stop()
+
+    async def _read(self) -> None:
+        try:
+            await self._read_body()
+            while (await self._receive())["type"] != "http.disconnect":
+                pass  # trailing messages of a complete body
+            self._run.leave()
+        except Exception as error:
+            self._run.fail(error)
+
+    async def _read_body(self) -> None:
+        loop = asyncio.get_running_loop()
+        size, more = 0, True
+        while more:
+            timer = UploadTimer(loop, loop.time() + self._silence, self._fall_silent)
+            try:
+                message = await self._receive()
+            finally:
+                timer.cancel()
+            if message["type"] != "http.request":
+                self._run.leave()
+                return
+            piece: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            self.unread = more
+            size += len(piece)
+            if self._limit is not None and size > self._limit:
+                raise TooLarge(f"the stream has more than {self._limit} bytes (max_stream)")
+            chunk = piece if self._decode is None else self._text(piece, final=not more)
+            del message
+            if chunk:
+                await self.stream.put(chunk, len(piece))
+        self.stream.end()
+
+    def _text(self, piece: bytes, final: bool) -> str:
+        assert self._decode is not None
+        try:
+            return self._decode(piece, final)
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"input {self._name!r} is not valid {self._charset}") from None
+
+    def _fall_silent(self) -> None:
+        self._run.fail(
+            InvalidRequest(
+                f"nothing of the body arrived for {self._silence:g} s, and it has not ended "
+                "(body_timeout)"
+            )
+        )
+
+
+def check_head(call: PredictCall) -> None:
+    """Check the head of a request whose body is to be read as a stream, which `begin` accepts.
+
+    Raises `InvalidRequest`, `UnsupportedMedia`, `TooLarge`.
+    """
+    head, limit = call.head, call.rules.settings.max_stream
+    if head.many:
+        raise InvalidRequest(
+            "the pipeline reads a stream: send each in a request of its own, without /batch"
+        )
+    if call.window:
+        raise UnsupportedMedia("a streamed body can't be compressed: send it without an encoding")
+    if call.media.form == "multipart":
+        raise UnsupportedMedia("a stream is the whole body: send it as it is, not as multipart")
+    if limit is not None and head.length is not None and announced_bytes(head.length) > limit:
+        raise TooLarge(f"the stream has more than {limit} bytes (max_stream)")
+
+
+async def answer_streamed(
+    call: PredictCall, port: Port, scope: Scope, receive: Receive, send: Send
+) -> Problem | None:
+    """Answer a request after its `begin`, while its body is read as the input `port`.
+
+    Returns None if the answer has been sent, as events.
+    """
+    upload = Upload(scope, receive, port, call.rules.settings, call.media.charset)
+    runs: tuple[Submission, ...] = ()
+    try:
+        check_head(call)
+        run = call.pipeline.submit_nowait(
+            {"data": upload.stream},
+            call.timeout,
+            call.wanted,
+            client=call.client,
+            trace=call.trace,
+            request_id=call.request_id,
+        )
+        runs = (run,)
+        upload.start(run)
+        if call.head.asks_for_events:
+            events = EventStream(run, call.pipeline, call.request_id, call.trace, call.memory)
+            await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
+            return None
+        item = await run.future
+        written = call.write(item, run)
+        if written is None:
+            written = await call.write_large(item, run)
+        answer = success(written, server_timing(run))
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # the server, or a host, cancels the request itself
+        answer = client_left()
+    except Exception as error:
+        answer = call.failure(error)
+    finally:
+        upload.stop()
+        leave(runs, call.memory)
+    if upload.unread and must_close(scope):
+        answer[1].append((b"connection", b"close"))
+    return answer
