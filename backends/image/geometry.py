@@ -8,6 +8,12 @@ original's times v / w.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Coordinate = TypeVar("Coordinate", float, "NDArray[Any]")
 
 
 def fit(
@@ -44,7 +50,7 @@ def _divide(numerator: int, denominator: int, max_quotient: int, *, up: bool) ->
 class InverseTransform:
     """`inverse_trans`: maps a point of the result to the same point of the original.
 
-    Takes floats, or arrays of them without `bounds`.
+    Takes floats, or arrays of them.
     """
 
     x_ratio: float
@@ -59,9 +65,13 @@ class InverseTransform:
     None: they map to points outside of the original.
     """
 
-    def __call__(self, x: float, y: float) -> tuple[float, float]:
+    def __call__(self, x: Coordinate, y: Coordinate) -> tuple[Coordinate, Coordinate]:
         x, y = (x - self.left) * self.x_ratio, (y - self.top) * self.y_ratio
         if self.bounds is None:
             return x, y
-        width, height = self.bounds
-        return min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
+        return _within(x, self.bounds[0]), _within(y, self.bounds[1])
+
+
+def _within(value: Any, most: int) -> Any:
+    """Return a number or an array, cut to 0 to `most`."""
+    return value.clip(0, most) if hasattr(value, "clip") else min(max(value, 0.0), float(most))

@@ -12,15 +12,14 @@ from ..base import Backend, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
 from ..scores import best_classes, softmax
-from .labels import LABELS, Labels
+from .labels import LABELS, Labels, ModelNamesParams
 
 SAMPLE_CLASSES = 1000
 """The scores of a sample item if no labels say how many classes there are."""
 
 
-class SoftmaxArgMaxParams(Params):
+class SoftmaxArgMaxParams(ModelNamesParams):
     labels: str | None = Field(None, description=LABELS)
-    model: str | None = Field(None, description="the node's model, whose metadata may have labels")
     top_k: int = Field(1, ge=1, description="how many of the best classes `top` lists; 1: no `top`")
     softmax: bool = Field(
         True, description="true: `data` are logits; false: they are probabilities already"
@@ -32,7 +31,7 @@ class SoftmaxArgMaxTensor(Backend):
 
     `data`: 1×K or K scores of any number type, from NumPy or from torch on any device. Sets
     `result` and `class` (int), `score` (float, the probability of the class), `label` (str, if
-    there are labels: in the file `labels`, or else in the metadata of the node's `model`), and
+    there are labels: in the file `labels`, or else in the metadata of the model before it), and
     `top` (with `top_k` > 1: the best classes, best first, each with class, score and label).
 
     Raises InvalidInput for another shape or dtype and for scores that are not finite. Raises

@@ -13,21 +13,18 @@ from ..base import Backend, Context, Params
 from ..errors import BackendError, InvalidInput
 from ..item import Item
 from .classify import on_host
-from .labels import metadata_of, read_declared
+from .labels import ModelNamesParams, metadata_of, read_declared
 
 CHARACTERS = "character"
 """The key under which RapidOCR's models have their characters in their metadata."""
 
 
-class CTCDecodeParams(Params):
+class CTCDecodeParams(ModelNamesParams):
     dictionary: str | None = Field(
         None,
         description="file with one character per line, in the order of the model's classes after "
-        "the blank, or an .onnx file whose metadata has `character`; default: that of the node's "
-        "`model`; relative to the pipeline's file, else to the working directory",
-    )
-    model: str | None = Field(
-        None, description="the node's model, whose metadata may have the characters"
+        "the blank, or an .onnx file whose metadata has `character`; default: that of the "
+        "model before it; relative to the pipeline's file, else to the working directory",
     )
     softmax: bool = Field(
         False, description="true: `data` are logits; false: they are probabilities already"
@@ -56,15 +53,17 @@ class CTCDecodeTensor(Backend):
     def init(self, params: CTCDecodeParams, context: Context) -> None:
         """Raises BackendError if there is no dictionary, or it can't be read or is empty."""
         self.softmax = params.softmax
-        given = params.dictionary or params.model or ""
-        if params.dictionary is None and not given.endswith(".onnx"):
+        self.path = context.resolve_input(params.dictionary or params.model or "")
+        if params.dictionary is not None:
+            read = read_declared(read_characters, self.path, "characters", "CTCDecodeTensor")
+        else:
+            read = characters_of_model(self.path)
+        if not read:
             raise BackendError(
                 "CTCDecodeTensor: expected the model's characters, one per line, in a file named "
-                f"by `dictionary`; found neither that nor an .onnx `model` with `{CHARACTERS}` in "
+                f"by `dictionary`; found neither that nor an .onnx model with `{CHARACTERS}` in "
                 "its metadata"
             )
-        self.path = context.resolve_input(given)
-        read = read_declared(read_characters, self.path, "characters", "CTCDecodeTensor")
         self.characters = ("", *read, " ")
 
     def forward(self, batch: list[Item]) -> None:
@@ -115,6 +114,14 @@ class CTCDecodeTensor(Backend):
                 f"{lines + 2}, with a space after the others"
             )
         return array
+
+
+def characters_of_model(path: Path) -> tuple[str, ...]:
+    """Return the `character` in the metadata of a model; () if there is none."""
+    try:
+        return read_characters(path) if path.suffix == ".onnx" else ()
+    except (OSError, ValueError):  # what else is wrong with the model, its engine says
+        return ()
 
 
 def read_characters(path: Path) -> tuple[str, ...]:

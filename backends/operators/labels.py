@@ -6,9 +6,11 @@ import ast
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ..base import Context
+from pydantic import Field
+
+from ..base import Context, Params
 from ..errors import BackendError
 from ..model_metadata import read_metadata
 
@@ -16,9 +18,21 @@ logger = logging.getLogger("penstock.labels")
 
 LABELS = (
     "file with one label per line, in the order of the classes, or an .onnx file whose metadata "
-    "has `names`; default: those of the node's `model`, if it has any; relative to the pipeline's "
-    "file, else to the working directory"
+    "has `names`; default: those of the model before it, if it has any; relative to the "
+    "pipeline's file, else to the working directory"
 )
+
+
+class ModelNamesParams(Params):
+    """The parameters of a backend whose texts may be in the metadata of a model."""
+
+    keyword_only: ClassVar[frozenset[str]] = Params.keyword_only | {"model"}
+
+    model: str | None = Field(
+        None,
+        description="the model whose metadata may have the texts; default: that of the engine "
+        "before it",
+    )
 
 
 class Labels:

@@ -29,6 +29,7 @@ from .definition import (
 )
 from .graph import check_entry, check_streams
 from .node_table import build_node, check_name
+from .preceding_models import with_preceding_models
 from .presets import ImageOptions
 from .sharing import check_shared, share
 from .source import Tables, read
@@ -102,6 +103,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         )
     if problems:
         raise _all_in_order(problems, tables)
+    nodes = with_preceding_models(nodes)
     return PipelineConfig(
         name=name or settings.name or tables.name,
         nodes=nodes,

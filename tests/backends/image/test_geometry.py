@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,4 +69,8 @@ def test_inverse_transform() -> None:
     assert inverse(13, 6) == (20.0, 4.0)
     assert inverse(0, 0) == (-6.0, -20.0)
     assert InverseTransform(2.0, 4.0, 3, 5, (20, 30))(0, 1000) == (0.0, 30.0)
+    x, y = InverseTransform(2.0, 4.0, 3, 5, (20, 30))(
+        np.array([0.0, 5, 99]), np.array([6.5, 0, 6.5])
+    )
+    assert (x.tolist(), y.tolist()) == ([0.0, 4.0, 20.0], [6.0, 0.0, 6.0])
     assert pickle.loads(pickle.dumps(inverse)) == inverse  # items travel to process executors

@@ -10,6 +10,7 @@ import pytest
 import rapidocr
 from rapidocr.ch_ppocr_rec.utils import CTCLabelDecode
 
+from penstock import Pipeline
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, InvalidInput
 from penstock.backends.item import Item
@@ -145,8 +146,9 @@ def test_a_bad_item_fails_alone(dictionary: Path, data: Any) -> None:
     assert isinstance(items[1]["error"], InvalidInput)
 
 
-def test_tensors_of_torch(dictionary: Path) -> None:
-    torch = pytest.importorskip("torch")
-    scores = scores_of([1, 0, 2], 7)
-    (item,) = decode(make(dictionary=str(dictionary)), torch.from_numpy(scores).requires_grad_())
-    assert item["result"] == "ab"
+@pytest.mark.parametrize("executor", ["loop", "thread", "process"])
+async def test_it_runs_on_every_executor(dictionary: Path, executor: str) -> None:
+    node = {"backend": "CTCDecodeTensor", "dictionary": str(dictionary), "executor": executor}
+    async with Pipeline.load(node) as pipeline:
+        answers = await pipeline([{"data": scores_of([1, 0, index], 7)} for index in range(4)])
+    assert [answer["result"] for answer in answers] == ["a", "aa", "ab", "aÄ"]

@@ -119,3 +119,57 @@ def test_metadata_is_that_of_onnx(tmp_path: Path) -> None:
         path.write_bytes(cut)
         with pytest.raises(ValueError, match=r"ONNX file|codec"):
             read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"one": {"backend": "S[OnnxTensor(MODEL),SoftmaxArgMaxTensor]"}},
+        {"one": {"backend": "S[OnnxTensor,SoftmaxArgMaxTensor]", "OnnxTensor::model": "MODEL"}},
+        {
+            "one": {
+                "backend": "S[OnnxTensor,S[Identity,SoftmaxArgMaxTensor(top_k=2)]]",
+                "OnnxTensor::model": "MODEL",
+            }
+        },
+        {
+            "one": {"backend": "SyncTensor[OnnxTensor]", "model": "MODEL", "next": "two"},
+            "two": {"backend": "Identity", "next": "three"},
+            "three": {"backend": "SoftmaxArgMaxTensor"},
+        },
+        {
+            "one": {"backend": "OnnxTensor", "model": "MODEL", "next": "a,b"},
+            "a": {"backend": "Identity", "next": "three"},
+            "b": {"backend": "Identity", "next": "three"},
+            "three": {"backend": "SoftmaxArgMaxTensor", "map": "a[result:data],b[result:other]"},
+        },
+    ],
+)
+async def test_the_model_is_the_engine_before_the_classifier(nodes: Any, tmp_path: Path) -> None:
+    model = str(save(tmp_path / "model.onnx", {"names": ANIMALS}))
+    config = {
+        name: {key: value.replace("MODEL", model) for key, value in node.items()}
+        for name, node in nodes.items()
+    }
+    async with Pipeline.load(config) as pipeline:
+        assert (await pipeline({"data": SCORES}))["label"] == "dog"
+
+
+async def test_two_models_before_a_classifier_give_it_no_labels(tmp_path: Path) -> None:
+    model = str(save(tmp_path / "model.onnx", {"names": ANIMALS}))
+    other = str(save(tmp_path / "other.onnx", {"names": ANIMALS}))
+    nodes = {
+        "a": {"backend": "OnnxTensor", "model": model, "next": "three"},
+        "b": {"backend": "OnnxTensor", "model": other, "next": "three"},
+        "root": {"backend": "Identity", "next": "a,b"},
+        "three": {"backend": "SoftmaxArgMaxTensor", "map": "a[result:data],b[result:other]"},
+    }
+    async with Pipeline.load(nodes) as pipeline:
+        assert "label" not in await pipeline({"data": SCORES})
+
+
+def test_the_model_is_no_positional_argument(tmp_path: Path, make: Any) -> None:
+    (tmp_path / "labels.txt").write_text("one\ntwo\nthree\n")
+    item = {"data": np.array([1.0, 3, 2])}
+    make(f"SoftmaxArgMaxTensor({tmp_path / 'labels.txt'},2,false)").forward([item])
+    assert [entry["score"] for entry in item["top"]] == [3.0, 2.0]

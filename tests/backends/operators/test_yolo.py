@@ -14,8 +14,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from penstock import Pipeline
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, InvalidInput
+from penstock.backends.image.geometry import InverseTransform
 from penstock.backends.image.pad import (
     LetterBoxMat,
     LetterBoxMatParams,
@@ -265,3 +267,15 @@ def test_one_class_of_v5_and_a_model_with_its_own_nms_look_alike() -> None:
 def test_a_way_back_that_is_none() -> None:
     with pytest.raises(InvalidInput, match=r"inverse_trans is 7: expected a function of x and y"):
         detect(some_output(20, 2, seed=5), {"inverse_trans": 7})
+
+
+@pytest.mark.parametrize("executor", ["loop", "thread", "process"])
+async def test_it_runs_on_every_executor(executor: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("one\ntwo\n")
+    output, inverse = some_output(100, 2, seed=6), InverseTransform(2, 2, 0, 40, (1280, 900))
+    node = {"backend": "YoloTensor", "labels": str(tmp_path / "labels.txt"), "executor": executor}
+    expected = detect(output, {"inverse_trans": inverse}, labels=node["labels"])
+    async with Pipeline.load(node) as pipeline:
+        answers = await pipeline([{"data": output, "inverse_trans": inverse}] * 4)
+    for answer in answers:
+        assert (answer["result"], answer["_box"]) == (expected["result"], expected["_box"])
