@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
@@ -16,13 +17,31 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
+# `nohup` and background jobs start us with signals ignored. Children inherit that, and a test that
+# interrupts one, or sends it a hang-up, would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # `nohup` and background jobs start us with SIGINT ignored. Children inherit that, and a test
-    # that interrupts one would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # still nothing here, and the default in children
 
 MARGIN_SECONDS = 20.0
 """How long before pytest's own limit a coroutine is cancelled."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what every test shares out of garbage collections.
+
+    Torch and ten thousand tests are a million objects. Each full collection would visit them again:
+    those while the tests are collected, and those in the tests.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
