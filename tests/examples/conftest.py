@@ -43,7 +43,8 @@ def serving(pipeline: Path) -> Iterator[httpx.Client]:
             assert thread.is_alive()
             thread.join(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/predict/", timeout=60) as client:
+        address = f"http://127.0.0.1:{port}/predict/"
+        with httpx.Client(base_url=address, timeout=60, verify=False) as client:
             yield client
     finally:
         server.should_exit = True

@@ -112,8 +112,8 @@ def like_nginx(server: int) -> Iterator[int]:
         proxy.shutdown()
 
 
-@pytest.fixture(params=["direct", "behind a proxy"])
-def door(request: Any, tmp_path: Path) -> Iterator[Callable[[int], int]]:
+@pytest.fixture(scope="module", params=["direct", "behind a proxy"])
+def door(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], int]]:
     """A function that puts nothing or a proxy in front of a server's port, and returns the port to
     use. .ci/run installs nginx; a machine without it has a stand-in.
     """
@@ -123,8 +123,7 @@ def door(request: Any, tmp_path: Path) -> Iterator[Callable[[int], int]]:
             if request.param == "direct":
                 return server
             command = shutil.which("nginx")
-            directory = tmp_path / "nginx"
-            directory.mkdir()
+            directory = tmp_path_factory.mktemp("nginx")
             return stack.enter_context(
                 nginx(command, server, directory) if command else like_nginx(server)
             )
