@@ -1,7 +1,7 @@
 """The protocol's suite through both ways of answering: past ASGI (app/server/direct.py), and by it.
 
 Each request goes to two servers. The suite's own assertions see the answers of the direct way, and
-those of the other must be the same bytes.
+those of the other must be the same bytes. test_schemathesis.py asks two servers by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from penstock.app.settings import Settings
 
 from ..server.doors import open_door
 from ..server.relay import Relay, relayed
-from . import test_schemathesis
 from .conftest import Served
 from .infer import test_handler, test_malformed
 
@@ -35,7 +34,7 @@ def suite_of(module: ModuleType, *left_out: str) -> dict[str, Any]:
         or (
             name.startswith("test_")
             and name not in left_out
-            and {"served", "client", "server"} & signature(value).parameters.keys()
+            and {"served", "client"} & signature(value).parameters.keys()
         )
     }
 
@@ -80,22 +79,3 @@ def test_the_direct_way_was_taken(served: Served, monkeypatch: Any) -> None:
     monkeypatch.setattr(DirectInfer, "_begin", begin)
     assert served.infer("simple", served.simple()).status_code == 200
     assert len(started) == 1  # of two servers
-
-
-@pytest.fixture
-def server(sources: list[Any], running: Any) -> Iterator[Any]:
-    """What Schemathesis asks: servers whose models come and go."""
-    settings = Settings(**test_schemathesis.ON)
-    apps = [create_app(test_schemathesis.served_sources(sources), settings=settings) for _ in "ab"]
-    with (
-        open_door(running, apps[0], settings, True) as direct,
-        open_door(running, apps[1], settings, False) as asgi,
-        relayed((direct, asgi)) as (relay, client),
-    ):
-        client.headers.update(test_schemathesis.KEY)
-        yield client
-        assert relay.check() > 0
-
-
-region = test_schemathesis.region
-globals().update(suite_of(test_schemathesis))

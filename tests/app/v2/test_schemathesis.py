@@ -1,4 +1,4 @@
-"""Schemathesis over the protocol's part of `/openapi.json`, against a real server.
+"""Schemathesis over the protocol's part of `/openapi.json`, against real servers.
 
 What matches the document is accepted, what does not is refused, and every answer is one that the
 document has.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterator
 from math import prod
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -27,6 +28,9 @@ import pytest
 
 from penstock import create_app
 from penstock.app.settings import Settings
+
+from ..server.doors import open_door
+from ..server.relay import relayed
 
 CONFIG = Path(__file__).parent / "clients" / "schemathesis.toml"
 BOUND = os.environ.get("SCHEMATHESIS", "--seed 1 --max-examples 15").split()
@@ -100,13 +104,20 @@ def served_sources(sources: list[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def server(running: Any, sources: Any) -> Any:
-    with running(
-        create_app(served_sources(sources), settings=Settings(**ON)),
-        http="penstock",
-    ) as client:
+def server(running: Any, sources: Any) -> Iterator[Any]:
+    """Yield a client of two servers: the one answers past ASGI, the other by it, with the same
+    bytes.
+    """
+    settings = Settings(**ON)
+    apps = [create_app(served_sources(sources), settings=settings) for _ in range(2)]
+    with (
+        open_door(running, apps[0], settings, True) as direct,
+        open_door(running, apps[1], settings, False) as asgi,
+        relayed((direct, asgi)) as (relay, client),
+    ):
         client.headers.update(KEY)
         yield client
+        assert relay.check() > 0
 
 
 def as_it_is(server: Any) -> Any:
