@@ -203,7 +203,18 @@ NOISE = np.random.default_rng(1).integers(33, 126, (1, 3000)).astype("U1")
         infer(NOISE, model="BYTES"),
         infer(np.zeros((2, 4), np.float32)).replace(b"FP32", b"FP16"),
     ],
-    ids=str,
+    ids=[
+        "few zeros",
+        "few binary zeros",
+        "zeros",
+        "binary zeros",
+        "part of an image",
+        "binary image",
+        "many zeros",
+        "texts",
+        "noise",
+        "wrong datatype",
+    ],
 )
 def test_same_answer_with_accept_encoding(
     doors: tuple[Door, Door], calls: list[str], data: bytes, accepted: str
