@@ -136,6 +136,18 @@ def backends(
         fail(*map(str, error.problems))
 
 
+def schema() -> None:
+    """Print a JSON Schema of pipeline files, for editors.
+
+    Save it, and name it in the first line of a file: #:schema ./penstock.schema.json
+    """
+    import json
+
+    from penstock.pipelines.config.file_schema import file_schema
+
+    typer.echo(json.dumps(file_schema(), indent=1, ensure_ascii=False))
+
+
 def _standard_input() -> dict[str, Any]:
     """Read a pipeline file from standard input; its paths are relative to the working directory."""
     try:
@@ -148,6 +160,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": with_settings(with_image(serve)),
     "check": with_image(check_command),
     "graph": graph,
+    "schema": schema,
     "init": with_image(init_command),
     "call": with_image(call_command),
     "backends": backends,

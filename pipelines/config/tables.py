@@ -19,6 +19,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -160,9 +161,15 @@ class PipelineTable(_Table):
         str,
         BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
         Field(pattern=r"^[\w.\-]+$"),
+        WithJsonSchema({"type": ["string", "integer"]}),
     ] = DEFAULT_VERSION
     version_policy: (
-        Annotated[InstanceOf[VersionPolicy], BeforeValidator(VersionPolicy.read)] | None
+        Annotated[
+            InstanceOf[VersionPolicy],
+            BeforeValidator(VersionPolicy.read),
+            WithJsonSchema({"type": ["string", "object"]}),
+        ]
+        | None
     ) = None
     description: str = ""
     inputs: dict[str, InputTable] | None = None
@@ -171,7 +178,11 @@ class PipelineTable(_Table):
     expose: dict[str, ExposedTable] = {}
     max_requests: int = Field(1024, ge=1)
     timeout: float = Field(30.0, gt=0)
-    max_wait: Annotated[float | None, BeforeValidator(_max_wait)] = 0.0
+    max_wait: Annotated[
+        float | None,
+        BeforeValidator(_max_wait),
+        WithJsonSchema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "number"}]}),
+    ] = 0.0
     queue_size: int | None = Field(None, ge=1)
     queue_timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
     entry: str | None = None
