@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-RECENT_ITEMS = 32
-"""Items over which the number of parts is averaged."""
+RECENT_ITEMS = 128
+"""Items over which the number of parts is averaged. A few may have most of the parts."""
 
 
 class Inflow:

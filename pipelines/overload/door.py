@@ -129,7 +129,7 @@ class Door:
         self.pressed_at: float | None = None  # when pressure began; None: there is none
         self._began = -math.inf  # when this window began
         # n, and the rows that left lately: for each that left, one may come.
-        self._slots = 0
+        self._slots = 0.0
         # How many had ended (badly, well, rows) when this window began, and the one before.
         self._ended = ((0, 0, 0), (0, 0, 0))
 
@@ -156,7 +156,8 @@ class Door:
         if not admitted and self.pressed_at is None:
             if now - idle_until < rates.burst:
                 admitted = True
-                self._slots += size  # it may be a new closed loop, which stays
+                # It may be a new closed loop, which stays. Others of them may pause just now.
+                self._slots = max(self._slots, n + rates.base)
             else:
                 admitted = n <= self._slots
         if not admitted:
@@ -191,14 +192,12 @@ class Door:
         if now - self._began >= WINDOW_SECONDS:
             ended = self._total()
             # Those who come back within a window or two find the place that they left.
-            left = ended[2] - self._ended[1][2]
-            if self.n <= base:
-                self._slots = self.n + left
-            else:
-                self._slots = min(self._slots, self.n + left)
+            recent = now - self._began < 2 * WINDOW_SECONDS
+            left = ended[2] - self._ended[1][2] if recent else 0
+            self._slots = min(self._slots, self.n + left)
             if ended[0] == self._ended[0][0]:  # a whole window without a bad ending
                 self._relax()
-            self._ended = ended, self._ended[0]
+            self._ended = ended, self._ended[0] if recent else ended
             self._began = now
         self._judge(now)
 

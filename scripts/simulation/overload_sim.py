@@ -39,6 +39,9 @@ def slow(scenario: Callable[..., float]) -> Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "in time at 2 x": lambda m, keys: scenarios.overload(m, 2, **keys)["good"],
     "in time at 5 x": lambda m, keys: scenarios.overload(m, 5, **keys)["good"],
+    "in time at 2 x, right after 64 closed loops": lambda m, keys: scenarios.overload(
+        m, 2, loops=64, **keys
+    )["good"],
     "one client after 5 x, to its time alone": lambda m, keys: scenarios.overload(m, 5, **keys)[
         "after"
     ],

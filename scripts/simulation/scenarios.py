@@ -55,11 +55,20 @@ def warm(simulation: Simulation, model: Model) -> float:
 
 
 def overload(
-    model: Model, times: float, seconds: float = 10.0, **settings: Any
+    model: Model, times: float, seconds: float = 10.0, *, loops: int = 0, **settings: Any
 ) -> dict[str, float]:
-    """Offer `times` the capacity. A second after the end comes one client alone."""
+    """Offer `times` the capacity. A second after the end comes one client alone.
+
+    Just before, so many closed `loops` run for six seconds, as in `scripts/bench overload`.
+    """
     with Simulation.of(model, **settings) as simulation:
         begin = warm(simulation, model)
+        if loops:
+            simulation.closed_loops(loops, begin, begin + 6, client="loops")
+            simulation.run(begin + 6)
+            while simulation.pipeline.in_flight:
+                simulation.run(simulation.now + 0.01)
+            begin = simulation.now
         in_time = model.in_time
         seconds = max(seconds, 6 * in_time)
         end = begin + seconds

@@ -141,6 +141,25 @@ def test_whoever_left_long_ago_leaves_no_place() -> None:
     assert entrance.comes() is None
 
 
+def test_what_left_before_a_quiet_time_leaves_no_place() -> None:
+    entrance = Entrance()
+    for ticket in entrance.fill(64):
+        entrance.ends(ticket)
+    entrance.looks()
+    entrance.now += 3.0  # nobody comes
+    entrance.fill(30)
+    assert entrance.comes() is None
+
+
+def test_a_burst_leaves_room_for_those_of_it_that_pause() -> None:
+    entrance = Entrance()
+    entrance.idle_until = entrance.now - 0.5
+    assert all(entrance.comes() for _ in range(30))
+    entrance.now += 0.6
+    assert all(entrance.comes() for _ in range(10))  # `base`
+    assert entrance.comes() is None
+
+
 def test_pressure_begins_with_refusals_and_ends_without_them() -> None:
     entrance = Entrance()
     inside = entrance.fill(30)

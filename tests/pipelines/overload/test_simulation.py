@@ -29,6 +29,12 @@ def test_overload(model: Model, times: float) -> None:
     assert figures["after"] <= 1.25  # one client, soon after
 
 
+@pytest.mark.parametrize("model", [RESNET, TEN_MS], ids=lambda model: model.name.split(":")[0])
+def test_overload_right_after_closed_loops(model: Model) -> None:
+    """What left before does not make room for what is too much."""
+    assert scenarios.overload(model, 2, loops=64)["good"] >= 0.95
+
+
 @SOME
 def test_a_burst_into_an_idle_pipeline_is_served(model: Model) -> None:
     assert scenarios.burst(model) == 0
@@ -82,9 +88,9 @@ def test_what_is_refused_without_the_rule_is_late() -> None:
     assert scenarios.overload(RESNET, 5, max_wait="none")["good"] < 0.5
 
 
-@pytest.mark.parametrize("times", [2, 5])
-def test_a_graph_that_splits_items(times: float) -> None:
-    figures = scenarios.graph_overload("log", times)
+@pytest.mark.parametrize(("parts", "times"), [("log", 2), ("log", 5), ("few", 2)])
+def test_a_graph_that_splits_items(parts: str, times: float) -> None:
+    figures = scenarios.graph_overload(parts, times)
     assert figures["parts"] >= 0.9
 
 
