@@ -58,6 +58,9 @@ CONTAINER_BYTES = 256
 SMALL_TEXT_BYTES = 1 << 14
 """For up to so much there is always room, as for everything else that is small."""
 
+SHORT_TEXT_BYTES = 1 << 10
+"""In longer texts characters are counted by NumPy, in up to a tenth of the time."""
+
 PARSER_FACTOR = 14
 """orjson allocates twelve times the size of a text, and copies it. It touches little of that."""
 
@@ -219,10 +222,20 @@ def _contains(text: bytes, mark: bytes) -> bool:
 
 
 def _count_of(text: bytes, mark: bytes) -> int:
+    """Count a character. Other threads may run between two pieces of a large text."""
+    if len(text) <= SHORT_TEXT_BYTES:
+        return text.count(mark)
     step = _AT_ONCE_BYTES
-    if len(text) <= step:  # `find` takes a tenth of the time of `count`
-        return 0 if text.find(mark) < 0 else text.count(mark)
-    return sum([text.count(mark, start, start + step) for start in range(0, len(text), step)])
+    if len(text) <= step and text.find(mark) < 0:
+        return 0
+    array = np.frombuffer(text, np.uint8)
+    code = ord(mark)
+    return sum(
+        [
+            int(np.count_nonzero(array[start : start + step] == code))
+            for start in range(0, len(array), step)
+        ]
+    )
 
 
 def _whole(text: str) -> int | float:
@@ -291,12 +304,8 @@ def _cost(text: bytes, counts: _Counts) -> int:
 
 
 def _count(text: bytes, quotes: int) -> _Counts:
-    return _Counts(
-        _count_of(text, b","),
-        _count_of(text, b":"),
-        _count_of(text, b"[") + _count_of(text, b"{"),
-        quotes,
-    )
+    containers = _count_of(text, b"[") + _count_of(text, b"{")
+    return _Counts(_count_of(text, b","), _count_of(text, b":"), containers, quotes)
 
 
 @cache

@@ -38,7 +38,7 @@ RAW_KINDS = frozenset({"image", "bytes", "text"})
 class InputReader:
     """Reads the bodies of one pipeline's requests."""
 
-    __slots__ = ("_as_is", "_keeps", "_media", "_plain", "inputs", "names", "pipeline")
+    __slots__ = ("_as_is", "_as_json", "_keeps", "_media", "_plain", "inputs", "names", "pipeline")
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -51,11 +51,15 @@ class InputReader:
         self._media: dict[bytes | None, Media] = {}
         self._plain = is_plain(tensors)
         self._keeps = keeps_document(tensors)
-        # The item's key for the only input, if that is a body as it is.
-        self._as_is = ""
+        # The item's key for the only input, if that is a body as it is, or whatever its JSON says.
+        self._as_is = self._as_json = ""
         only = self.names.only
-        if only is not None and only.kind in {"image", "bytes"}:
-            self._as_is = only.name if only.position is None else "data"
+        if only is not None:
+            key = only.name if only.position is None else "data"
+            if only.kind in {"image", "bytes"}:
+                self._as_is = key
+            elif only.kind == "json":
+                self._as_json = key
 
     def media_of(self, content_type: bytes | None) -> Media:
         """Return how a body of this media type is read. Raises `UnsupportedMedia`."""
@@ -95,6 +99,9 @@ class InputReader:
             values = self._raw(body, media, reading)
         elif form == "json":
             document = reading.parse(body, "the body", plain=self._plain)
+            if self._as_json:
+                memory.resize(reading.parsed, "an item")
+                return {self._as_json: document}
             values = json_body.one_item(document, self.names, reading)
         else:
             values = form_body.one_item(body, media.boundary, self.names, reading, most)
