@@ -1,10 +1,11 @@
 """The OpenAPI document: typed operations for every loaded pipeline, to generate clients from.
 
 Names in it are stable. A pipeline's operations are `predict_<name>`, `put_<name>` and
-`batch_<name>`; its schemas are `Prediction_<name>` and `Batch_<name>`. No other pipeline's name can
-change them or collide with them, so loading a pipeline breaks no client. Every schema of a request
-or an answer has a name, and every content type is one that the usual generators understand
-(docs/how-to/clients.md).
+`batch_<name>`; its schemas are `Prediction_<name>` and `Batch_<name>`, and `Inputs_<name>`,
+`Form_<name>` and `Forms_<name>` for requests. No other pipeline's name can change them or collide
+with them, so loading a pipeline breaks no client. Objects have a name, because generators invent
+one for a schema that has none, and each operation takes a content type that the usual generators
+understand (docs/how-to/clients.md).
 """
 
 from __future__ import annotations

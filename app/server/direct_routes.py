@@ -20,7 +20,7 @@ from .head import RequestHead
 _route_of_path = lru_cache(256)(route_of)
 
 
-MOST_IMAGE_BYTES = 1 << 18
+MOST_BODY_BYTES = 1 << 18
 """The largest body of a predict request that is taken here."""
 
 
@@ -78,7 +78,7 @@ class DirectRoutes:
                 asked.many
                 or asked.encoding is not None
                 or asked.asks_for_events
-                or head.length > MOST_IMAGE_BYTES
+                or head.length > MOST_BODY_BYTES
             )
             return "" if unusual or self._fetches else asked
         if head.method == b"POST" and path.startswith("/v2/models/"):
