@@ -12,6 +12,7 @@ from rich.text import Text
 
 from penstock.backends.errors import ConfigError
 from penstock.backends.expressions.composite import CompositeBackend
+from penstock.backends.expressions.kinds import chain_of
 from penstock.backends.expressions.registry import extra_installed
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
@@ -48,6 +49,8 @@ def print_pipelines(checked: Iterable[Opened]) -> None:
         )
         console.print(table)
         console.print(_doors(opened))
+        for note in _unanswered(config):
+            console.print(Text(f"{note}\n"), soft_wrap=True)
         if config.exposed:
             console.print(Text(f"also at /v2: {', '.join(config.names[1:])}\n"), soft_wrap=True)
         for node in config.nodes.values():
@@ -116,6 +119,23 @@ def _doors(opened: Opened) -> Table:
         tensors = (", ".join(map(_tensor, metadata[key])) for key in ("inputs", "outputs"))
         table.add_row(*map(Text, (f"/v2/models/{pipeline.name}", *tensors)))
     return table
+
+
+def _unanswered(config: PipelineConfig) -> Iterator[str]:
+    """Yield a text for each last node that classifies, unless all that it sets is answered."""
+    answered = {port.name for port in config.outputs}
+    for node in config.nodes.values():
+        groups = config.nodes[node.shares or node.name].instance_groups
+        if node.next or not groups:
+            continue
+        last = [*chain_of(groups[0].spec)][-1]
+        keys = last.cls.keys_set(last.params) or ()
+        missing = [key for key in keys if key not in answered]
+        if "class" in keys and missing:
+            yield (
+                f"{node.name} also sets {', '.join(missing)}, which are answered once they are "
+                "declared in [pipeline.outputs]"
+            )
 
 
 def _answers(config: PipelineConfig) -> str:

@@ -81,9 +81,6 @@ def serve(path: Source, *, labels: Labels = None, image: ImageOptions, settings:
         )
     except ConfigError as error:
         fail(*map(str, error.problems))
-    for config in repository.all_configs:
-        for warning in config.warnings:
-            typer.echo(f"warning: {warning}", err=True)
     raise typer.Exit(run(repository, settings))
 
 

@@ -77,6 +77,9 @@ def serve(repository: Repository, settings: Settings) -> int:
     except (ListenError, TlsError) as error:
         logger.error("%s", error)
         return 1
+    for configuration in repository.all_configs:
+        for warning in configuration.warnings:
+            logger.warning("%s", warning, extra={"pipeline": configuration.name})
     connections = Connections(settings)
     app = create_app(repository, settings=settings)
     for collector in (log, ConnectionCollector(connections)):

@@ -209,6 +209,16 @@ def test_a_classifier_answers_its_class_without_declaring_it(tmp_path: Path) -> 
         assert [port.name for port in outputs] == expected
 
 
+def test_what_a_classifier_sets_and_the_file_does_not_declare(run: Run, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "net.onnx")
+    for declared, said in (("[pipeline]\noutputs = { score = {} }\n", "net also sets "), ("", "")):
+        (tmp_path / "one.toml").write_text(declared + LABELLED)
+        (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+        shown = run("check", tmp_path / "one.toml").stdout
+        expected = "net also sets label, class, which are answered once they are declared"
+        assert (expected in shown) is bool(said)
+
+
 def test_the_effective_configuration_is_the_same_pipeline(
     run: Run, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

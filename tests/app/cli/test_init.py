@@ -165,6 +165,15 @@ def test_a_warning_for_raw_pixels(run: Run, tmp_path: Path) -> None:
         assert run("check", model, *arguments).stderr == ""
 
 
+def test_a_bare_model_is_served(spawn: Any, digits: Path, digit: bytes) -> None:
+    model = digits.parent / "digits.onnx"
+    server = spawn("serve", model, "--size", "8", "--color", "gray", "--port", 0)
+    with server.listening() as client:
+        server.wait_for("WARNING penstock.serve .* looks trained on normalised ones: give --preset")
+        server.wait_for("ready after .* s: digits")
+        assert "class" in client.put("/predict/digits", content=digit).json()
+
+
 def test_a_model_of_tensors(run: Run, tmp_path: Path) -> None:
     model = save_sum(tmp_path / "sum.onnx")
     assert run("init", model).exit_code == 0
