@@ -9,7 +9,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,6 +16,7 @@ from pydantic import BaseModel
 from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.spec import Spec
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Port
+from penstock.pipelines.config.tables import InputTable, PortTable
 
 SETTINGS = (
     "name", "version", "version_policy", "description", "batched", "max_requests", "timeout",
@@ -51,23 +51,21 @@ def effective_toml(config: PipelineConfig) -> str:
 def _ports(table: str, ports: tuple[Port, ...]) -> Iterator[str]:
     yield ""
     yield f"[{table}]"
+    table_of = InputTable if table.endswith("inputs") else PortTable
     for port in ports:
-        values = _keys_of(port)
-        if not table.endswith("inputs"):
-            del values["optional"]
-        yield f"{_key(port.name)} = {_value(values)}"
+        yield f"{_key(port.name)} = {_value(_port(port, table_of))}"
 
 
-def _keys_of(port: Port) -> dict[str, Any]:
-    """Return the keys of a port that have a value."""
-    values = {field.name: getattr(port, field.name) for field in fields(port)}
-    del values["name"]
-    if not port.media_types:
-        del values["media_types"]  # those of its kind, which may not have the key
-    if port.items is not None:
-        values["items"] = _keys_of(port.items)
-        del values["items"]["optional"]
-    return {key: value for key, value in values.items() if value is not None}
+def _port(port: Port, table: type[PortTable]) -> dict[str, Any]:
+    """Return the keys of a port that have a value, of those that its table has."""
+    values: dict[str, Any] = {}
+    for key in table.model_fields:
+        value = getattr(port, key, None)
+        if isinstance(value, Port):
+            values[key] = _port(value, PortTable)
+        elif value is not None and value != ():
+            values[key] = value
+    return values
 
 
 def _node(node: NodeConfig) -> Iterator[str]:
