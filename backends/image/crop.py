@@ -32,6 +32,10 @@ class CropMat(ImageBackend):
     for another shape or dtype.
     """
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
+
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         x1, y1, x2, y2 = whole_box(
             numbers(item, "_box", 4, "CropMat"), image.shape[1], image.shape[0], "CropMat"
@@ -105,6 +109,10 @@ class PerspectiveTransformMat(ImageBackend):
 
     parameters: ClassVar[type[Params] | None] = PerspectiveTransformMatParams
     max_pixels: int
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
 
     def init(self, params: PerspectiveTransformMatParams, context: Context) -> None:
         self.max_pixels = params.max_pixels

@@ -30,6 +30,10 @@ class Padded(ImageBackend):
 
     pad_value: tuple[float, ...]
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("inverse_trans",)
+
     def place(
         self,
         image: NDArray[Any],
@@ -132,6 +136,10 @@ class LetterBoxMat(Padded):
     parameters: ClassVar[type[Params] | None] = LetterBoxMatParams
     center = True
     canvas: tuple[int, int]
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("scale", "offset", "inverse_trans")
 
     def init(self, params: LetterBoxMatParams, context: Context) -> None:
         self.canvas = params.resize_w, params.resize_h

@@ -128,6 +128,10 @@ class PadToMultipleMat(ImageBackend):
     multiple: int
     padding: Padding
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
+
     def init(self, params: PadToMultipleMatParams, context: Context) -> None:
         self.multiple = params.multiple
         self.padding = Padding(params, "PadToMultipleMat")
@@ -164,9 +168,14 @@ class PadToWidestTensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = PadToWidestTensorParams
+    takes = gives = "array"
     blocks = "its time grows with the arrays"
     params: PadToWidestTensorParams
     padding: Padding
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
 
     def init(self, params: PadToWidestTensorParams, context: Context) -> None:
         self.params = params

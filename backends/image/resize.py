@@ -147,6 +147,10 @@ class AlignMat(ImageBackend):
     max_width: int
     align: int
 
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("resize_h", "resize_w", "inverse_trans")
+
     def init(self, params: AlignMatParams, context: Context) -> None:
         self.height, self.max_width, self.align = params.resize_h, params.max_w, params.align
 

@@ -17,6 +17,7 @@ from .labels import ModelNamesParams, metadata_of, read_declared
 
 CHARACTERS = "character"
 """The key under which RapidOCR's models have their characters in their metadata."""
+EXPECTED = "expected the model's characters, one per line, in a file named by `dictionary`"
 
 
 class CTCDecodeParams(ModelNamesParams):
@@ -47,23 +48,29 @@ class CTCDecodeTensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = CTCDecodeParams
+    takes, gives = "scores", "value"
     characters: tuple[str, ...]
     """By class: the blank, then the dictionary, then a space."""
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("scores", "score")
 
     def init(self, params: CTCDecodeParams, context: Context) -> None:
         """Raises BackendError if there is no dictionary, or it can't be read or is empty."""
         self.softmax = params.softmax
-        self.path = context.resolve_input(params.dictionary or params.model or "")
-        if params.dictionary is not None:
-            read = read_declared(read_characters, self.path, "characters", "CTCDecodeTensor")
-        else:
-            read = characters_of_model(self.path)
-        if not read:
+        if params.dictionary is None and not (params.model or "").endswith(".onnx"):
             raise BackendError(
-                "CTCDecodeTensor: expected the model's characters, one per line, in a file named "
-                f"by `dictionary`; found neither that nor an .onnx model with `{CHARACTERS}` in "
-                "its metadata"
+                f"CTCDecodeTensor: {EXPECTED}; found neither that nor an .onnx model before it, "
+                f"whose metadata may have them as `{CHARACTERS}`"
             )
+        self.path = context.resolve_input(params.dictionary or params.model or "")
+        try:
+            read = read_declared(read_characters, self.path, "characters", "CTCDecodeTensor")
+        except BackendError as error:
+            if params.dictionary is not None:
+                raise
+            raise BackendError(f"{error}: {EXPECTED}") from error
         self.characters = ("", *read, " ")
 
     def forward(self, batch: list[Item]) -> None:
@@ -114,14 +121,6 @@ class CTCDecodeTensor(Backend):
                 f"{lines + 2}, with a space after the others"
             )
         return array
-
-
-def characters_of_model(path: Path) -> tuple[str, ...]:
-    """Return the `character` in the metadata of a model; () if there is none."""
-    try:
-        return read_characters(path) if path.suffix == ".onnx" else ()
-    except (OSError, ValueError):  # what else is wrong with the model, its engine says
-        return ()
 
 
 def read_characters(path: Path) -> tuple[str, ...]:

@@ -59,8 +59,13 @@ class YoloTensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = YoloParams
+    takes, gives = "scores", "value"
     params: YoloParams
     labels: Labels
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ("_box",)
 
     def init(self, params: YoloParams, context: Context) -> None:
         """Raises BackendError if the file of labels can't be read or is empty."""

@@ -41,7 +41,7 @@ PRESETS = {
         "detectors of the YOLO family, exported without NMS: letterbox, values 0 to 1",
         std=(255.0,),
         size=640,
-        resize="LetterBoxMat",
+        resize="LetterBoxMat(pad_val=114)",
         answers="YoloTensor",
     ),
     "clip": Preset(

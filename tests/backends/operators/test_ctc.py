@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import rapidocr
 from rapidocr.ch_ppocr_rec.utils import CTCLabelDecode
@@ -120,6 +121,13 @@ def test_dictionaries_that_do_not_fit(dictionary: Path, tmp_path: Path) -> None:
     for keys in ({}, {"model": "model.pt"}):
         with pytest.raises(BackendError, match=r"in a file named by `dictionary`; found neither"):
             make(**keys)
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    onnx.save(model, tmp_path / "plain.onnx")
+    for name, reason in (("plain", "its metadata has no `character`"), ("none", "No such file")):
+        with pytest.raises(
+            BackendError, match=rf"{name}\.onnx can't be read: .*{reason}.*: expected the model's"
+        ):
+            make(model=str(tmp_path / f"{name}.onnx"))
 
 
 @pytest.mark.parametrize(

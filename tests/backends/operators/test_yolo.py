@@ -17,6 +17,7 @@ import pytest
 from penstock import Pipeline
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, InvalidInput
+from penstock.backends.expressions.kinds import misfits
 from penstock.backends.image.geometry import InverseTransform
 from penstock.backends.image.pad import (
     LetterBoxMat,
@@ -262,6 +263,13 @@ def test_one_class_of_v5_and_a_model_with_its_own_nms_look_alike() -> None:
     output[0, 7] = [50, 50, 20, 20, 0.9, 0.5]
     (found,) = detect(output, version="v5")["result"]
     assert found == {"box": [40, 40, 60, 60], "score": pytest.approx(0.45), "class": 0}
+
+
+@pytest.mark.parametrize("before", ["LetterBoxMat(9,9)", "Mat2Tensor"])
+@pytest.mark.parametrize("backend", ["YoloTensor", "CTCDecodeTensor"])
+def test_an_image_is_no_output_of_a_model(bound: Any, before: str, backend: str) -> None:
+    (problem,) = misfits(bound(f"S[{before},{backend}]"))
+    assert f"{backend} takes an array of K scores, but" in problem.message
 
 
 def test_a_way_back_that_is_none() -> None:
