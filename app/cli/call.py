@@ -14,7 +14,7 @@ import typer
 from penstock.pipelines.config.presets import ImageOptions
 
 from ..settings import read_secret
-from .options import Labels, source_of
+from .options import Labels, read_repository
 from .output import fail, file_error, shortened
 
 if TYPE_CHECKING:  # imported when it runs: other commands need none of it
@@ -128,8 +128,7 @@ async def _call_file(
     from ..http.render import fields_of, to_json
     from .trace import ForwardRecorder, trace_lines
 
-    source = source_of(path, labels, image)
-    read = Repository.read(source, labels=labels if source is path else None)
+    read = read_repository(path, labels, image)
     config = _config_of(read, name, path)
     if path.suffix == ".onnx":
         for warning in config.warnings:

@@ -11,7 +11,7 @@ import typer
 
 from penstock.pipelines.config.presets import ImageOptions
 
-from .options import Labels, Source, source_of
+from .options import Labels, Source, read_repository
 from .output import fail
 
 if TYPE_CHECKING:  # imported when it runs: other commands need none of it
@@ -46,14 +46,12 @@ def check_command(
     """
     from penstock.backends.errors import ConfigError, PenstockError
     from penstock.pipelines.checking.check import check_pipelines
-    from penstock.pipelines.repository import Repository
 
     from .check_tables import print_loaded, print_pipelines, print_summary
     from .effective import effective_toml
 
     try:
-        source = source_of(path, labels, image)
-        repository = Repository.read(source, labels=labels if source is path else None)
+        repository = read_repository(path, labels, image)
     except ConfigError as error:
         fail(*map(str, error.problems))
     configs = repository.all_configs

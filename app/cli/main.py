@@ -24,7 +24,7 @@ from .build import build_command, encrypt_command
 from .call import call_command
 from .check import check_command
 from .init import init_command
-from .options import Labels, Source, source_of, with_image, with_settings
+from .options import Labels, Source, read_repository, with_image, with_settings
 from .output import fail
 
 command_line = typer.Typer(
@@ -70,15 +70,10 @@ def serve(path: Source, *, labels: Labels = None, image: ImageOptions, settings:
     Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
     directory that can't be read or loaded is logged and left out; --strict refuses to start then.
     """
-    from penstock.pipelines.repository import Repository
-
     from ..server.serve import serve as run
 
     try:
-        source = source_of(path, labels, image)
-        repository = Repository.read(
-            source, labels=labels if source is path else None, strict=settings.strict
-        )
+        repository = read_repository(path, labels, image, strict=settings.strict)
     except ConfigError as error:
         fail(*map(str, error.problems))
     raise typer.Exit(run(repository, settings))
@@ -89,12 +84,13 @@ def graph(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="A pipeline file (.toml), a directory of them, an image classifier (.onnx), "
+            help="A pipeline file (.toml), a directory of them, an image model (.onnx), "
             "or - for a pipeline file on standard input.",
         ),
     ],
     *,
     labels: Labels = None,
+    image: ImageOptions,
 ) -> None:
     """Draw pipelines as a Mermaid flowchart. Nothing is run.
 
@@ -105,7 +101,11 @@ def graph(
     from .mermaid import flowchart
 
     try:
-        repository = Repository.read(_standard_input() if str(path) == "-" else path, labels=labels)
+        repository = (
+            Repository.read(_standard_input())
+            if str(path) == "-"
+            else read_repository(path, labels, image)
+        )
     except ConfigError as error:
         fail(*map(str, error.problems))
     typer.echo(flowchart(repository.configs.values()))
@@ -156,7 +156,7 @@ def _standard_input() -> dict[str, Any]:
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": with_settings(with_image(serve)),
     "check": with_image(check_command),
-    "graph": graph,
+    "graph": with_image(graph),
     "schema": schema,
     "init": with_image(init_command),
     "call": with_image(call_command),

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -26,6 +26,9 @@ from penstock.pipelines.config.presets import (
 )
 
 from ..settings import PREFIX, Settings
+
+if TYPE_CHECKING:  # imported when a command runs
+    from penstock.pipelines.repository import Repository
 
 Source = Annotated[
     Path,
@@ -112,17 +115,20 @@ def _image_options(arguments: dict[str, Any]) -> ImageOptions:
     return ImageOptions(**given)
 
 
-def source_of(path: Path, labels: Path | None, image: ImageOptions) -> Any:
-    """Return what a repository reads for PATH and its options. Raises `ConfigError`."""
+def read_repository(
+    path: Path, labels: Path | None, image: ImageOptions, *, strict: bool = False
+) -> Repository:
+    """Read the pipelines of PATH, with the options for a bare model. Raises `ConfigError`."""
     from penstock.pipelines.config.load import from_model
+    from penstock.pipelines.repository import Repository
 
     if path.suffix == ".onnx":
-        return from_model(path, labels, image)
+        return Repository.read(from_model(path, labels, image))
     for name in _IMAGE_OPTIONS:
         if getattr(image, name):
             message = "this goes with a bare .onnx model only: a pipeline file says it itself"
             raise ConfigError([Problem(message, str(path), key=f"--{name}")])
-    return path
+    return Repository.read(path, labels=labels, strict=strict)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -92,7 +92,15 @@ def file_schema() -> dict[str, Any]:
         "properties": {
             "pipeline": _with_texts(pipeline),
             "global": {"$ref": "#/$defs/Node"},
-            **{key: schema for key, schema in node.items() if key not in {"map", "borrow_from"}},
+            # A default of all nodes, or a node of this name.
+            **{
+                key: {
+                    "description": schema["description"],
+                    "anyOf": [schema, {"$ref": "#/$defs/Node"}],
+                }
+                for key, schema in node.items()
+                if key not in {"map", "borrow_from"}
+            },
         },
         "additionalProperties": {
             "anyOf": [
@@ -158,7 +166,7 @@ def _loose(schema: Mapping[str, Any]) -> dict[str, Any]:
         if key not in {"title", "description", "default"}
     }
     kinds = str(shape)
-    options = [shape, ANY_TEXT]
+    options = [shape] if shape == ANY_TEXT else [shape, ANY_TEXT]
     if "'array'" in kinds:
         options.append({"type": "number"})
     return {"anyOf": options}

@@ -51,6 +51,8 @@ precision = "fp16"
 mine = { any = ["thing"] }
 executor = "thread"
 map = "a[result:data]"
+[labels]
+next = "a"
 [a.2]
 borrow_from = "b"
 """
