@@ -231,7 +231,7 @@ class Settings(BaseSettings):
         ge=0,
         description="Most bytes of a refused body that are read and thrown away.",
     )
-    max_images: int = Field(default=256, ge=1, description="Most images in one batch request.")
+    max_images: int = Field(default=256, ge=1, description="Most items in one batch request.")
     allow_url: bool = Field(
         default=False,
         description='Accept {"url": …} for an image and fetch it, from public addresses only.',

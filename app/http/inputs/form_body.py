@@ -11,6 +11,7 @@ from .json_body import SHOWN_CHARACTERS
 from .media import charset_of, check_part, is_json, type_of
 from .multipart import Field, fields_of
 from .names import Names
+from .text import UTF_8
 from .values import Reading, value_of_bytes, value_of_json
 
 SPARE_FIELDS = 8
@@ -132,7 +133,7 @@ def _value(expected: Tensor, field: Field, name: str, reading: Reading) -> Any:
     if expected.kind == "text" and is_json(type_of(field.content_type)):
         return value_of_json(expected, reading.parse(field.data, repr(name)), name, reading)
     try:
-        charset = charset_of(field.content_type) if expected.kind == "text" else "utf-8"
+        charset = charset_of(field.content_type) if expected.kind == "text" else UTF_8
     except LookupError as error:
         raise UnsupportedMedia(
             f"the field {name!r} has the charset {str(error.args[0])[:SHOWN_CHARACTERS]!r}, which "

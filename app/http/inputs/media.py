@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from python_multipart.multipart import parse_options_header
 from penstock.backends.errors import UnsupportedMedia
 
 from .declared import Tensor
+from .text import UTF_8, charset_named
 
 Form = Literal["raw", "generic", "json", "multipart"]
 
@@ -42,20 +42,6 @@ RAW_TYPES = {
 }
 """The media types of a body that is the value itself, by its kind. The other kinds are JSON."""
 
-CHARSETS = frozenset(
-    {
-        "ascii", "big5", "big5hkscs", "cp437", "cp850", "cp866", "cp874", "cp932", "cp949",
-        *(f"cp{number}" for number in range(1250, 1259)),
-        "euc_jis_2004", "euc_jp", "euc_kr", "gb18030", "gb2312", "gbk", "iso2022_jp",
-        *(f"iso8859-{part}" for part in range(1, 17) if part != 12),
-        "koi8-r", "koi8-u", "mac-roman", "shift_jis", "shift_jis_2004",
-        "utf-8", "utf-16", "utf-16-be", "utf-16-le", "utf-32", "utf-32-be", "utf-32-le",
-    }
-)  # fmt: skip
-"""The charsets that are decoded, by Python's names. Some of Python's other codecs, such as idna,
-take a time that grows with the square of the text.
-"""
-
 
 class Media(NamedTuple):
     """What a Content-Type says. `form` is how to read the body.
@@ -65,7 +51,7 @@ class Media(NamedTuple):
     """
 
     form: Form
-    charset: str = "utf-8"
+    charset: str = UTF_8
     boundary: bytes = b""
     is_html_form: bool = False
 
@@ -105,7 +91,7 @@ def media_of(content_type: bytes | None, tensors: Sequence[Tensor]) -> Media:
     media_type = type_of(content_type)
     only = tensors[0] if len(tensors) == 1 else None
     if only is not None and fits(media_type, only.media_types):
-        return Media("raw", _charset(content_type) if only.kind == "text" else "utf-8")
+        return Media("raw", _charset(content_type) if only.kind == "text" else UTF_8)
     if media_type in GENERIC_TYPES:
         return Media("generic", is_html_form=media_type == HTML_FORM)
     if media_type == "multipart/form-data":
@@ -114,7 +100,7 @@ def media_of(content_type: bytes | None, tensors: Sequence[Tensor]) -> Media:
     if media_type == "application/json":
         return Media("json")
     if only is not None and fits(media_type, raw_types(only)):
-        return Media("raw", "utf-8" if only.kind == "bytes" else _charset(content_type))
+        return Media("raw", UTF_8 if only.kind == "bytes" else _charset(content_type))
     if is_json(media_type):
         return Media("json")
     raise UnsupportedMedia(
@@ -167,15 +153,9 @@ def charset_of(content_type: bytes | None) -> str:
     Raises LookupError for one that is not decoded.
     """
     if content_type is None or b"charset" not in content_type.lower():
-        return "utf-8"
+        return UTF_8
     given = parse_options_header(content_type)[1].get(b"charset", b"").decode("latin-1").strip()
-    try:
-        name = codecs.lookup(given or "utf-8").name
-    except (LookupError, ValueError):
-        name = ""
-    if name not in CHARSETS:
-        raise LookupError(given)
-    return name
+    return charset_named(given) if given else UTF_8
 
 
 def _charset(content_type: bytes | None) -> str:

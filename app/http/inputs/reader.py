@@ -66,6 +66,8 @@ class InputReader:
         media = self._media.get(content_type)
         if media is None:
             media = media_of(content_type, self.inputs.tensors)
+            if media.form == "multipart":  # each has a boundary of its own
+                return media
             if len(self._media) >= KEPT_MEDIA_TYPES:
                 self._media.clear()
             self._media[content_type] = media

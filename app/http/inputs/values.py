@@ -14,7 +14,7 @@ from ..json_text import JsonLimits, check_json, kind_of, loads, parsed_bytes, ta
 from .arrays import array_of
 from .base64_text import decode_base64_or_url
 from .declared import Tensor
-from .text import decode, decoded_bytes
+from .text import UTF_8, decode, decoded_bytes
 
 SLOT_BYTES = 64
 """An item of a list, besides what it refers to."""
@@ -127,7 +127,7 @@ def wrong_kind(expected: Tensor, value: Any, name: str) -> InvalidRequest:
 
 
 def value_of_bytes(
-    expected: Tensor, content: bytes, name: str, reading: Reading, charset: str = "utf-8"
+    expected: Tensor, content: bytes, name: str, reading: Reading, charset: str = UTF_8
 ) -> Any:
     """Return the value of an input, from bytes that are the value itself.
 
@@ -142,7 +142,7 @@ def value_of_bytes(
     return value_of_json(expected, document, name, reading)
 
 
-def _text(content: bytes | memoryview, name: str, reading: Reading, charset: str = "utf-8") -> str:
+def _text(content: bytes | memoryview, name: str, reading: Reading, charset: str = UTF_8) -> str:
     content = bytes(content)
     reading.memory.resize(reading.memory.size + decoded_bytes(content), "texts")
     return decode(content, name, charset)
