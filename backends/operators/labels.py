@@ -59,16 +59,16 @@ class Labels:
             self._path = context.resolve_input(model)
             self.texts = labels_of_model(self._path)
 
-    def check(self, classes: int) -> None:
+    def check(self, classes: int, *, droppable: bool) -> None:
         """Compare the number of labels with that of the model's classes.
 
-        Raises BackendError if they differ. Labels that no one asked for are dropped instead, with a
-        warning.
+        Raises BackendError if they differ. If they are `droppable`, labels that no one asked for
+        are dropped instead, with a warning.
         """
         if not self.texts or len(self.texts) == classes:
             return
         problem = f"{self._path} has {len(self.texts)} labels, but the model gives {classes} scores"
-        if self._declared:
+        if self._declared or not droppable:
             raise BackendError(f"{self._backend}: {problem}")
         self.texts = ()
         logger.warning(

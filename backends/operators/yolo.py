@@ -108,7 +108,8 @@ class YoloTensor(Backend):
     def _decode(self, data: Any) -> Candidates:
         rows, has_object = self._rows(data)
         scores = rows[:, 4 + has_object :]
-        self.labels.check(scores.shape[1])
+        # Outputs of other tasks have more numbers, which would pass for scores of classes.
+        self.labels.check(scores.shape[1], droppable=False)
         if has_object:  # what is no object needs no class
             rows = rows[rows[:, 4] > self.params.score_threshold]
             scores = rows[:, 5:] * rows[:, 4:5]

@@ -188,6 +188,9 @@ def test_labels_are_those_of_the_file_or_of_the_model(tmp_path: Path) -> None:
     assert found and all(entry["label"] == names[entry["class"]] for entry in found)
     with pytest.raises(BackendError, match=r"labels\.txt has 2 labels, but the model gives 18"):
         detect(output, labels=str(tmp_path / "labels.txt"))
+    keypoints = some_output(100, 18 + 51, seed=3)
+    with pytest.raises(BackendError, match=r"320n\.onnx has 18 labels, but the model gives 69"):
+        detect(keypoints, model=str(MODEL))
 
 
 def test_detections_of_nudenet() -> None:
