@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -30,11 +30,12 @@ E = TypeVar("E", bound=Waiting)
 
 
 class Turns(Generic[E]):
-    """The entries of one level, in three lanes. Clients take turns in each of them.
+    """The entries of one level, in four lanes. Clients take turns in each of them.
 
     1. those that are neither patient nor late, and patient ones that are nearly due,
     2. patient ones,
-    3. late ones: they have been inside for longer than the target.
+    3. late ones: they have been inside for longer than the target,
+    4. patient ones whose batch would end after their deadline.
 
     It has the methods of a deque that `Bucket` uses. A lane has the entries of each client, in
     their order; the first client is the next to take its turn.
@@ -44,7 +45,10 @@ class Turns(Generic[E]):
 
     def __init__(self, pressure: Pressure, entries: Iterable[E]) -> None:
         self._pressure = pressure
-        self._lanes: tuple[dict[Hashable, deque[E]], ...] = ({}, {}, {})
+        # Ordered, because taking the first key of a dict again and again is slow.
+        self._lanes: tuple[OrderedDict[Hashable, deque[E]], ...] = tuple(
+            OrderedDict() for _ in range(4)
+        )
         self._length = 0
         self._settle_at = 0.0
         self._spell = pressure.spell  # of pressure, in which those of the last lane became late
@@ -61,7 +65,7 @@ class Turns(Generic[E]):
 
     @property
     def rank(self) -> int:
-        """The lane of the next entry, 0 to 2. There must be one."""
+        """The lane of the next entry, 0 to 3. There must be one."""
         return next(rank for rank, lane in enumerate(self._lanes) if lane)
 
     def __getitem__(self, index: int) -> E:
@@ -118,13 +122,16 @@ class Turns(Generic[E]):
     def settle(self, now: float, run_time: float) -> None:
         """Put behind who has become late, and in front who is patient but nearly due.
 
+        Of these, whoever can't be answered in time any more goes last: otherwise each would just
+        miss its deadline, and make the next one miss its own.
+
         `run_time`: the seconds of a batch.
         """
         target = self._pressure.target
         if now < self._settle_at:
             return
         self._settle_at = now + target / SETTLE_DIVISOR
-        others, patient, late = self._lanes
+        others, patient, late, _ = self._lanes
         pressure = self._pressure
         if not pressure.on or self._spell != pressure.spell:
             self._spell = pressure.spell
@@ -147,9 +154,19 @@ class Turns(Generic[E]):
         for client, entries in list(patient.items()):
             due = (_DUE, client)
             while entries and entries[0].deadline - now < target + run_time:
-                if due not in others:  # the next turn is theirs
-                    others = {due: deque(), **others}
-                    self._lanes = others, patient, late
-                self._put(0, due, entries.popleft())
+                if due not in others:
+                    others[due] = deque()
+                    others.move_to_end(due, last=False)  # the next turn is theirs
+                others[due].append(entries.popleft())
             if not entries:
                 del patient[client]
+        for client in [client for client in others if _is_due(client)]:
+            entries = others[client]
+            while entries and entries[0].deadline - now < run_time:
+                self._put(3, client, entries.popleft())
+            if not entries:
+                del others[client]
+
+
+def _is_due(client: Hashable) -> bool:
+    return type(client) is tuple and len(client) == 2 and client[0] is _DUE

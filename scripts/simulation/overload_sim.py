@@ -56,6 +56,9 @@ SCENARIOS: dict[str, Scenario] = {
     "priority 1 beside a flood at 3: refused": lambda m, keys: scenarios.levels(m, **keys)[0],
     "priority 1 beside a flood at 3: in time": lambda m, keys: scenarios.levels(m, **keys)[1],
     "deadlines at 2 x: kept": lambda m, keys: scenarios.deadlines(m, **keys),
+    "deadlines of 3 targets at 2 x, beside 0.3 x without: in time": lambda m, keys: (
+        scenarios.patient(m, 1.5 * m.in_time, **keys)
+    ),
     "200 patient workers: refusals": lambda m, keys: scenarios.loops(
         m, 200, deadline=max(30.0, 400 / m.capacity), timeout=600, **keys
     ),

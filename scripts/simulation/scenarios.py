@@ -207,6 +207,23 @@ def deadlines(model: Model, times: float = 2, **settings: Any) -> float:
         return answered(of(simulation, "a"), timeout) / (model.capacity * seconds)
 
 
+def patient(model: Model, timeout: float, **settings: Any) -> float:
+    """Send 2 x the capacity with a deadline of `timeout` seconds, and 0.3 x without one.
+
+    Return how much is answered in time, as a part of the capacity.
+    """
+    with Simulation.of(model, **settings) as simulation:
+        begin = warm(simulation, model)
+        in_time = model.in_time
+        seconds = max(20.0, 6 * in_time)
+        end = begin + seconds
+        simulation.poisson(2 * model.capacity, begin, end, client="a", timeout=timeout)
+        simulation.poisson(0.3 * model.capacity, begin, end, client="b", patience=5 * in_time)
+        simulation.run(end + timeout + 10)
+        good = answered(of(simulation, "a"), timeout) + answered(of(simulation, "b"), in_time)
+        return good / (model.capacity * seconds)
+
+
 def light(model: Model, times: float, **settings: Any) -> float:
     """Offer less than the capacity. Return the part that was refused."""
     with Simulation.of(model, **settings) as simulation:

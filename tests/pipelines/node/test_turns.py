@@ -114,6 +114,16 @@ def test_patient_entries_go_last_until_they_are_nearly_due() -> None:
     assert queue.take() == "pcd"
 
 
+def test_a_patient_entry_that_would_be_answered_too_late_goes_last() -> None:
+    queue = Queue()
+    queue.put("p", patient=True, deadline=10.0)
+    queue.put("q", patient=True, deadline=10.4)
+    queue.put("r", patient=True, deadline=20.0)
+    queue.put("a", came=9.0)
+    queue.bucket.settle(9.7, 0.5)
+    assert queue.take() == "qarp"
+
+
 def test_a_client_takes_turns_with_the_patient_ones_of_another_that_are_nearly_due() -> None:
     queue = Queue()
     queue.put("pqrs", "flood", patient=True, deadline=10.0)

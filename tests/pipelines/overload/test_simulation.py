@@ -73,6 +73,11 @@ def test_deadlines_are_kept(model: Model) -> None:
     assert scenarios.deadlines(model) >= 0.9
 
 
+@pytest.mark.parametrize("timeout", [1.2, 3.0])
+def test_too_much_with_long_deadlines_beside_others_without(timeout: float) -> None:
+    assert scenarios.patient(TEN_MS, timeout) >= 0.9
+
+
 def test_patient_workers_are_not_refused() -> None:
     assert scenarios.loops(HALF_SECOND, 200, deadline=120, timeout=600) == 0
     assert scenarios.loops(HALF_SECOND, 200, timeout=600, max_wait="none") == 0
