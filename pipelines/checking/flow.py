@@ -91,7 +91,9 @@ class Flow:
             port = next((port for port in self.config.inputs if port.name == "data"), None)
             if port is None and len(self.config.inputs) == 1:
                 port = self.config.inputs[0]
-            return Value(INPUT_KINDS.get(port.kind, "") if port is not None else "")
+            if port is None or port.stream:  # a stream is an iterator
+                return Value()
+            return Value(INPUT_KINDS.get(port.kind, ""))
         if node.filter is not None:
             return Value()
         if node.map:
@@ -191,7 +193,7 @@ class Flow:
             if not isinstance(labels, Labels) or value.classes is None:
                 continue
             try:
-                labels.check(value.classes)
+                labels.check(value.classes, droppable=True)
             except PenstockError as error:
                 self.findings += problems_in(error, self.config, name, "labels")
 

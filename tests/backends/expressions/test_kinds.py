@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ VALUES: dict[DataKind, Any] = {
     "file": cv2.imencode(".png", IMAGE)[1].tobytes(),
     "image": IMAGE,
     "tensor": IMAGE.transpose(2, 0, 1)[np.newaxis].copy(),
-    "array": np.float32([[1, 2, 3]]),
+    "array": np.array([[1, 2, 3]], np.float32),
     "value": 3,
 }
 KEYS = {
@@ -42,10 +43,13 @@ TAKING = sorted(
 
 
 @pytest.mark.parametrize("name", TAKING)
-def test_what_does_not_fit_fails(name: str) -> None:
+def test_what_does_not_fit_fails(name: str, tmp_path: Path) -> None:
     cls = find_backend(name)
     fields = cls.parameters.model_fields if cls.parameters else {}
     keys = {key: value for key, value in KEYS.items() if key in fields}
+    if "dictionary" in fields:
+        (tmp_path / "characters.txt").write_text("a\nb\n")
+        keys["dictionary"] = str(tmp_path / "characters.txt")
     if "_box" in (cls.__doc__ or "") and "4 points" in (cls.__doc__ or ""):
         box: Any = [[0, 0], [4, 0], [4, 4], [0, 4]]
     else:
