@@ -15,6 +15,7 @@ PARTS = {
     "graphs": "graphs",
     "threads": "threads",
     "http": "http_noop",
+    "bodies": "bodies",
     "protocol": "protocol",
     "resnet": "resnet",
     "memory": "memory",

@@ -21,7 +21,7 @@ from .declared import Inputs, inputs_of, of_port, set_values
 from .json_body import Link
 from .media import Form, Media, media_of, what_to_send
 from .names import names_of
-from .values import Reading, held_bytes, is_plain, keeps_document, value_of_bytes
+from .values import Reading, held_bytes, is_plain, keeps_document, value_of_bytes, whole_text
 
 KEPT_MEDIA_TYPES = 64
 """The most Content-Types whose reading is kept. When there are more, all are forgotten."""
@@ -38,7 +38,17 @@ RAW_KINDS = frozenset({"image", "bytes", "text"})
 class InputReader:
     """Reads the bodies of one pipeline's requests."""
 
-    __slots__ = ("_as_is", "_as_json", "_keeps", "_media", "_plain", "inputs", "names", "pipeline")
+    __slots__ = (
+        "_as_is",
+        "_as_json",
+        "_as_text",
+        "_keeps",
+        "_media",
+        "_plain",
+        "inputs",
+        "names",
+        "pipeline",
+    )
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -51,8 +61,9 @@ class InputReader:
         self._media: dict[bytes | None, Media] = {}
         self._plain = is_plain(tensors)
         self._keeps = keeps_document(tensors)
-        # The item's key for the only input, if that is a body as it is, or whatever its JSON says.
-        self._as_is = self._as_json = ""
+        # The item's key for the only input, if that is a body as it is, or as text, or whatever its
+        # JSON says.
+        self._as_is = self._as_json = self._as_text = ""
         only = self.names.only
         if only is not None:
             key = only.name if only.position is None else "data"
@@ -60,6 +71,8 @@ class InputReader:
                 self._as_is = key
             elif only.kind == "json":
                 self._as_json = key
+            elif only.kind == "text":
+                self._as_text = key
 
     def media_of(self, content_type: bytes | None) -> Media:
         """Return how a body of this media type is read. Raises `UnsupportedMedia`."""
@@ -76,7 +89,11 @@ class InputReader:
     def takes_long(self, body: bytes, media: Media) -> bool:
         """Return whether reading this body on the event loop would delay other requests notably."""
         size = len(body)
-        if size < PARSE_JSON_OFF_LOOP_BYTES or (media.form == "raw" and self._as_is):
+        if size < PARSE_JSON_OFF_LOOP_BYTES:
+            return False
+        if self._as_is and (
+            media.form == "raw" or (media.form == "generic" and not _looks_like_json(body))
+        ):
             return False
         return not self._plain or size >= PARSE_OFF_LOOP_BYTES
 
@@ -96,6 +113,10 @@ class InputReader:
             if not body:
                 raise self._empty()
             return {self._as_is: body}
+        if form == "raw" and self._as_text:
+            if not body:
+                raise self._empty()
+            return {self._as_text: whole_text(body, self.names.shown, memory, media.charset)}
         reading = Reading(memory, limits)
         if form == "raw":
             values = self._raw(body, media, reading)
@@ -118,7 +139,7 @@ class InputReader:
         form = media.form
         if form == "generic":
             form = self._sniffed(body, media)
-            if form == "raw" and body[:256].lstrip()[:1] in {b"[", b"{"}:
+            if form == "raw" and _looks_like_json(body):
                 form = "json"
         if form == "raw":
             names = self.names
@@ -229,6 +250,10 @@ class InputReader:
                 if tensor.name in values
             ]
         )
+
+
+def _looks_like_json(body: bytes) -> bool:
+    return body[:256].lstrip()[:1] in {b"[", b"{"}
 
 
 def _looks_like_form(body: bytes) -> bool:

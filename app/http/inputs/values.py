@@ -10,7 +10,15 @@ import orjson
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.memory import Reservation
 
-from ..json_text import JsonLimits, check_json, kind_of, loads, parsed_bytes, take_long_strings
+from ..json_text import (
+    SMALL_TEXT_BYTES,
+    JsonLimits,
+    check_json,
+    kind_of,
+    loads,
+    parsed_bytes,
+    take_long_strings,
+)
 from .arrays import array_of
 from .base64_text import decode_base64_or_url
 from .declared import Tensor
@@ -62,9 +70,11 @@ class Reading:
         if plain:
             text, self.taken = take_long_strings(text)
         parsed = check_json(text, self.limits) + parsed_bytes(text)
-        # Besides the body: the document, and, with `plain`, the bytes in its strings.
-        self.memory.resize(self.memory.size + parsed + (size if plain else 0), "a parsed body")
         self.parsed += parsed
+        if size > SMALL_TEXT_BYTES:  # of a small one only what stays of it is counted
+            # Besides the body: the document, and, with `plain`, the bytes in its strings.
+            more = parsed + (size if plain else 0)
+            self.memory.resize(self.memory.size + more, "a parsed body")
         try:
             return loads(text)
         except orjson.JSONDecodeError as error:
@@ -140,6 +150,19 @@ def value_of_bytes(
         return _text(content, name, reading, charset)
     document = reading.parse(content, f'{name!r} (kind = "{kind}")', plain=is_plain([expected]))
     return value_of_json(expected, document, name, reading)
+
+
+def whole_text(body: bytes, name: str, memory: Reservation, charset: str) -> str:
+    """Decode a body that is input `name`. `memory` has the body, and then the text alone."""
+    held = decoded_bytes(body)
+    if held > SMALL_TEXT_BYTES:
+        memory.resize(len(body) + held, "texts")
+    text = decode(body, name, charset)
+    if held != len(body):
+        held = (1 if text.isascii() else 4) * len(text)
+    if held != memory.size:
+        memory.resize(held, "texts")
+    return text
 
 
 def _text(content: bytes | memoryview, name: str, reading: Reading, charset: str = UTF_8) -> str:
