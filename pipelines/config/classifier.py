@@ -150,7 +150,9 @@ def _image_input(graph: Any, path: Path, image: ImageOptions) -> tuple[int, tupl
         fixed not in (None, given) for fixed, given in zip(own, image.size, strict=True)
     ):
         found = "x".join(map(str, image.size))
-        message = f"{where} {description}: found the size {found}: leave it out"
+        kept = "x".join(str(fixed or "ANY") for fixed in own)
+        expected = f"expected {kept}" if None in own else "leave it out"
+        message = f"{where} {description}: found the size {found}: {expected}"
         raise ConfigError([Problem(message, str(path), key="size")])
     height, width = (fixed or given for fixed, given in zip(own, wanted or (0, 0), strict=True))
     return int(shape[1]), (height, width)

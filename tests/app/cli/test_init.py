@@ -142,6 +142,13 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "means.toml").exists()
 
 
+def test_a_size_keeps_what_the_model_fixes(run: Run, tmp_path: Path) -> None:
+    model = save_means(tmp_path / "means.onnx", 48)
+    refused = run("init", model, "--size", "64")
+    assert refused.exit_code == 1 and "found the size 64x64: expected 48xANY" in refused.stderr
+    assert run("init", model, "--size", "48x320").exit_code == 0
+
+
 def test_options_of_images_are_for_bare_models(run: Run, digits: Path) -> None:
     answer = run("check", digits, "--preset", "imagenet")
     assert answer.exit_code == 1 and "--preset: this goes with a bare .onnx model" in answer.stderr
