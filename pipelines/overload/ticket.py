@@ -37,13 +37,13 @@ class Ticket:
         self.patient = patient
         self.started = False
         self._late = 0  # the spell of pressure in which it became late
-        for door in doors[:-1]:
-            door.requests += 1
-            door.rows += rows
-        if client is not None:
+        if client is not None:  # first: it raises TypeError if the client is not hashable
             for door in doors:
                 door.clients[client] = door.clients.get(client, 0) + rows
                 door.named += rows
+        for door in doors[:-1]:
+            door.requests += 1
+            door.rows += rows
         if patient:
             pressure.patient += rows
             pressure.sort()

@@ -191,6 +191,16 @@ async def test_max_wait_may_be_none_or_seconds(workshop: Workshop, wait: Any) ->
         assert await results(calls) == ["ok"] * 201
 
 
+async def test_a_client_that_is_not_hashable_is_not_counted(workshop: Workshop) -> None:
+    tables = {"n": work(priority_levels=2)}
+    async with serve(tables, workshop=workshop) as pipeline:
+        wrong: Any = ["a", "list"]
+        with pytest.raises(TypeError, match="unhashable"):
+            await pipeline({"data": "a"}, priority=1, client=wrong)
+        doors = pipeline._admission.pressure.doors
+        assert [(door.requests, door.rows) for door in doors] == [(0, 0)] * 2
+
+
 async def test_under_pressure_clients_take_turns(workshop: Workshop) -> None:
     workshop.hold("n")
     async with serve({"n": work(max=1)}, workshop=workshop) as pipeline:
