@@ -6,9 +6,10 @@ Only `penstock.app.cli` imports Typer and rich. A command imports what it runs w
 
 from __future__ import annotations
 
+import socket
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from .check import check_command
 from .init import init_command
 from .options import Labels, Source, read_repository, with_image, with_settings
 from .output import fail
+from .signals import hold_signals_back
 
 command_line = typer.Typer(
     name="penstock",
@@ -61,7 +63,27 @@ def _every_command(
     """Take the options that come before a command's name."""
 
 
-def serve(path: Source, *, labels: Labels = None, image: ImageOptions, settings: Settings) -> None:
+def serve(
+    path: Source,
+    *,
+    labels: Labels = None,
+    reload: Annotated[
+        bool,
+        typer.Option(
+            "--reload",
+            help="For development: start again when pipelines, models, labels or code change in "
+            "PATH's folder or the working directory. Needs penstock-serve[reload].",
+        ),
+    ] = False,
+    reload_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="With --reload: another folder to watch. May be repeated."
+        ),
+    ] = None,
+    image: ImageOptions,
+    settings: Settings,
+) -> None:
     """Serve pipelines over HTTP until SIGTERM or Ctrl-C.
 
     A bare .onnx model of images needs no file: say how they are prepared by --preset, or by --mean,
@@ -70,13 +92,31 @@ def serve(path: Source, *, labels: Labels = None, image: ImageOptions, settings:
     Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
     directory that can't be read or loaded is logged and left out; --strict refuses to start then.
     """
+    from ..server.reload import inherited, serve_and_reload
     from ..server.serve import serve as run
 
+    if reload_dir and not reload and not inherited:
+        raise typer.BadParameter("--reload-dir needs --reload")
+    if reload:
+        raise typer.Exit(serve_and_reload(serve_again, path, reload_dir or (), settings))
     try:
         repository = read_repository(path, labels, image, strict=settings.strict)
     except ConfigError as error:
         fail(*map(str, error.problems))
-    raise typer.Exit(run(repository, settings))
+    raise typer.Exit(run(repository, settings, inherited))
+
+
+def serve_again(arguments: Sequence[str], listeners: Sequence[socket.socket]) -> None:
+    """Run `penstock` in a process that `penstock serve --reload` has started after a change.
+
+    `listeners`: sockets that listen already.
+    """
+    from ..server import reload
+
+    hold_signals_back(serves=True)
+    reload.inherited[:] = listeners
+    sys.argv = ["penstock", *arguments]
+    main()
 
 
 def graph(

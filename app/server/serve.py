@@ -20,6 +20,7 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
@@ -57,10 +58,13 @@ LAST_STANDARD_DESCRIPTOR = 2
 """That of stderr. stdin and stdout are 0 and 1."""
 
 
-def serve(repository: Repository, settings: Settings) -> int:
+def serve(
+    repository: Repository, settings: Settings, inherited: Sequence[socket.socket] = ()
+) -> int:
     """Serve until a signal comes.
 
-    Returns the exit code of the process: 0 after a drain, 1 if a pipeline could not be loaded.
+    `inherited`: sockets that listen already, and are another process's too. Returns the exit code
+    of the process: 0 after a drain, 1 if a pipeline could not be loaded.
     """
     open_standard_streams()
     log = configure_logging(
@@ -73,7 +77,7 @@ def serve(repository: Repository, settings: Settings) -> int:
         logger.warning("%s", warning)
     try:
         tls = tls_context(settings)
-        listeners = listen(settings)
+        listeners = list(inherited) or listen(settings)
     except (ListenError, TlsError) as error:
         logger.error("%s", error)
         return 1
@@ -102,10 +106,11 @@ def serve(repository: Repository, settings: Settings) -> int:
         backlog=settings.backlog,
     )
     server = Server(config, repository, settings, connections, tls)
+    server.shares_listeners = bool(inherited)
     try:
         server.run(listeners)
     finally:
-        if settings.uds is not None:
+        if settings.uds is not None and not inherited:
             settings.uds.unlink(missing_ok=True)
     log.limit.tell()
     return server.exit_code
@@ -124,6 +129,8 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._tls = tls
+        self.shares_listeners = False
+        """Another process listens at the same sockets: what waits in them is left to it."""
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
         self._repository = repository
@@ -193,8 +200,9 @@ class Server(uvicorn.Server):
             self._loop.call_soon(self._end)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for waiting in stop_listening(self.servers):
-            await self._loop.connect_accepted_socket(self._make_connection, waiting)
+        if not self.shares_listeners:
+            for waiting in stop_listening(self.servers):
+                await self._loop.connect_accepted_socket(self._make_connection, waiting)
         await super().shutdown(sockets)
 
     def _make_connection(self) -> Connection:

@@ -17,6 +17,11 @@ PIPELINES = {
     "bytes": '[a]\nbackend = "Python[builtins:len]"\n'
     '[pipeline.inputs]\ndata = { kind = "bytes" }\n',
     "picture": '[a]\nbackend = "S[DecodeMat,Mat2Tensor]"\n',
+    "text": '[a]\nbackend = "Python[builtins:ascii]"\n'
+    '[pipeline.inputs]\ndata = { kind = "text" }\n',
+    "several": '[a]\nbackend = "Identity"\n[pipeline.inputs]\ndata = { kind = "json" }\n'
+    'n = { kind = "number" }\nt = { kind = "tensor", dtype = "FP32", shape = [-1, 2] }\n'
+    'words = { kind = "list", items = { kind = "text" } }\nphoto = { kind = "image" }\n',
     "tensor": '[a]\nbackend = "Identity"\n[pipeline.inputs]\n'
     'x = { kind = "tensor", dtype = "FP32", shape = [-1, 3, 9, 9] }\n',
 }
@@ -41,6 +46,8 @@ def test_each_command_works_when_it_is_pasted(
         assert done.returncode == 0, done.stderr
         answers[name] = done.stdout
     assert answers["bytes"] == '{"result":5}'
+    assert answers["text"] == '{"result":"\'hello\'"}'
+    assert answers["several"] == '{"result":{"key":"value"}}'
     assert answers["picture"].startswith('{"result":[[[[')
     assert answers["tensor"].startswith("200"), answers["tensor"]
 
