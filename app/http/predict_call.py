@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from penstock.backends.errors import (
     DeadlineExceeded,
@@ -77,23 +78,19 @@ class PredictRules:
         self.fetch = fetch
         self.restriction = restriction_of(settings.restricted_api)
         self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
-        self._readers: dict[str, InputReader] = {}
+        # Weak: a pipeline that was unloaded lets go of its models.
+        self._readers: WeakKeyDictionary[Pipeline, InputReader] = WeakKeyDictionary()
 
-    def reader_of(self, pipeline: Pipeline, name: str) -> InputReader:
-        """Return the reader of a pipeline's bodies, made once. `name`: what requests call it.
+    def reader_of(self, pipeline: Pipeline) -> InputReader:
+        """Return the reader of a pipeline's bodies, made once.
 
         Raises `NotReady` for a pipeline that is not: only loading tells what its engines take.
         """
-        reader = self._readers.get(name)
-        if reader is None or reader.pipeline is not pipeline:
+        reader = self._readers.get(pipeline)
+        if reader is None:
             if pipeline.state != "ready":
                 raise NotReady(f"pipeline {pipeline.name!r} is {pipeline.state}")
-            loaded = self.pipelines.pipelines
-            self._readers = {
-                key: kept for key, kept in self._readers.items() if loaded.get(key) is kept.pipeline
-            }
-            reader = InputReader(pipeline)
-            self._readers[name] = reader
+            reader = self._readers[pipeline] = InputReader(pipeline)
         return reader
 
 
@@ -187,7 +184,7 @@ class PredictCall(Run):
         name = head.name
         pipelines = rules.pipelines
         self.pipeline = pipeline = pipelines.pipelines.get(name) or pipelines.get(name)
-        self.reader = rules.reader_of(pipeline, name)
+        self.reader = rules.reader_of(pipeline)
         self.media = self.reader.media_of(head.content_type)
         self.window = 0 if head.encoding is None else _window(head.encoding)
         self.timeout = None if head.deadline is None else seconds_left(head.deadline, 0.0)
@@ -203,7 +200,7 @@ class PredictCall(Run):
         """Return whether the body, which is here, has to be read on a helper thread."""
         if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
             self.pipeline = self.rules.pipelines.get(self.head.name)
-            self.reader = self.rules.reader_of(self.pipeline, self.head.name)
+            self.reader = self.rules.reader_of(self.pipeline)
             self.media = self.reader.media_of(self.head.content_type)
         return self.reader.takes_long(body, self.media)
 

@@ -47,11 +47,9 @@ class InputReader:
         "_plain",
         "inputs",
         "names",
-        "pipeline",
     )
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
         if pipeline.config.declares_inputs:
             self.inputs = inputs_of(pipeline)
         else:

@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import json
+import weakref
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from penstock import create_app
 from penstock.app.http.inputs.reader import InputReader
 from penstock.app.http.json_text import JsonLimits
+from penstock.app.http.predict_call import PredictRules
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.errors import PenstockError
@@ -26,6 +29,7 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.backends.memory import MemoryBudget, Reservation
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.repository import Repository
 
 
 def shown(value: Any) -> Any:
@@ -511,3 +515,19 @@ def test_any_body_is_read_or_refused(readers: Any, content: bytes, names: Any, k
             else:
                 for item in items if isinstance(items, list) else [items]:
                     assert type(item) is dict and ("data" in item or not reader.inputs.tensors)
+
+
+def test_a_pipeline_that_is_gone_is_not_kept() -> None:
+    """What reads its bodies would keep the memory of its models."""
+
+    async def read() -> None:
+        rules = PredictRules(Repository([]), Settings(), None)
+        async with Pipeline(pipeline("text", PORTS["text"])) as running:
+            assert rules.reader_of(running) is rules.reader_of(running)
+        gone = weakref.ref(running)
+        del running
+        gc.collect()
+        assert gone() is None
+        assert not rules._readers
+
+    asyncio.run(read())
