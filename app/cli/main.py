@@ -92,7 +92,8 @@ def serve(
     Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
     directory that can't be read or loaded is logged and left out; --strict refuses to start then.
     """
-    from ..server.reload import inherited, serve_and_reload
+    from ..server.listeners import inherited
+    from ..server.reload import serve_and_reload
     from ..server.serve import serve as run
 
     if reload_dir and not reload and not inherited:
@@ -103,7 +104,7 @@ def serve(
         repository = read_repository(path, labels, image, strict=settings.strict)
     except ConfigError as error:
         fail(*map(str, error.problems))
-    raise typer.Exit(run(repository, settings, inherited))
+    raise typer.Exit(run(repository, settings))
 
 
 def serve_again(arguments: Sequence[str], listeners: Sequence[socket.socket]) -> None:
@@ -111,10 +112,10 @@ def serve_again(arguments: Sequence[str], listeners: Sequence[socket.socket]) ->
 
     `listeners`: sockets that listen already.
     """
-    from ..server import reload
+    from ..server.listeners import inherited
 
     hold_signals_back(serves=True)
-    reload.inherited[:] = listeners
+    inherited[:] = listeners
     sys.argv = ["penstock", *arguments]
     main()
 

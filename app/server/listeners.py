@@ -30,6 +30,10 @@ _NO_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _Address = tuple[socket.AddressFamily, Any]
 
 
+inherited: list[socket.socket] = []
+"""The listening sockets that this process has from the one that restarts it (reload.py)."""
+
+
 class ListenError(Exception):
     """Raised when the server can't listen where its settings say."""
 

@@ -43,9 +43,6 @@ FORWARDED = tuple(
 Target = Callable[[Sequence[str], Sequence[socket.socket]], None]
 """Serves with arguments of the command line, on sockets that listen."""
 
-inherited: list[socket.socket] = []
-"""The listening sockets that the server of this process has from the one that restarts it."""
-
 
 def serve_and_reload(
     target: Target, path: Path, folders: Iterable[Path], settings: Settings

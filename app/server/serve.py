@@ -20,7 +20,6 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
@@ -38,7 +37,7 @@ from ..settings import Settings, split, unknown_variables
 from .banner import banner
 from .connection import Connection
 from .connections import Connections
-from .listeners import ListenError, listen, stop_listening
+from .listeners import ListenError, inherited, listen, stop_listening
 from .logs import configure_logging
 from .metrics import ConnectionCollector
 from .report import report_of
@@ -58,13 +57,10 @@ LAST_STANDARD_DESCRIPTOR = 2
 """That of stderr. stdin and stdout are 0 and 1."""
 
 
-def serve(
-    repository: Repository, settings: Settings, inherited: Sequence[socket.socket] = ()
-) -> int:
+def serve(repository: Repository, settings: Settings) -> int:
     """Serve until a signal comes.
 
-    `inherited`: sockets that listen already, and are another process's too. Returns the exit code
-    of the process: 0 after a drain, 1 if a pipeline could not be loaded.
+    Returns the exit code of the process: 0 after a drain, 1 if a pipeline could not be loaded.
     """
     open_standard_streams()
     log = configure_logging(
