@@ -29,7 +29,7 @@ from .http.restriction import Restricted, Restriction, restriction_of
 from .metrics import Metrics
 from .openapi.document import OpenAPI
 from .openapi.page import add_docs_page, installed_assets
-from .routes import routes, typed_routes
+from .routes import routes, socket_routes, typed_routes
 from .settings import Settings, split, unknown_variables
 from .v2.call import error_answer
 from .v2.router import protocol_router
@@ -187,6 +187,7 @@ def create_router(
     repository = _repository(source, labels, settings.strict)
     api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
     predict = Predict(repository, settings, _fetch(settings))
+    api_router.include_router(socket_routes(predict.rules))
     api_router.include_router(typed_routes(repository, settings, predict))
     api_router.include_router(
         routes(repository, settings, predict, Metrics(repository, settings.ready_when))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, WebSocket
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
@@ -20,8 +20,10 @@ from penstock.pipelines.repository import VERSION_SEPARATOR, Repository
 from .http.auth import check_admin, check_key
 from .http.errors import LoadFailed, problem_response
 from .http.paths import WholePathRoute
+from .http.predict_call import PredictRules
 from .http.request_id import request_id_of
 from .http.restriction import restriction_of
+from .http.stream_socket import StreamSockets
 from .metrics import Metrics
 from .openapi.document import operations_of
 from .settings import Settings
@@ -171,6 +173,23 @@ def routes(
     whole.include_router(open_router)
     whole.include_router(router)
     return whole
+
+
+def socket_routes(rules: PredictRules) -> APIRouter:
+    """Make the routes of streamed inputs by WebSocket. `StreamSockets` checks the key."""
+    sockets = StreamSockets(rules)
+    router = APIRouter()
+
+    @router.websocket("/predict/{name}/stream")
+    async def stream(socket: WebSocket, name: str) -> None:
+        await sockets(socket.scope, socket.receive, socket.send, name)
+
+    @router.websocket("/predict/{name}/versions/{version}/stream")
+    async def stream_by_version(socket: WebSocket, name: str, version: str) -> None:
+        name = f"{name}{VERSION_SEPARATOR}{version}"
+        await sockets(socket.scope, socket.receive, socket.send, name)
+
+    return router
 
 
 def typed_routes(repository: Repository, settings: Settings, predict: Predictor) -> APIRouter:

@@ -176,6 +176,15 @@ class Settings(BaseSettings):
         ge=1,
         description="Most bytes of a streamed input. Unset: its pipeline's timeout bounds it.",
     )
+    max_message: int = Field(
+        default=2**20, ge=1, description="Largest message of a WebSocket, bytes."
+    )
+    ping_interval: float = Field(
+        default=20.0,
+        gt=0,
+        description="How often the client of a WebSocket is asked for a sign of life, seconds. "
+        "One that gives none until the next time is disconnected.",
+    )
     max_chunks: int = Field(
         default=65536, ge=1, description="Most chunks of a request body at /v2."
     )

@@ -18,6 +18,7 @@ from penstock.backends.errors import PenstockError
 
 from ..settings import Settings
 from .errors import Forbidden, Unauthorized, problem
+from .handshake import accept_message, close_message, key_offered
 from .paths import is_protocol, path_of
 from .request_id import request_id_of
 
@@ -56,8 +57,9 @@ async def refuse(
     scope: Scope, send: Send, error: PenstockError, protocol_error: WriteError
 ) -> None:
     """Answer a request, whose body was not read, with an error."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
+    if scope["type"] == "websocket":  # browsers tell a page no status of a handshake
+        await send(accept_message(scope))
+        await send(close_message(error))
         return
     request_id = request_id_of(scope)
     if is_protocol(scope):
@@ -145,12 +147,14 @@ def check_admin_token(scope: Any, settings: Settings) -> None:
 
 
 def _bearer(scope: Any) -> bytes | None:
-    """Return the token of the Authorization header.
+    """Return the token of the Authorization header, or that of a browser's WebSocket.
 
     None if the header is missing, or comes more than once: a proxy may have checked another one
     than we would.
     """
     values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not values and scope.get("type") == "websocket":
+        return key_offered(scope)
     if len(values) != 1:
         return None
     scheme, _, token = values[0].partition(b" ")

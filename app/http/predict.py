@@ -45,6 +45,7 @@ from .predict_call import (
     success,
 )
 from .render import write_item
+from .stream_socket import StreamSockets, stream_name
 from .upload import answer_streamed
 
 logger = logging.getLogger("penstock.http")
@@ -63,6 +64,7 @@ class HotRoutes:
         self.app = app
         self.predict = predict
         self.protocol = protocol
+        self._sockets = StreamSockets(predict.rules)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = predict_route(scope)
@@ -70,6 +72,8 @@ class HotRoutes:
             await self.predict(scope, receive, send, *route)
         elif is_protocol(scope):
             await self.protocol(scope, receive, send)
+        elif scope["type"] == "websocket" and (name := stream_name(scope)) is not None:
+            await self._sockets(scope, receive, send, name)
         else:
             await self.app(scope, receive, send)
 
@@ -146,7 +150,7 @@ class Predict:
             call.begin()
             if (streamed := call.pipeline.stream_input) is not None:
                 self._watch.end(exchange)  # it has a timer of its own
-                answer = await answer_streamed(call, streamed, scope, receive, send)
+                answer = await answer_streamed(call, streamed, exchange, scope, send)
                 if answer is not None:
                     answer[1].append((b"x-request-id", call.request_id.encode("ascii")))
                 return answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from codecs import getincrementaldecoder
+from codecs import getincrementaldecoder, lookup
 from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
@@ -22,7 +22,7 @@ from ..settings import Settings
 from .body import announced_bytes, must_close
 from .errors import Problem
 from .events import EventStream
-from .exchange import UploadTimer, leave
+from .exchange import Exchange, UploadTimer
 from .input_stream import InputStream
 from .predict_call import PredictCall, client_left, server_timing, success
 
@@ -68,7 +68,7 @@ class Upload:
     ) -> None:
         self._receive = receive
         self._name = port.name
-        self._charset = "UTF-8" if charset == "utf-8" else charset
+        self._charset = lookup(charset).name.replace("utf-", "UTF-")
         self._limit = settings.max_stream
         self._silence = settings.body_timeout
         self._decode = getincrementaldecoder(charset)().decode if port.kind == "text" else None
@@ -163,14 +163,13 @@ def check_head(call: PredictCall) -> None:
 
 
 async def answer_streamed(
-    call: PredictCall, port: Port, scope: Scope, receive: Receive, send: Send
+    call: PredictCall, port: Port, exchange: Exchange, scope: Scope, send: Send
 ) -> Problem | None:
     """Answer a request after its `begin`, while its body is read as the input `port`.
 
-    Returns None if the answer has been sent, as events.
+    The caller leaves the runs of `exchange`. Returns None if the answer has been sent, as events.
     """
-    upload = Upload(scope, receive, port, call.rules.settings, call.media.charset)
-    runs: tuple[Submission, ...] = ()
+    upload = Upload(scope, exchange.receive, port, call.rules.settings, call.media.charset)
     try:
         check_head(call)
         run = call.pipeline.submit_nowait(
@@ -181,7 +180,7 @@ async def answer_streamed(
             trace=call.trace,
             request_id=call.request_id,
         )
-        runs = (run,)
+        exchange.runs = (run,)
         upload.start(run)
         if call.head.asks_for_events:
             events = EventStream(run, call.pipeline, call.request_id, call.trace, call.memory)
@@ -201,7 +200,6 @@ async def answer_streamed(
         answer = call.failure(error)
     finally:
         upload.stop()
-        leave(runs, call.memory)
     if upload.unread and must_close(scope):
         answer[1].append((b"connection", b"close"))
     return answer

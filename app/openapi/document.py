@@ -67,7 +67,10 @@ PROBLEM: Schema = {
     },
 }
 
-STREAM = "The body is read as it arrives, while the pipeline works on it."
+STREAM = (
+    "The body is read as it arrives, while the pipeline works on it. A WebSocket at the same path "
+    "with `/stream` after it takes each chunk as a message and sends each part as one."
+)
 
 REQUEST_CODES = ("invalid_request", "not_found", "too_large", "unsupported_media")
 ANSWER_CODES = (

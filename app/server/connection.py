@@ -32,7 +32,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn.server import ServerState
 
 from penstock.backends.errors import InvalidRequest, NotReady, PenstockError
@@ -50,6 +50,7 @@ from .direct_routes import without_root
 from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
 from .socket_queues import queued_bytes, unread_bytes
+from .websocket import WebSocket, accept_of, asks_for_websocket, subprotocols_of
 
 UNCOUNTED_BYTES = 8192
 """A connection may hold so many received bytes, and as many unsent ones, without counting them in
@@ -312,23 +313,27 @@ class Connection(asyncio.Protocol):
         if root := self._root_path:
             path = root + without_root(path, root)
         access = self._access() if self._access_log else None
+        scope: Scope = {
+            "type": "http",
+            "asgi": self._asgi,
+            "http_version": "1.0" if head.http_1_0 else "1.1",
+            "server": self._server,
+            "client": self._client,
+            "scheme": "https" if self._tls else "http",
+            "method": head.method.decode("ascii"),
+            "root_path": root,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": path.encode("ascii") if root else head.path,
+            "query_string": head.query,
+            "headers": head.fields.copy(),  # apps may change theirs
+            "state": self._app_state.copy(),
+        }
+        if head.offers_upgrade and asks_for_websocket(head):
+            self._upgrade(head, scope, access, data[end:])
+            return
         self._request = request = AsgiRequest(
             self,
-            {
-                "type": "http",
-                "asgi": self._asgi,
-                "http_version": "1.0" if head.http_1_0 else "1.1",
-                "server": self._server,
-                "client": self._client,
-                "scheme": "https" if self._tls else "http",
-                "method": head.method.decode("ascii"),
-                "root_path": root,
-                "path": unquote(path) if "%" in path else path,
-                "raw_path": path.encode("ascii") if root else head.path,
-                "query_string": head.query,
-                "headers": head.fields.copy(),  # apps may change theirs
-                "state": self._app_state.copy(),
-            },
+            scope,
             self._loop,
             default_head=shared.default_head(self._server_state.default_headers),
             keep_alive=head.keep_alive and not head.http_1_0 and not shared.draining,
@@ -360,6 +365,38 @@ class Connection(asyncio.Protocol):
             self._count_or_fail()
         if len(data) > end + length:
             self._hold(data[end + length :])
+
+    def _upgrade(self, head: RequestHead, scope: Scope, access: Access | None, data: bytes) -> None:
+        """Hand the transport over to a `WebSocket`; this connection ends. `data` follows `head`."""
+        try:
+            accept = accept_of(head)
+        except PenstockError as error:
+            self._refuse_malformed(error)
+            return
+        del scope["method"]
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if self._tls else "ws"
+        scope["subprotocols"] = subprotocols_of(head)
+        if access is not None:
+            scope["penstock.access"] = access
+        socket = WebSocket(
+            self._shared,
+            server_state=self._server_state,
+            app=self._app,
+            scope=scope,
+            accept=accept,
+            loop=self._loop,
+            access=access,
+            tcp_left=lambda: self._tcp_state() in (CLOSE_WAIT, TCP_CLOSE),
+        )
+        transport = self._transport
+        self.connection_lost(None)  # lets go of all that it holds
+        transport.set_protocol(socket)
+        if not self._reading:
+            transport.resume_reading()
+        socket.connection_made(transport)
+        if data:
+            socket.data_received(data)
 
     def _answer_directly(self, head: RequestHead, data: bytes, end: int) -> bool:
         """Begin a small request of a hot route, whose head is plain.

@@ -58,6 +58,7 @@ def serving(
     app: ASGIApp,
     loop: Literal["uvloop", "asyncio"] | Clock = "uvloop",
     http: Any = "httptools",
+    ws: Any = "none",
     **options: Any,
 ) -> Iterator[httpx.Client]:
     """Serve an app by uvicorn on a free port. Yields an httpx client of it.
@@ -77,7 +78,7 @@ def serving(
         port=0,
         loop="asyncio" if isinstance(loop, Clock) else loop,
         http=http,
-        ws="none",
+        ws=ws,
         lifespan="on",
         log_config=None,
         **options,
