@@ -11,6 +11,7 @@ from operator import mul
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from penstock.backends.errors import BackendError, PenstockError
 from penstock.backends.item import Item
@@ -62,7 +63,8 @@ MOST_LEVELS = 254
 
 
 def to_json(fields: Any, size: int | None = None) -> bytes:
-    """Write `fields` as JSON: arrays as nested lists, bytes as base64, NaN as null.
+    """Write `fields` as JSON: arrays as nested lists, bytes as base64, NaN as null, pydantic models
+    as they write themselves.
 
     `size` is their `json_size`, if that is known. Raises `BackendError` for a value that has no
     JSON form.
@@ -130,6 +132,8 @@ def _pieces(value: Any, levels: int) -> Iterator[bytes]:
         yield b'"'
     elif hasattr(value, "tolist"):  # a tensor of torch
         yield from _pieces(value.tolist(), levels)
+    elif isinstance(value, BaseModel):
+        yield from _pieces(value.model_dump(mode="json"), levels)
     else:
         yield _dumps(value)
 
@@ -295,6 +299,8 @@ def json_size(value: Any, levels: int = 8) -> int:
     if kind.__module__ == "torch" and kind.__name__ == "Tensor":
         count: int = prod(value.shape)
         return count * (MOST_CHARACTERS + LISTED_NUMBER_BYTES)
+    if isinstance(value, BaseModel):
+        return json_size(vars(value), levels)
     return MOST_CHARACTERS
 
 
@@ -307,6 +313,8 @@ def array_size(array: np.ndarray[Any, Any]) -> int:
 def _default(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     tolist = getattr(value, "tolist", None)  # torch tensors, arrays of other strides or dtypes
     if tolist is not None:
         return tolist()

@@ -7,6 +7,7 @@ from typing import Any
 
 from penstock.pipelines.config.definition import PipelineConfig, Port
 
+from .json_schemas import PortSchemas
 from .kinds import BASE64, described, schema_of
 from .schema import Schema, array_of, object_of, reference, sentence
 
@@ -63,14 +64,15 @@ def body_schemas(config: PipelineConfig, key: str) -> dict[str, Schema]:
     if takes_image(config) or not ports:
         return {}
     required = [port.name for port in ports if not port.optional]
+    carried = PortSchemas(config, key)
     schemas: dict[str, Schema] = {}
     if len(ports) > 1:
-        members = {port.name: {**schema_of(port), **described(port)} for port in ports}
+        members = {port.name: {**schema_of(port, carried), **described(port)} for port in ports}
         schemas[f"Inputs_{key}"] = object_of(required, **members)
     if _has_form(ports):
-        fields = {port.name: {**_field(port), **described(port)} for port in ports}
+        fields = {port.name: {**_field(port, carried), **described(port)} for port in ports}
         schemas[f"Form_{key}"] = object_of(required, **fields)
-        columns = {port.name: {**array_of(_field(port)), "minItems": 1} for port in ports}
+        columns = {port.name: {**array_of(_field(port, carried)), "minItems": 1} for port in ports}
         schemas[f"Forms_{key}"] = object_of(required, **columns)
     return schemas
 
@@ -89,7 +91,7 @@ def body_of_one(config: PipelineConfig, key: str, by_url: bool) -> dict[str, Any
     if _has_form(ports):
         content[FORM] = {"schema": reference(f"Form_{key}")}
     if config.stream_input is None:
-        content[JSON] = {"schema": _json_of(ports, key)}
+        content[JSON] = {"schema": _json_of(config, key)}
     text = " ".join(sentence(f"`{port.name}` ({port.kind}):", port.description) for port in ports)
     shown = text if any(port.description for port in ports) else _listed(ports)
     return {"required": True, "description": shown, "content": content}
@@ -104,7 +106,7 @@ def body_of_many(config: PipelineConfig, key: str) -> dict[str, Any]:
         return {"required": True, "description": description, "content": content}
     ports = config.inputs
     content = {FORM: {"schema": reference(f"Forms_{key}")}} if _has_form(ports) else {}
-    content[JSON] = {"schema": {**array_of(_json_of(ports, key)), "minItems": 1}}
+    content[JSON] = {"schema": {**array_of(_json_of(config, key)), "minItems": 1}}
     description = f"An item for each element: {_listed(ports)}."
     return {"required": True, "description": description, "content": content}
 
@@ -155,21 +157,22 @@ def _has_form(ports: tuple[Port, ...]) -> bool:
     return len(ports) > 1 or any(port.kind in FIELD_KINDS for port in items)
 
 
-def _field(port: Port) -> Schema:
+def _field(port: Port, schemas: PortSchemas) -> Schema:
     """Return the schema of a form's field."""
     if port.kind in FILE_KINDS:
         return BINARY
     if port.kind == "list" and port.items is not None:
-        return array_of(_field(port.items))
-    return schema_of(port)
+        return array_of(_field(port.items, schemas))
+    return schema_of(port, schemas)
 
 
-def _json_of(ports: tuple[Port, ...], key: str) -> Schema:
+def _json_of(config: PipelineConfig, key: str) -> Schema:
+    ports = config.inputs
     if not ports:
         return {"type": "object"}
     if len(ports) != 1:
         return reference(f"Inputs_{key}")
-    return {**schema_of(ports[0]), **described(ports[0])}
+    return {**schema_of(ports[0], PortSchemas(config, key)), **described(ports[0])}
 
 
 def _listed(ports: tuple[Port, ...]) -> str:

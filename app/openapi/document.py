@@ -31,6 +31,7 @@ from .bodies import (
     body_schemas,
     takes_image,
 )
+from .json_schemas import PortSchemas
 from .kinds import described, schema_of
 from .protocol import PROTOCOL_SCHEMAS, SERVER_NOT_READY, protocol_paths
 from .schema import (
@@ -199,7 +200,8 @@ def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
     For a pipeline that streams, also the schema of each event. `version` is as in `key_of`.
     """
     key = key_of(config.name, version)
-    bodies = body_schemas(config, key)
+    carried = PortSchemas(config, key)
+    bodies = body_schemas(config, key) | carried.components
     noun = _noun(config)
     declared = {port.name: port for port in config.outputs}
     result = declared.pop("result", None)
@@ -207,10 +209,12 @@ def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
     properties: dict[str, Schema] = {"result": {"description": without_result}}
     if result is not None:
         properties["result"] = {
-            "anyOf": [schema_of(result), {"type": "null"}],
+            "anyOf": [schema_of(result, carried), {"type": "null"}],
             "description": sentence(result.description, without_result),
         }
-    properties |= {name: {**schema_of(port), **described(port)} for name, port in declared.items()}
+    properties |= {
+        name: {**schema_of(port, carried), **described(port)} for name, port in declared.items()
+    }
     prediction = {"type": "object", "required": ["result"], "properties": properties}
     results = {
         "type": "array",
@@ -347,13 +351,22 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
     return responses
 
 
-def inlined(value: Any, schemas: Mapping[str, Schema]) -> Any:
-    """Return a copy of a part of the document, every reference replaced by its schema."""
+def inlined(value: Any, schemas: Mapping[str, Schema], inside: tuple[str, ...] = ()) -> Any:
+    """Return a copy of a part of the document, every reference replaced by its schema.
+
+    `inside`: what it is part of. A schema within itself becomes one that allows anything.
+    """
     if isinstance(value, dict):
-        if "$ref" in value:
-            return inlined(schemas[value["$ref"].rpartition("/")[2]], schemas)
-        return {key: inlined(member, schemas) for key, member in value.items()}
-    return [inlined(member, schemas) for member in value] if isinstance(value, list) else value
+        name = str(value.get("$ref", "")).rpartition("/")[2]
+        if name in inside:
+            return {}
+        if name in schemas:
+            beside = {key: member for key, member in value.items() if key != "$ref"}
+            return inlined(schemas[name], schemas, (*inside, name)) | beside
+        return {key: inlined(member, schemas, inside) for key, member in value.items()}
+    if isinstance(value, list):
+        return [inlined(member, schemas, inside) for member in value]
+    return value
 
 
 def operations_of(config: PipelineConfig, protected: bool, by_url: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from penstock.pipelines.config.definition import Port
 
+from .json_schemas import PortSchemas
 from .schema import Schema, array_of
 
 BASE64: Schema = {"type": "string", "contentEncoding": "base64"}
@@ -22,12 +23,16 @@ KIND_SCHEMAS: Mapping[str, Schema] = {
 """Schemas of JSON by the kind of a port. Those of tensors and lists follow from the port."""
 
 
-def schema_of(port: Port) -> Schema:
-    """Return the schema of a declared input's or output's JSON."""
+def schema_of(port: Port, schemas: PortSchemas | None = None) -> Schema:
+    """Return the schema of a declared input's or output's JSON.
+
+    `schemas`: those that ports carry. None: what they say is left out.
+    """
     if port.kind == "list":
-        return array_of({} if port.items is None else schema_of(port.items))
+        return array_of({} if port.items is None else schema_of(port.items, schemas))
     if port.kind != "tensor":
-        return dict(KIND_SCHEMAS[port.kind])
+        own = None if schemas is None else schemas.of(port)
+        return dict(KIND_SCHEMAS[port.kind]) if own is None else own
     dtype = (port.dtype or "").lower()
     schema: Schema = {}
     if dtype.startswith(("int", "uint")):

@@ -12,6 +12,7 @@ from penstock.backends.base import UNBOUNDED
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.expressions.spec import Spec
 
+from .json_schema import JsonSchema
 from .versions import DEFAULT_VERSION, VersionPolicy
 
 DEFAULT_MAX = 8
@@ -91,10 +92,17 @@ class Port:
     """An input that a request may leave out."""
     items: Port | None = None
     """The items of a list; None: any JSON values. It has no name."""
+    schema: JsonSchema | None = None
+    """What the JSON must look like; None: anything."""
     media_types: tuple[str, ...] = ()
     """The media types that the input takes (`image/png`, `audio/*`). Empty: those of its kind."""
     stream: bool = False
     """An input that Python logic reads chunk by chunk while it arrives."""
+
+    @property
+    def inner_schema(self) -> JsonSchema | None:
+        """Return its schema, or that of the items of a list."""
+        return self.schema if self.items is None else self.items.inner_schema
 
 
 DEFAULT_INPUTS = (Port("data", "image"),)

@@ -28,6 +28,7 @@ from .definition import (
     Port,
 )
 from .graph import check_entry, check_streams
+from .json_schema import JsonSchema, Mode, read_schema
 from .node_table import build_node, check_name
 from .preceding_models import with_preceding_models
 from .presets import ImageOptions
@@ -85,6 +86,16 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
     problems += graph_problems
     if settings.entry is not None:
         problems += check_entry(structure.graph, settings.entry, structure.sources)
+    ports = _Ports(tables.directory, problems)
+    inputs = ports.read(settings.inputs, "inputs")
+    outputs = ports.read(settings.outputs, "outputs")
+    exposed_ports = {
+        node: (
+            ports.read(table.inputs, f"expose.{node}.inputs"),
+            ports.read(table.outputs, f"expose.{node}.outputs"),
+        )
+        for node, table in settings.expose.items()
+    }
     for node in settings.expose:
         if node not in tables.nodes:
             message = f"there is no node {node!r}{did_you_mean(node, tables.nodes)}"
@@ -112,10 +123,10 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         version=settings.version,
         version_policy=settings.version_policy,
         description=settings.description,
-        inputs=DEFAULT_INPUTS if settings.inputs is None else _ports(settings.inputs),
+        inputs=DEFAULT_INPUTS if inputs is None else inputs,
         outputs=undeclared_outputs(nodes, settings.entry, tables.directory)
-        if settings.outputs is None
-        else _ports(settings.outputs),
+        if outputs is None
+        else outputs,
         batched=settings.batched,
         max_requests=settings.max_requests,
         timeout=settings.timeout,
@@ -126,7 +137,13 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         loop=settings.loop or tables.loop,
         max_rounds=settings.max_rounds,
         exposed=tuple(
-            _exposed(nodes[nodes[node].shares or node], node, table, tables.directory)
+            _exposed(
+                nodes[nodes[node].shares or node],
+                node,
+                table,
+                exposed_ports[node],
+                tables.directory,
+            )
             for node, table in settings.expose.items()
         ),
         warnings=tuple(
@@ -144,11 +161,18 @@ def _all_in_order(problems: list[Problem], tables: Tables) -> ConfigError:
     return ConfigError(list(dict.fromkeys(in_file)))
 
 
-def _exposed(config: NodeConfig, node: str, table: ExposedTable, directory: Path) -> Exposed:
+def _exposed(
+    config: NodeConfig,
+    node: str,
+    table: ExposedTable,
+    ports: tuple[tuple[Port, ...] | None, tuple[Port, ...] | None],
+    directory: Path,
+) -> Exposed:
+    inputs, outputs = ports
     return Exposed(
         node,
-        NODE_INPUTS if table.inputs is None else _ports(table.inputs),
-        outputs_of_node(config, directory) if table.outputs is None else _ports(table.outputs),
+        NODE_INPUTS if inputs is None else inputs,
+        outputs_of_node(config, directory) if outputs is None else outputs,
         batched=table.batched,
         description=table.description,
     )
@@ -189,23 +213,45 @@ def _build_nodes(
     return nodes
 
 
-def _ports(tables: Mapping[str, PortTable]) -> tuple[Port, ...]:
-    return tuple(_port(key, table) for key, table in tables.items())
+class _Ports:
+    """Makes ports of their tables. Schemas that can't be read are added to the problems."""
 
+    def __init__(self, directory: Path, problems: list[Problem]) -> None:
+        self._directory = directory
+        self._problems = problems
 
-def _port(name: str, table: PortTable) -> Port:
-    return Port(
-        name,
-        table.kind,
-        table.dtype,
-        table.shape,
-        table.labels,
-        table.description,
-        isinstance(table, InputTable) and table.optional,
-        None if table.items is None else _port("", table.items),
-        table.media_types if isinstance(table, InputTable) else (),
-        isinstance(table, InputTable) and table.stream,
-    )
+    def read(self, tables: Mapping[str, PortTable] | None, path: str) -> tuple[Port, ...] | None:
+        """Make the ports of a table of the file. `path`: its keys below `pipeline`."""
+        if tables is None:
+            return None
+        return tuple(self._port(key, table, f"{path}.{key}") for key, table in tables.items())
+
+    def _port(self, name: str, table: PortTable, path: str) -> Port:
+        is_input = "inputs." in path
+        return Port(
+            name,
+            table.kind,
+            table.dtype,
+            table.shape,
+            table.labels,
+            table.description,
+            isinstance(table, InputTable) and table.optional,
+            None if table.items is None else self._port("", table.items, f"{path}.items"),
+            None if table.json_schema is None else self._schema(table.json_schema, path, is_input),
+            table.media_types if isinstance(table, InputTable) else (),
+            isinstance(table, InputTable) and table.stream,
+        )
+
+    def _schema(self, source: object, path: str, is_input: bool) -> JsonSchema | None:
+        mode: Mode = "validation" if is_input else "serialization"
+        try:
+            return read_schema(source, self._directory, mode)
+        except ConfigError as error:
+            key = f"{path}.schema"
+            self._problems += [
+                replace(problem, node="pipeline", key=key) for problem in error.problems
+            ]
+            return None
 
 
 def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:

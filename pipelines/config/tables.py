@@ -6,7 +6,7 @@ Also turns pydantic's errors into problems that name the key.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -98,6 +98,16 @@ class PortTable(_Table):
     labels: str | None = None
     description: str = ""
     items: PortTable | None = None
+    json_schema: Any = Field(None, alias="schema")
+
+    @model_validator(mode="after")
+    def _schema_of_json(self) -> PortTable:
+        if self.json_schema is not None and self.kind != "json":
+            raise ValueError(
+                f'only kind = "json" has a schema, and the kind is "{self.kind}" '
+                '(the items of a list may have one: items = {kind = "json", schema = …})'
+            )
+        return self
 
     @model_validator(mode="after")
     def _items_of_a_list(self) -> PortTable:
@@ -300,11 +310,12 @@ def problems_of(
                 yield Problem(f"{subject or 'the table'} needs {last}, which is not given", key=key)
             case "extra_forbidden":
                 # The keys by depth: of the table itself, of a port or exposed node, of a port.
-                tables = {
-                    1: known or {},
-                    3: ExposedTable.model_fields if loc[0] == "expose" else PortTable.model_fields,
+                ports = [field.alias or name for name, field in PortTable.model_fields.items()]
+                tables: dict[int, Iterable[str]] = {
+                    1: known or (),
+                    3: ExposedTable.model_fields if loc[0] == "expose" else ports,
                 }
-                names = tables.get(len(loc), PortTable.model_fields)
+                names = tables.get(len(loc), ports)
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
             case "string_pattern_mismatch" if loc in {("name",), ("version",)}:
                 message = "expected letters, digits, _ . -"

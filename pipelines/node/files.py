@@ -13,13 +13,15 @@ from ..config.definition import PipelineConfig
 
 
 def config_files(config: PipelineConfig) -> LoadedFiles:
-    """Return the file of a pipeline, and the Python files and labels that it names, as they are
-    now.
-    """
+    """Return the file of a pipeline, and the Python files, labels and schemas it names, as now."""
     files = LoadedFiles()
     context = Context(directory=config.directory, files=files)
     if config.source and Path(config.source).is_file():
         files.check(Path(config.source))
+    exposed = [port for each in config.exposed for port in (*each.inputs, *each.outputs)]
+    for port in (*config.inputs, *config.outputs, *exposed):
+        if port.inner_schema is not None and port.inner_schema.file:
+            context.resolve_input(port.inner_schema.file)
     for port in config.outputs:
         if port.labels is not None:
             context.resolve_input(port.labels)

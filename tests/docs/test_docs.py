@@ -451,7 +451,8 @@ def test_the_metrics_named_as_tritons_are_whole() -> None:
 
 def test_tables_of_the_configuration_page_are_whole() -> None:
     text = (ROOT / "docs" / "reference" / "configuration.md").read_text()
-    for key in (*NODE_KEYS, *STRUCTURE_KEYS, *PipelineTable.model_fields, *PortTable.model_fields):
+    ports = [field.alias or name for name, field in PortTable.model_fields.items()]
+    for key in (*NODE_KEYS, *STRUCTURE_KEYS, *PipelineTable.model_fields, *ports):
         assert f"`{key}`" in text, key
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from penstock.backends.base import Signature, TensorPort
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import PipelineConfig, Port
+from penstock.pipelines.config.json_schema import JsonSchema
 from penstock.pipelines.pipeline import Pipeline
 
 from .datatypes import DATATYPES, Datatype, datatype_of
@@ -50,7 +51,7 @@ class Tensor(NamedTuple):
     `data` or `result`, which is a list if there are several; None if the tensor is a key of the
     item. A request may leave an `optional` input out: its key is then missing, or its place in the
     list holds None. `items` describes the items of a list. `media_types` are those that the file
-    lists for the input.
+    lists for the input. `schema` is what a JSON value must look like.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tensor(NamedTuple):
     optional: bool = False
     items: Tensor | None = None
     media_types: tuple[str, ...] = ()
+    schema: JsonSchema | None = None
 
 
 class Inputs(NamedTuple):
@@ -178,6 +180,7 @@ def of_port(port: Port, engine: TensorPort | None = None, position: int | None =
             position,
             optional=port.optional,
             media_types=port.media_types,
+            schema=port.schema,
         )
     known = of_engine(engine, 0) if engine is not None else Tensor(port.name, None, None)
     return Tensor(

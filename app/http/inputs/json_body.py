@@ -65,7 +65,8 @@ def _item(document: Any, names: Names, reading: Reading, place: str) -> dict[str
     only = names.only
     if only is not None:
         if only.kind == "json":
-            return {only.name: document}
+            shown = f"{names.shown}{place}"
+            return {only.name: value_of_json(only, document, shown, reading)}
         if type(document) is not dict:
             if only.kind == "image" and not place and type(document) is not str:
                 raise InvalidRequest(

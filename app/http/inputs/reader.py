@@ -67,7 +67,7 @@ class InputReader:
             key = only.name if only.position is None else "data"
             if only.kind in {"image", "bytes"}:
                 self._as_is = key
-            elif only.kind == "json":
+            elif only.kind == "json" and only.schema is None:
                 self._as_json = key
             elif only.kind == "text":
                 self._as_text = key

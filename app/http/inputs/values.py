@@ -9,6 +9,7 @@ import orjson
 
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.memory import Reservation
+from penstock.pipelines.config.json_schema import JsonSchema
 
 from ..json_text import (
     SMALL_TEXT_BYTES,
@@ -48,16 +49,17 @@ class Reading:
     """One request's body while it is read.
 
     `memory` holds the body, and grows by what is parsed from it. `parsed` are the bytes that JSON
-    values of the item hold, at most. `taken` are the long strings of the JSON by the names that
-    stand for them.
+    values of the item hold, at most. `checked` says that values have been checked against a
+    schema. `taken` are the long strings of the JSON by the names that stand for them.
     """
 
-    __slots__ = ("limits", "memory", "parsed", "taken")
+    __slots__ = ("checked", "limits", "memory", "parsed", "taken")
 
     def __init__(self, memory: Reservation, limits: JsonLimits) -> None:
         self.memory = memory
         self.limits = limits
         self.parsed = 0
+        self.checked = False
         self.taken: dict[str, memoryview] = {}
 
     def parse(self, text: bytes, subject: str, *, plain: bool = False) -> Any:
@@ -97,7 +99,7 @@ def value_of_json(expected: Tensor, value: Any, name: str, reading: Reading) -> 
     """
     kind = expected.kind
     if kind == "json":
-        return value
+        return value if expected.schema is None else checked(expected.schema, value, name, reading)
     if kind in _STRING_KINDS:
         if type(value) is not str:
             raise wrong_kind(expected, value, name)
@@ -124,6 +126,15 @@ def value_of_json(expected: Tensor, value: Any, name: str, reading: Reading) -> 
     if type(value) not in _TYPES[kind]:
         raise wrong_kind(expected, value, name)
     return value
+
+
+def checked(schema: JsonSchema, value: Any, name: str, reading: Reading) -> Any:
+    """Return the JSON value as its schema makes it. Raises `InvalidRequest`, `MemoryFull`."""
+    if not reading.checked:
+        # pydantic models write what was parsed once more, with their defaults.
+        reading.checked = True
+        reading.memory.resize(reading.memory.size + reading.parsed, "a checked body")
+    return schema.check(value, name)
 
 
 _TYPES: dict[str, set[type]] = {"integer": {int}, "number": {int, float}, "boolean": {bool}}

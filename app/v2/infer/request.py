@@ -25,6 +25,7 @@ from ...http.json_text import (
     check_unsigned,
     kind_of,
     parse_json,
+    parsed_bytes,
 )
 from ..models.model import Model
 from ..shared_memory import RegionSlice, SharedMemory, region_of
@@ -452,7 +453,11 @@ def _one_value(request: InferRequest, expected: Tensor, value: Any, name: str) -
             request.reserve(decoded_bytes(value), "texts")
             return decode(value, name)
         case "json":
-            return _document(request, name, value)
+            document = _document(request, name, value)
+            if expected.schema is None:
+                return document
+            request.reserve(parsed_bytes(value), "a checked input")
+            return expected.schema.check(document, name)
         case _:
             return value
 

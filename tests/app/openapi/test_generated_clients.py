@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
@@ -54,8 +54,16 @@ OUTPUTS = {
     "scores": {"kind": "tensor", "dtype": "float32", "shape": [-1, 3]},
     "mask": {"kind": "tensor", "dtype": "BOOL", "shape": [2]},
     "rest": {"kind": "json"},
+    "lines": {"kind": "list", "items": {"kind": "json", "schema": f"{__name__}:Line"}},
     "result": {"kind": "tensor", "dtype": "int64", "shape": [2]},
 }
+
+
+class Line(BaseModel):
+    """What a generated client gets as a class of its own."""
+
+    text: str
+    score: float = 1.0
 
 
 @register_backend("EveryKindForClients")
@@ -66,6 +74,7 @@ class EveryKindForClients(Backend):
             item["words"], item["count"], item["share"], item["found"] = "four", 4, 0.25, True
             item["scores"] = np.array([[0.5, np.nan, 2]], np.float32)
             item["mask"], item["rest"] = np.array([True, False]), {"any": ["thing"]}
+            item["lines"] = [Line(text="a line"), {"text": "another", "score": 0.5}]
             item["result"] = np.array([1, 2])
 
 

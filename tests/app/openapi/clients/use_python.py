@@ -26,6 +26,7 @@ from penstock_client.models import (
     ImageForm,
     ImagesBase64,
     ImagesForm,
+    LineKinds12,
     PipelineList,
     PredictionDigits,
     PredictionKinds12,
@@ -128,6 +129,11 @@ def every_kind_of_output(client: Client) -> None:
     assert_type(answer.result, list[int] | None)
     assert_type(answer.scores, list[list[float | None]] | Unset)
     assert_type(answer.mask, list[bool] | Unset)
+    assert_type(answer.lines, list[LineKinds12] | Unset)
+    assert answer.lines and [(line.text, line.score) for line in answer.lines] == [
+        ("a line", 1.0),
+        ("another", 0.5),
+    ]
     assert (
         answer.result == [1, 2]
         and answer.scores == [[0.5, None, 2.0]]

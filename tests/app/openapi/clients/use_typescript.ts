@@ -60,6 +60,7 @@ checkProblem(batch.results[1]!);
 const kinds: Kinds = await post("/predict/kinds-1.2", { image });
 const scores: (number | null)[][] | undefined = kinds.scores;
 const result: number[] | null = kinds.result;
-expect(scores?.[0]?.[1] === null && result?.[1] === 2, kinds);
+const line: string | undefined = kinds.lines?.[0]?.text;
+expect(scores?.[0]?.[1] === null && result?.[1] === 2 && line === "a line", kinds);
 // @ts-expect-error: there is no such path
 await post("/predict/digit", { image });
