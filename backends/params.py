@@ -89,6 +89,9 @@ def batch_sizes(shapes: str, axis: int = 0) -> list[int]:
 PostProcessor = Literal[
     "", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", "ArgMax"
 ]
+CLASSIFYING = frozenset({"ArgMax", "SoftmaxArgMax", "SoftmaxMax"})
+"""Post-processors that answer the best classes instead of arrays."""
+
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "best"]
 LogLevel = Literal["verbose", "info", "warning", "error"]
 
@@ -194,6 +197,13 @@ class EngineParams(Params):
         if value and info.data.get("batched") is False:
             raise ValueError("batched = false says that there is no batch axis: keep one of them")
         return value
+
+    @property
+    def keys_set(self) -> tuple[str, ...]:
+        """The keys besides `result` that an engine with these parameters sets in an item."""
+        if self.postprocessor not in CLASSIFYING:
+            return ()
+        return ("class", "score", *(("top",) if self.top_k > 1 else ()))
 
     def declared_range(self, axis: int | None = None) -> BatchRange:
         """Return the batch range of the node. The model may narrow it at `init`.

@@ -13,7 +13,6 @@ from ..base import Backend, BatchRange, Context, Params
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from .onnx import OnnxParams, OnnxTensor
-from .postprocess import keys_of
 from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
 from .tensorrt.library import find_library
@@ -58,7 +57,7 @@ class ModelTensor(Backend):
 
     @classmethod
     def keys_set(cls, params: ModelParams) -> tuple[str, ...]:
-        return keys_of(params)
+        return params.keys_set
 
     @classmethod
     def declared_range(cls, params: ModelParams, children: tuple[BatchRange, ...]) -> BatchRange:

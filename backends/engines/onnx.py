@@ -19,7 +19,7 @@ from .onnx_model import OnnxModel, moved
 from .onnx_ports import OnnxTensorInfo, shape_of
 from .onnx_reading import BatchMember, read
 from .onnx_session import config_error
-from .postprocess import PostProcessing, keys_of
+from .postprocess import PostProcessing
 from .probe_rows import Row, first_rows, guesses, row_at
 from .processors import threads_per_instance
 from .rows import PROBE_ROWS, RowProof
@@ -95,7 +95,7 @@ class OnnxTensor(Backend):
 
     @classmethod
     def keys_set(cls, params: EngineParams) -> tuple[str, ...]:
-        return keys_of(params)
+        return params.keys_set
 
     @classmethod
     def declared_range(cls, params: OnnxParams, children: tuple[BatchRange, ...]) -> BatchRange:

@@ -26,13 +26,6 @@ split and on the CPU anyway.
 """
 
 
-def keys_of(params: EngineParams) -> tuple[str, ...]:
-    """Return the keys besides `result` that an engine with these parameters sets."""
-    if params.postprocessor not in CLASSIFIERS:
-        return ()
-    return ("class", "score", *(("top",) if params.top_k > 1 else ()))
-
-
 class PostProcessing:
     """The post-processing of one engine."""
 

@@ -14,7 +14,6 @@ from ...base import Backend, BatchRange, Context, Params
 from ...errors import BackendError
 from ...item import Item
 from ...params import EngineParams
-from ..postprocess import keys_of
 from ..shapes import shape_key
 from .params import PythonTensorParams, TorchParams, TorchScriptParams
 
@@ -29,7 +28,7 @@ class TorchBackend(Backend):
 
     @classmethod
     def keys_set(cls, params: EngineParams) -> tuple[str, ...] | None:
-        return keys_of(params)
+        return params.keys_set
 
     @classmethod
     def declared_range(cls, params: EngineParams, children: tuple[BatchRange, ...]) -> BatchRange:
