@@ -131,7 +131,8 @@ def _value(expected: Tensor, field: Field, name: str, reading: Reading) -> Any:
     """
     check_part(field.content_type, expected, name)
     if expected.kind == "text" and is_json(type_of(field.content_type)):
-        return value_of_json(expected, reading.parse(field.data, repr(name)), name, reading)
+        document = reading.parse(field.data, repr(name), "a string")
+        return value_of_json(expected, document, name, reading)
     try:
         charset = charset_of(field.content_type) if expected.kind == "text" else UTF_8
     except LookupError as error:

@@ -48,6 +48,8 @@ class Names(NamedTuple):
             return f"an object with {self.listed}"
         if only.kind == "image":
             return f'{{"{self.shown}": base64}}'
+        if only.kind == "json":
+            return f"any JSON for input {self.shown!r}"
         return f'{EXPECTED_JSON[only.kind]}, or {{"{self.shown}": …}}'
 
     @property

@@ -43,7 +43,9 @@ class InputReader:
         "_as_json",
         "_as_text",
         "_keeps",
+        "_many",
         "_media",
+        "_one",
         "_plain",
         "inputs",
         "names",
@@ -56,6 +58,7 @@ class InputReader:
             self.inputs = Inputs(tuple(of_port(port) for port in DEFAULT_INPUTS), 0, 0, {})
         tensors = self.inputs.tensors
         self.names = names_of(tensors)
+        self._one, self._many = self.names.one, self.names.many
         self._media: dict[bytes | None, Media] = {}
         self._plain = is_plain(tensors)
         self._keeps = keeps_document(tensors)
@@ -119,7 +122,7 @@ class InputReader:
         if form == "raw":
             values = self._raw(body, media, reading)
         elif form == "json":
-            document = reading.parse(body, "the body", plain=self._plain)
+            document = reading.parse(body, "the body", self._one, plain=self._plain)
             if self._as_json:
                 memory.resize(reading.parsed, "an item")
                 return {self._as_json: document}
@@ -148,7 +151,7 @@ class InputReader:
             )
         reading = Reading(memory, limits)
         if form == "json":
-            document = reading.parse(body, "the body", plain=self._plain)
+            document = reading.parse(body, "the body", self._many, plain=self._plain)
             several = json_body.several_items(document, self.names, reading, most)
         else:
             several = form_body.several_items(body, media.boundary, self.names, reading, most)
@@ -167,7 +170,7 @@ class InputReader:
         if only is None:
             if not body.lstrip().startswith((b"{", b"[")):
                 raise UnsupportedMedia(
-                    "the body has no media type, and it is no JSON: "
+                    "the body is no JSON, and no media type says what else it is: "
                     f"{what_to_send(self.names.tensors)}"
                 )
             return "json"

@@ -62,8 +62,8 @@ class Reading:
         self.checked = False
         self.taken: dict[str, memoryview] = {}
 
-    def parse(self, text: bytes, subject: str, *, plain: bool = False) -> Any:
-        """Parse JSON. `subject` names it in errors.
+    def parse(self, text: bytes, subject: str, expected: str, *, plain: bool = False) -> Any:
+        """Parse JSON. `subject` names it in errors, `expected` says what it should be.
 
         `plain`: all its strings are values that `value_of_json` reads, so that long ones need not
         be parsed. Raises `InvalidRequest`, `TooLarge`, `MemoryFull`.
@@ -80,7 +80,9 @@ class Reading:
         try:
             return loads(text)
         except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"{subject} is not valid JSON: {error}") from None
+            raise InvalidRequest(
+                f"{subject} is not valid JSON: {error}; expected {expected}"
+            ) from None
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
@@ -159,7 +161,9 @@ def value_of_bytes(
         return content
     if kind == "text":
         return _text(content, name, reading, charset)
-    document = reading.parse(content, f'{name!r} (kind = "{kind}")', plain=is_plain([expected]))
+    document = reading.parse(
+        content, repr(name), f'{EXPECTED_JSON[kind]} (kind = "{kind}")', plain=is_plain([expected])
+    )
     return value_of_json(expected, document, name, reading)
 
 
