@@ -1,4 +1,4 @@
-"""Three kinds of event loop, registries that tests fill by themselves, and a check for threads."""
+"""Two kinds of event loop, registries that tests fill by themselves, and a check for threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import uvloop
 
 from penstock.backends.expressions import filters, registry
 
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
 
 def debug_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
@@ -18,9 +20,16 @@ def debug_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Return the loops on which every asynchronous test of this folder runs."""
-    return {"asyncio": asyncio.new_event_loop, "debug": debug_loop, "uvloop": uvloop.new_event_loop}
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, LoopFactory]:
+    """Return the loops on which every asynchronous test of this folder runs.
+
+    asyncio's own is in debug mode, where it also checks from which thread it is called. A module
+    whose tests take long for what no loop changes names one loop as `LOOPS`.
+    """
+    factories: dict[str, LoopFactory] = {"debug": debug_loop, "uvloop": uvloop.new_event_loop}
+    module = item.getparent(pytest.Module)
+    names = getattr(module.obj, "LOOPS", factories) if module is not None else factories
+    return {name: factories[name] for name in names}
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ from penstock.pipelines.config.load import load
 from penstock.pipelines.node.executor import Executor
 from penstock.pipelines.pipeline import Pipeline
 
+LOOPS = ["uvloop"]
+"""Children take long. Their executors meet a loop as those of threads do, in test_node.py."""
+
 OPS = """
 import os, signal, time
 from pathlib import Path

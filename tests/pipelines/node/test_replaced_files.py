@@ -18,6 +18,9 @@ import pytest
 from penstock.backends.errors import BackendError
 from penstock.pipelines.pipeline import Pipeline
 
+LOOPS = ["uvloop"]
+"""Children take long, and no loop changes what they read."""
+
 EXAMPLES = Path(__file__).parents[3] / "examples" / "digits"
 
 OPS = """

@@ -19,6 +19,9 @@ from penstock.pipelines.pipeline import Pipeline
 
 from ..workshop import Workshop, assert_empty, outcomes, serve, turns
 
+LOOPS = ["uvloop"]
+"""Engines and children take long, and no loop changes how many rows they get."""
+
 pytestmark = pytest.mark.usefixtures("own_registry", "own_filters", "no_threads_left")
 
 PORTS = (TensorPort("x", "float32", (-1, 2)),)

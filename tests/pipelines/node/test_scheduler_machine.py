@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from penstock.pipelines.node.queue import NEVER, Batch, Entry
 from penstock.pipelines.node.scheduler import DeviceGroup, Scheduler
 
-pytestmark = pytest.mark.timeout(300)  # seconds; it takes 20 of one processor
+pytestmark = pytest.mark.timeout(300)  # seconds; it takes 8 of one processor
 
 TIMEOUT = 2.0
 
@@ -345,7 +345,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=600,
+    max_examples=250,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
