@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import inspect
+import os
 import signal
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
@@ -23,6 +24,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)  # still nothing here, and the default in children
+
+# Torch's threads spin while they wait for each other, for most of the time if other workers and
+# children have the processors. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 MARGIN_SECONDS = 20.0
 """How long before pytest's own limit a coroutine is cancelled."""

@@ -299,6 +299,8 @@ def test_truncated(photo: Any, kind: str, fraction: float) -> None:
     if kind == "thumbnail":  # a small whole JPEG in the header: its end mark is not the file's
         small = encode(photo.resize((32, 24)), "JPEG")
         kind, options = "JPEG", {"comment": small}
+    if kind == "QOI":  # Pillow reads and writes it in Python
+        photo = photo.resize((320, 213))
     encoded = encode(photo, kind, **options)
     item = decode(encoded[: int(len(encoded) * fraction)])
     assert type(item["error"]) is InvalidInput
