@@ -15,10 +15,10 @@ import httpx
 import numpy as np
 import pytest
 
-IMAGES = 100
+IMAGES = 60
 SIDE = 3000  # 27 MB decoded, and about 30 KB as a PNG
 ADDRESS_SPACE_BYTES = 3 << 30
-"""The server itself takes about half of it; 100 decoded images would take 2.7 GB."""
+"""The server itself takes about half of it; 60 decoded images would take 1.6 GB."""
 
 SLOW = """
 import os
