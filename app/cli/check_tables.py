@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Por
 from ..v2.models.description import metadata_of
 from ..v2.models.model import Model
 
+NODE_COLUMNS = ("node", "backend", "instances", "max", "batching_timeout", "executor", "next")
+
 
 def print_pipelines(checked: Iterable[Opened]) -> None:
     """Print a table for each pipeline: its nodes in the order in which items pass them, then what
@@ -30,24 +33,12 @@ def print_pipelines(checked: Iterable[Opened]) -> None:
     console = Console()
     for opened in checked:
         config = opened.pipeline.config
-        table = Table(
-            "node",
-            Column("backend", overflow="fold"),
-            "instances",
-            "max",
-            "batching_timeout",
-            "executor",
-            "next",
-            box=box.SIMPLE,
-        )
-        for node in config.nodes.values():
-            table.add_row(*map(Text, _row(node)))
         source = config.source or "not from a file"
         console.print(
             Text(f"{config.name}: {_state_of(opened)}, {_number_of_nodes(config)} ({source})"),
             soft_wrap=True,
         )
-        console.print(table)
+        _print_nodes(console, [_row(node) for node in config.nodes.values()])
         console.print(_doors(opened))
         for note in _unanswered(config):
             console.print(Text(f"{note}\n"), soft_wrap=True)
@@ -188,6 +179,37 @@ def _has_probe(spec: Spec) -> bool:
     if isinstance(spec.params, EngineParams):
         return spec.params.batched is None
     return any(map(_has_probe, spec.children))
+
+
+def _print_nodes(console: Console, rows: list[tuple[str, ...]]) -> None:
+    """Print the nodes of a pipeline. Only expressions take several lines, and no name is broken.
+
+    Where the terminal is too narrow for that, the lines are longer than it.
+    """
+    widths = [max(map(len, column)) for column in zip(NODE_COLUMNS, *rows, strict=True)]
+    longest = max(len(piece) for row in rows for piece in _pieces(row[1]))
+    others = sum(widths) - widths[1] + 2 * len(widths) - 1  # the spaces between columns
+    width = max(console.width - others, longest, len(NODE_COLUMNS[1]))
+    columns = [Column(name, no_wrap=True) for name in NODE_COLUMNS]
+    table = Table(*columns, box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, (row[0], _folded(row[1], width), *row[2:])))
+    Console(width=max(console.width, others + width)).print(table)
+
+
+def _folded(text: str, width: int) -> str:
+    """Break an expression into lines of at most `width` characters, between its names."""
+    lines = [""]
+    for piece in _pieces(text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(map(str.rstrip, lines))
+
+
+def _pieces(text: str) -> list[str]:
+    """Return the pieces of an expression that stay on one line, with what separates them."""
+    return re.findall(r"[^,& ]+[,& ]*", text)
 
 
 def _row(node: NodeConfig) -> tuple[str, ...]:

@@ -11,24 +11,58 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from penstock.backends.expressions.registry import BackendDescription
+from penstock.backends.expressions.registry import BUILTINS, BackendDescription
 from penstock.backends.expressions.type_names import value_name
+
+GROUPS = {
+    "Images (NumPy)": ("image.",),
+    "Images and tensors (torch)": ("image.tensor.",),
+    "Models": ("engines.",),
+    "Results": ("operators.classify", "operators.ctc", "operators.yolo"),
+    "Control flow": ("operators.compose", "operators.control", "expressions.composite"),
+    "Keys": ("operators.keys",),
+    "torchpipe's names": ("operators.compat",),
+}
+"""Heading -> where its backends are, within penstock.backends. The longest place counts."""
+
+OWN_GROUP = "Registered and installed"
+"""The heading of backends that are not Penstock's."""
 
 
 def print_backends(descriptions: Iterable[BackendDescription]) -> None:
-    """Print a line for each backend."""
-    table = Table(
-        Column("backend", no_wrap=True),
-        Column("here", no_wrap=True),
-        "what it does",
-        box=box.SIMPLE,
-    )
+    """Print a line for each backend, in groups."""
+    groups: dict[str, list[BackendDescription]] = {name: [] for name in (*GROUPS, OWN_GROUP)}
     for backend in descriptions:
-        available = "no" if _obstacle(backend) else "yes"
-        table.add_row(Text(backend.name), Text(available), Text(_summary(backend)))
+        groups[group_of(backend.name)].append(backend)
+    longest = max(len(backend.name) for group in groups.values() for backend in group)
     console = Console()
-    console.print(table)
+    for name, group in groups.items():
+        if not group:
+            continue
+        table = Table(
+            Column("backend", no_wrap=True, min_width=longest),
+            Column("here", no_wrap=True),
+            "what it does",
+            box=box.SIMPLE,
+        )
+        for backend in group:
+            available = "no" if _obstacle(backend) else "yes"
+            table.add_row(Text(backend.name), Text(available), Text(_summary(backend)))
+        console.print(Text(name))
+        console.print(table)
     console.print(Text("penstock backends NAME describes a backend and lists its parameters."))
+
+
+def group_of(name: str) -> str:
+    """Return the heading of a backend."""
+    place = BUILTINS.get(name, "").removeprefix("penstock.backends.")
+    matches = [
+        (len(start), heading)
+        for heading, starts in GROUPS.items()
+        for start in starts
+        if place.startswith(start)
+    ]
+    return max(matches)[1] if matches else OWN_GROUP
 
 
 def print_backend(backend: BackendDescription) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import penstock
 from penstock.app.cli.main import command_line
+from penstock.app.cli.tables import GROUPS, group_of
 from penstock.app.settings import Settings
 from penstock.backends.expressions import registry
 from penstock.pipelines.repository import Repository
@@ -40,6 +41,22 @@ def test_check_lists_the_nodes_of_a_file(run: Run, digits: Path) -> None:
         in answer.stdout
         and "2 ms" in answer.stdout
     )
+
+
+def test_check_breaks_no_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a_node_with_a_name_that_is_rather_long_for_a_table_of_nodes"
+    (tmp_path / "one.toml").write_text(
+        f'[{name}]\nbackend = "S[SetTensorRequestSize,Identity,Identity]"\n'
+        'next = "b"\n[b]\nbackend = "Identity"\n'
+    )
+    for columns in ("80", "60", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        answer = run("check", tmp_path)
+        assert answer.exit_code == 0, answer.stderr
+        words = answer.stdout.split()
+        assert {name, "batching_timeout", "Identity"} <= set(words)
+        whole = {"S[SetTensorRequestSize,Identity,Identity]"}
+        assert whole <= {*words} or {"S[SetTensorRequestSize,", "Identity,Identity]"} <= {*words}
 
 
 def test_check_prints_warnings(run: Run, tmp_path: Path) -> None:
@@ -221,6 +238,9 @@ def test_backends(run: Run) -> None:
         and rows["S"] == "yes another name for Sequential"
     )
     assert "OpenvinoTensor" not in rows
+    lines = [line.strip() for line in answer.stdout.splitlines()]
+    assert [line for line in lines if line in GROUPS] == [*GROUPS]
+    assert {group_of(name) for name in registry.BUILTINS} == {*GROUPS}
     answer = run("backends", "ResizeMat")
     assert answer.exit_code == 0 and "resize_h" in answer.stdout and "required" in answer.stdout
     for bound in ("int, 1 to 32767", "available here"):
