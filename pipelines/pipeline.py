@@ -366,16 +366,15 @@ class Pipeline:
         """True if the answer to an item that names no node comes in parts."""
         return self.plan.default is not None and self.plan.default.stream is not None
 
-    def submit_nowait(
+    def submit_nowait(  # noqa: PLR0917  each that can only be a keyword costs a look-up
         self,
         item: Item,
         timeout: float | None = None,
         priority: int | None = None,
         future: asyncio.Future[Item] | None = None,
-        *,
         client: Hashable = None,
-        trace: Trace | None = None,
         request_id: str = "",
+        trace: Trace | None = None,
         run: Run | None = None,
         until: float | None = None,
     ) -> Submission:
@@ -419,7 +418,7 @@ class Pipeline:
         if timeout is None and rows <= admission.room:
             ticket = None
             if client is not None:
-                ticket = admission.ticket(counted, None, priority, client, now)
+                door.count(client, counted)
         else:
             if timeout is not None and not timeout <= limit:  # NaN gets the limit too
                 timeout = limit
@@ -435,19 +434,20 @@ class Pipeline:
         if future is None:
             future = self._create_future()
         if run is None:
-            run = Run(item, future, deadline, priority, size)
+            run = Run(item, future, deadline, priority, size, client, request_id, trace)
         else:
-            Run.__init__(run, item, future, deadline, priority, size)
+            Run.__init__(run, item, future, deadline, priority, size, client, request_id, trace)
         run.rows = counted
-        run.request_id = request_id
-        run.trace = trace
-        if ticket is not None:
-            run.ticket = ticket
+        run.ticket = ticket
         if self._loops:
             if ticket is None:  # the runs of all rounds share it
-                run.ticket = admission.ticket(counted, None, priority, client, now)
+                run.ticket = admission.ticket_of(counted, priority, client, now)
             return self._graph.enter_rounds(entry_point, run, admission, now)
         run.admission = admission
+        if entry_point.linear and trace is None:  # as `enter`, without a call
+            run.plan_node = root = entry_point.root
+            root.node.enqueue(run, now)
+            return run
         return self._graph.enter(entry_point, run, now)
 
     def call(
@@ -486,7 +486,7 @@ class Pipeline:
                     timeout,
                     priority,
                     future,
-                    client=None if entry.ticket is None else entry.ticket.client,
+                    client=entry.client,
                     trace=self._graph.trace_of(entry),
                     request_id=entry.request_id,
                     until=deadline,

@@ -239,6 +239,7 @@ class RunningGraph:
         if self._closed:
             raise NotReady(f"pipeline {self._name!r} is closed")
         run.request_id = entry.request_id
+        run.client = entry.client
         run.ticket = entry.request_ticket()
         run.trace = self.trace_of(entry)
         return self.enter(entry_point, run, now)

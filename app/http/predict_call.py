@@ -140,7 +140,6 @@ class PredictCall(Run):
     """
 
     __slots__ = (
-        "client",
         "first_byte",
         "head",
         "media",

@@ -38,6 +38,7 @@ class Entry:
         "arrival",
         "bucket",
         "charge",
+        "client",
         "counted",
         "deadline",
         "enqueued",
@@ -69,7 +70,8 @@ class Entry:
         self.enqueued: float
         self.arrival: int
         self.request_id = ""
-        # Its request, if that is more to admission than its rows, or if queues are in turns.
+        self.client: Hashable = None  # whose request it is, if that is known
+        # Its request, if that is more to admission than its rows and its client.
         self.ticket: Ticket | None = None
         # The bytes that are counted as results of the node that it left (outflow.py).
         self.charge: tuple[Outflow, int] | None = None

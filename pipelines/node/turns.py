@@ -20,6 +20,7 @@ _DUE = object()
 class Waiting(Protocol):
     """The part of an `Entry` that its order depends on."""
 
+    client: Hashable
     deadline: float
     ticket: Ticket | None
 
@@ -87,7 +88,7 @@ class Turns(Generic[E]):
     def append(self, entry: E) -> None:
         ticket = entry.ticket
         if ticket is None:
-            rank, client = 0, None
+            rank, client = 0, entry.client
         else:
             rank, client = 2 if ticket.late else 1 if ticket.patient else 0, ticket.client
         self._put(rank, client, entry)
@@ -102,7 +103,7 @@ class Turns(Generic[E]):
 
     def remove(self, entry: E) -> None:
         """Remove an entry. Raises ValueError if it is not here."""
-        client = None if entry.ticket is None else entry.ticket.client
+        client = entry.client if entry.ticket is None else entry.ticket.client
         for lane in self._lanes:
             for taker in (client, (_DUE, client)):
                 entries = lane.get(taker)

@@ -175,6 +175,22 @@ class Door:
         held = unnamed if client is None else self.clients.get(client, 0)
         return len(self.clients) + (unnamed > 0) + (not held), held
 
+    def count(self, client: Hashable, rows: int) -> None:
+        """Count rows of a named client as inside."""
+        clients = self.clients
+        clients[client] = clients.get(client, 0) + rows
+        self.named += rows
+
+    def forget(self, client: Hashable, rows: int) -> None:
+        """Stop counting rows of a named client."""
+        clients = self.clients
+        left = clients[client] - rows
+        if left:
+            clients[client] = left
+        else:
+            del clients[client]
+        self.named -= rows
+
     def refuse(self, now: float) -> None:
         """Count a refusal, which may begin pressure."""
         self.refused += 1

@@ -39,8 +39,7 @@ class Ticket:
         self._late = 0  # the spell of pressure in which it became late
         if client is not None:  # first: it raises TypeError if the client is not hashable
             for door in doors:
-                door.clients[client] = door.clients.get(client, 0) + rows
-                door.named += rows
+                door.count(client, rows)
         for door in doors[:-1]:
             door.requests += 1
             door.rows += rows
@@ -80,14 +79,9 @@ class Ticket:
             self.pressure.sort()
             for door in doors:
                 door.patient -= rows
-        if (client := self.client) is not None:
+        if self.client is not None:
             for door in doors:
-                door.named -= rows
-                left = door.clients[client] - rows
-                if left:
-                    door.clients[client] = left
-                else:
-                    del door.clients[client]
+                door.forget(self.client, rows)
         for door in doors[:-1]:
             door.requests -= 1
             door.rows -= rows

@@ -215,6 +215,12 @@ class Admission:
             patient=timeout is not None and self._is_patient(timeout),
         )
 
+    def ticket_of(self, size: int, priority: int | None, client: Hashable, came: float) -> Ticket:
+        """Return a ticket for a request that was admitted without one. It counts the client."""
+        if client is not None:
+            self.door.forget(client, size)
+        return self.ticket(size, None, priority, client, came)
+
     def _count_refusal(self, code: str, door: Door) -> None:
         self.refused[code] += 1
         levels = self.pressure.doors
@@ -352,7 +358,9 @@ class Admission:
         self.door.rows -= size
         self.settle()
 
-    def end(self, size: int, came: float, failure: str, ticket: Ticket | None) -> None:
+    def end(
+        self, size: int, came: float, failure: str, ticket: Ticket | None, client: Hashable
+    ) -> None:
         """Count the end of a request that came at `came`, and stop counting it as in flight.
 
         `failure`: a key of `RequestStatistics.failures`, or "" for a good end.
@@ -363,6 +371,8 @@ class Admission:
             self.requests.succeed(size, came)
         if ticket is not None:
             ticket.leave(failure, self.requests.clock())
+        elif client is not None:
+            self.door.forget(client, size)
         self.leave(size)
 
     def settle(self) -> None:

@@ -33,6 +33,7 @@ class NodeVisit(Entry):
     ) -> None:
         super().__init__(item, run.future, run.deadline, run.priority, run.size)
         self.request_id = run.request_id
+        self.client = run.client
         self.ticket = run.ticket
         self.run = run
         self.plan_node = plan_node
@@ -93,6 +94,7 @@ class GraphRun:
     __slots__ = (
         "admission",
         "came",
+        "client",
         "data",
         "deadline",
         "entry_point",
@@ -122,6 +124,7 @@ class GraphRun:
         self.request_id = run.request_id
         # None: the request has ended, or it is part of another request.
         self.admission = run.admission
+        self.client = run.client
         self.ticket = run.ticket
         self.trace = run.trace
         self.entry_point = entry_point
@@ -141,7 +144,7 @@ class GraphRun:
     def request_ticket(self) -> Ticket | None:
         """Return the ticket of the request, as `Entry.request_ticket` does."""
         if self.ticket is None and self.admission is not None:
-            self.ticket = self.admission.ticket(self.rows, None, self.priority, None, self.came)
+            self.ticket = self.admission.ticket_of(self.rows, self.priority, self.client, self.came)
         return self.ticket
 
     def start(self, now: float) -> None:
@@ -327,7 +330,7 @@ class GraphRun:
             self.admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self.rows, self.came, failure, self.ticket)
+            admission.end(self.rows, self.came, failure, self.ticket, self.client)
 
     def spent(self) -> tuple[float, float]:
         # Time in which several nodes work on the request counts once.

@@ -77,9 +77,16 @@ class Rounds:
     def _start_round(self, entry_point: EntryPoint, item: Item, now: float) -> None:
         request = self._request
         self._round += 1
-        run = Run(item, as_future(self), request.deadline, request.wanted, request.size)
-        run.request_id = request.request_id
-        run.trace = request.trace
+        run = Run(
+            item,
+            as_future(self),
+            request.deadline,
+            request.wanted,
+            request.size,
+            request.client,
+            request.request_id,
+            request.trace,
+        )
         run.ticket = request.ticket
         self._run = self._enter(entry_point, run, now)
 
@@ -157,4 +164,5 @@ class Rounds:
             self._admission = None
             if not failure:
                 admission.requests.spend(*self.spent())
-            admission.end(self._request.rows, self._came, failure, self._request.ticket)
+            request = self._request
+            admission.end(request.rows, self._came, failure, request.ticket, request.client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple, Protocol, cast
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput, forget_frames
@@ -111,13 +111,16 @@ class Run(Entry):
 
     __slots__ = ("admission", "asked", "batch", "data", "plan_node", "rows", "stages", "trace")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  each that can only be a keyword costs a look-up
         self,
         item: Item,
         future: asyncio.Future[Item],
         deadline: float,
         priority: int | None = None,
         size: int = 1,
+        client: Hashable = None,
+        request_id: str = "",
+        trace: Trace | None = None,
     ) -> None:
         # Entry's fields are set here, not by a call: this is the hot path.
         self.item = item
@@ -127,7 +130,8 @@ class Run(Entry):
         self.priority = 0
         self.size = size
         self.counted = False
-        self.request_id = ""
+        self.request_id = request_id
+        self.client = client
         self.charge = None
         self.ticket = None
         self.data = item["data"]
@@ -136,7 +140,7 @@ class Run(Entry):
         self.admission: Admission | None = None
         self.asked = size  # what it comes to a node with; `size` may differ at each node
         self.rows = size  # as admission counts them
-        self.trace: Trace | None = None
+        self.trace = trace
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
         self.stages: list[tuple[Batch, float]] | None = None
@@ -211,12 +215,14 @@ class Run(Entry):
             door.rows -= self.rows
             if self.ticket is not None:
                 self.ticket.leave(failure, now)
+            elif self.client is not None:
+                door.forget(self.client, self.rows)
             if admission.draining is not None:
                 admission.settle()
 
     def request_ticket(self) -> Ticket | None:
         if self.ticket is None and self.admission is not None:
-            self.ticket = self.admission.ticket(self.rows, None, self.wanted, None, self.came)
+            self.ticket = self.admission.ticket_of(self.rows, self.wanted, self.client, self.came)
         return self.ticket
 
     def fail(self, error: BaseException) -> None:
@@ -254,7 +260,7 @@ class Run(Entry):
             self.admission = None
             self.drop()
             self.future.cancel()
-            admission.end(self.rows, self.came, failure, self.ticket)
+            admission.end(self.rows, self.came, failure, self.ticket, self.client)
 
     def drop(self) -> None:
         self.release()
