@@ -24,7 +24,7 @@ from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
 from .runs.plan import Plan
-from .runs.run import PARTS, Run, Submission
+from .runs.run import PARTS, EmptyRun, Run, Submission
 from .runs.stream import StreamRun
 from .runs.trace import Trace
 
@@ -288,9 +288,13 @@ class Pipeline:
         # This check costs no system call. Asking for the running loop costs one each time (getpid).
         if get_ident() != self._thread or not self._is_running():
             self._check_loop()
-        if type(item) is not dict and isinstance(item, (list, tuple)):
-            return await self._call_many(item, timeout, priority, client)
-        submission = self.submit_nowait(as_item(item), timeout, priority, client=client)
+        if type(item) is not dict:
+            if isinstance(item, (list, tuple)):
+                return await self._call_many(item, timeout, priority, client)
+            item = as_item(item)
+        elif len(item) > 1:  # no call for an item that has only `data`: this is the hot path
+            item = as_item(item)
+        submission = self.submit_nowait(item, timeout, priority, client=client)
         try:
             answer: Item = await submission.future
         except BaseException:
@@ -372,10 +376,10 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
         future: asyncio.Future[Item] | None = None,
-        client: Hashable = None,
         request_id: str = "",
         trace: Trace | None = None,
         run: Run | None = None,
+        client: Hashable = None,
         until: float | None = None,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
@@ -398,12 +402,13 @@ class Pipeline:
                 f"{sorted(map(str, item))}"
             )
         entry_point = self.plan.default
-        if "node_name" in item:
+        has_more = len(item) > 1  # else no look-ups: this is the hot path
+        if has_more and "node_name" in item:
             entry_point = self.plan.entry_point(item["node_name"], self.name)
         elif entry_point is None:
             raise self.plan.no_default(self.name)
         size = counted = 1
-        if "request_size" in item:
+        if has_more and "request_size" in item:
             size = counted = entry_point.size_of(item, self.name)
         elif entry_point.root.node.counted is not None:
             counted = entry_point.rows_of(item)
@@ -417,8 +422,10 @@ class Pipeline:
         # The common case is decided without a call: this is the hot path.
         if timeout is None and rows <= admission.room:
             ticket = None
-            if client is not None:
-                door.count(client, counted)
+            if client is not None:  # as `Door.count`
+                clients = door.clients
+                clients[client] = clients.get(client, 0) + counted
+                door.named += counted
         else:
             if timeout is not None and not timeout <= limit:  # NaN gets the limit too
                 timeout = limit
@@ -433,13 +440,25 @@ class Pipeline:
             deadline = until
         if future is None:
             future = self._create_future()
+        # As `Run.__init__`, of which the call costs as much again: this is the hot path.
         if run is None:
-            run = Run(item, future, deadline, priority, size, client, request_id, trace)
-        else:
-            Run.__init__(run, item, future, deadline, priority, size, client, request_id, trace)
+            run = EmptyRun()
+        run.item = item
+        run.future = future
+        run.deadline = deadline
+        run.wanted = priority
+        run.priority = 0
+        run.size = run.asked = size
         run.rows = counted
+        run.counted = False
+        run.request_id = request_id
+        run.client = client
+        run.charge = run.batch = run.stages = None
         run.ticket = ticket
+        run.data = item["data"]
+        run.trace = trace
         if self._loops:
+            run.admission = None
             if ticket is None:  # the runs of all rounds share it
                 run.ticket = admission.ticket_of(counted, priority, client, now)
             return self._graph.enter_rounds(entry_point, run, admission, now)

@@ -50,6 +50,12 @@ def reserve_body(length: bytes, limit: int, memory: Reservation) -> None:
     memory.resize(int(size), "a body", spare)
 
 
+def small_body(length: bytes | None) -> int:
+    """Return the size of a small body with this Content-Length; 0 for any other."""
+    size = inf if length is None else announced_bytes(length)
+    return int(size) if size <= SMALL_BODY_BYTES else 0
+
+
 def must_close(scope: Scope) -> bool:
     """Return whether the connection must close after an answer given before the body was read.
 

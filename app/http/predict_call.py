@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -24,13 +23,14 @@ from penstock.backends.errors import (
 )
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
+from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.runs.trace import Trace
 
 from ..settings import Settings
 from .auth import check_trace
-from .body import reserve_body
+from .body import reserve_body, small_body
 from .compression import window_of
 from .errors import Problem, log_failure, problem
 from .events import wants_events
@@ -70,13 +70,27 @@ class PredictRules:
     `fetch`: None if images by URL are not allowed.
     """
 
-    __slots__ = ("_readers", "fetch", "json", "pipelines", "restriction", "settings")
+    __slots__ = (
+        "_readers",
+        "fetch",
+        "has_key",
+        "json",
+        "max_body",
+        "max_images",
+        "pipelines",
+        "restriction",
+        "settings",
+    )
 
     def __init__(self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None) -> None:
         self.pipelines = pipelines
         self.settings = settings
+        # Looked up in `settings` they would cost each request some hundred nanoseconds (pydantic).
+        self.max_body = settings.max_body
+        self.max_images = settings.max_images
+        self.has_key = settings.api_key is not None
         self.fetch = fetch
-        self.restriction = restriction_of(settings.restricted_api)
+        self.restriction = restriction_of(settings.restricted_api) or None
         self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
         # Weak: a pipeline that was unloaded lets go of its models.
         self._readers: WeakKeyDictionary[Pipeline, InputReader] = WeakKeyDictionary()
@@ -95,7 +109,10 @@ class PredictRules:
 
 
 class PredictHead:
-    """The head of a predict request. Read-only: requests with the same head share it."""
+    """The head of a predict request. Read-only: requests with the same head share it.
+
+    `small_body`: the size of a small body, 0 if it is not small or not known.
+    """
 
     __slots__ = (
         "accept",
@@ -108,6 +125,7 @@ class PredictHead:
         "name",
         "priority",
         "request_id",
+        "small_body",
         "trace",
     )
 
@@ -120,6 +138,7 @@ class PredictHead:
         get = dict(fields).get
         self.content_type = get(b"content-type")
         self.length = get(b"content-length")
+        self.small_body = small_body(self.length)
         self.encoding = get(b"content-encoding")
         self.deadline = get(b"penstock-deadline-ms")
         self.accept = get(b"accept")
@@ -156,7 +175,6 @@ class PredictCall(Run):
         rules: PredictRules,
         head: PredictHead,
         first_byte: float,
-        *,
         client: str | None,
         request_id: str = "",
     ) -> None:
@@ -173,12 +191,12 @@ class PredictCall(Run):
         )
 
     def begin(self) -> None:
-        """Check what the head asks for, before the body is read.
+        """Check what the head asks for, and reserve the memory of the body.
 
         Raises the error of a request that has to be refused; so do the other steps.
         """
         rules, head = self.rules, self.head
-        if rules.restriction:
+        if rules.restriction is not None:
             rules.restriction.check("inference", {"headers": head.fields})
         name = head.name
         pipelines = rules.pipelines
@@ -192,8 +210,14 @@ class PredictCall(Run):
         if head.trace is not None:
             self.trace = self._trace(head.trace)
         pipeline.check_admission(self.timeout, self.wanted, self.client)
-        if head.length is not None and pipeline.stream_input is None:
-            reserve_body(head.length, rules.settings.max_body, self.memory)
+        size = head.small_body
+        if head.length is None or pipeline.stream_input is not None:
+            pass
+        elif 0 < size <= rules.max_body:  # as `reserve_body`, without its calls
+            budget.reserve(size, "a body")
+            self.memory.size = size
+        else:
+            reserve_body(head.length, rules.max_body, self.memory)
 
     def takes_long(self, body: bytes) -> bool:
         """Return whether the body, which is here, has to be read on a helper thread."""
@@ -206,16 +230,12 @@ class PredictCall(Run):
     def read(self, body: bytes) -> Item:
         """Read the item of a request that has one, after `takes_long` was asked."""
         rules = self.rules
-        return self.reader.read(
-            body, self.media, self.memory, rules.json, rules.settings.max_images
-        )
+        return self.reader.read(body, self.media, self.memory, rules.json, rules.max_images)
 
     def read_many(self, body: bytes) -> list[Item]:
         """Read the items of a request that has several."""
         rules = self.rules
-        return self.reader.read_many(
-            body, self.media, self.memory, rules.json, rules.settings.max_images
-        )
+        return self.reader.read_many(body, self.media, self.memory, rules.json, rules.max_images)
 
     def link_in(self, item: Item) -> Link | None:
         """Return the URL that stands for the image of an item, if one does.
@@ -247,10 +267,10 @@ class PredictCall(Run):
             self.timeout,
             self.wanted,
             future,
+            self.request_id,
+            self.trace,
+            self,
             client=self.client,
-            trace=self.trace,
-            request_id=self.request_id,
-            run=self,
         )
 
     def write(self, item: Item, run: Submission) -> bytes | None:
@@ -354,10 +374,6 @@ def server_timing(run: Submission) -> bytes:
     It has, for each node, the milliseconds in its queue and on its executor, and the rows of the
     batch.
     """
-    if isinstance(run, Run) and run.stages is None and (batch := run.batch) is not None:
-        # One node, the usual case: no list, no tuple.
-        before, after = _shared_timing(batch.node, batch.ended - batch.started, batch.size)
-        return b"%b%.3f%b" % (before, (batch.started - run.enqueued) * 1000, after)
     return b", ".join([_timing(*stage) for stage in run.timings()])
 
 
@@ -366,9 +382,17 @@ def _timing(node: str, queue: float, seconds: float, size: int) -> bytes:
     return b"%b%.3f%b" % (before, queue * 1000, after)
 
 
-@lru_cache(64)
+def timing_of_batch(batch: Batch) -> tuple[bytes, bytes]:
+    """Return the `Server-Timing` of an item's only batch, before and after the milliseconds in the
+    queue. The items of the batch share it.
+    """
+    if batch.memo is None:
+        batch.memo = _shared_timing(batch.node, batch.ended - batch.started, batch.size)
+    parts: tuple[bytes, bytes] = batch.memo
+    return parts
+
+
 def _shared_timing(node: str, seconds: float, size: int) -> tuple[bytes, bytes]:
-    """Make what the items of a batch share: all but the milliseconds in the queue."""
     run = f'run.{node};dur={seconds * 1000:.3f};desc="batch {size}"'
     return (
         f"queue.{node};dur=".encode("latin-1", "replace"),

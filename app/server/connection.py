@@ -46,7 +46,7 @@ from .asgi import AsgiRequest
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
 from .direct import Direct
-from .direct_routes import without_root
+from .direct_routes import DirectRoutes, without_root
 from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
 from .socket_queues import queued_bytes, unread_bytes
@@ -67,8 +67,6 @@ connection stays open. Go's server reads as much.
 
 CHUNKS_AT_ONCE = 4096
 """So many chunks are decoded before the loop may do something else: 3 ms."""
-
-DIRECT_METHODS = frozenset({b"POST", b"PUT"})
 
 CLOSE_WAIT, TCP_CLOSE = 8, 7  # states of TCP in the first byte of TCP_INFO
 PROBE_SECONDS = 0.05
@@ -94,6 +92,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_access_log",
+        "_address",
         "_app",
         "_app_state",
         "_asgi",
@@ -157,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # until it is made
         self._client: tuple[str, int] | None = None
+        self._address: str | None = None  # the client's
         self._server: tuple[str, int | None] | None = None
         self._buffer = b""  # received and not parsed: a part of a head, or the requests behind this
         self._request: AsgiRequest | Direct | None = None
@@ -187,6 +187,7 @@ class Connection(asyncio.Protocol):
         self._server_state.connections.add(cast("Any", self))
         shared.add(self, self._loop)
         self._client = _address(transport.get_extra_info("peername"))
+        self._address = None if self._client is None else self._client[0]
         self._server = _address(transport.get_extra_info("sockname"))
         transport.set_write_buffer_limits(high=UNCOUNTED_BYTES)
         self.deadline = self._loop.time() + self._settings.head_timeout
@@ -286,20 +287,20 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> None:
         """Parse one head at the beginning of `data`, and begin its request."""
-        if data[0] in b"\r\n":  # RFC 9112, 2.2: empty lines may stand before a request
-            data = data.lstrip(b"\r\n")
-            if not data:
-                self._buffer = b""
-                return
-        end = data.find(b"\r\n\r\n") + 4
-        settings = self._settings
-        if end < 4 or end > settings.max_head:
-            self._wait_for_head(data)
-            return
         shared = self._shared
-        text = data if len(data) == end else data[:end]
+        end = data.find(b"\r\n\r\n") + 4
+        text = data[:end]
         head = shared.heads.get(text)
         if head is None:
+            if data[0] in b"\r\n":  # RFC 9112, 2.2: empty lines may stand before a request
+                self._buffer = b""
+                if data := data.lstrip(b"\r\n"):
+                    self._read_head(data)
+                return
+            settings = self._settings
+            if end < 4 or end > settings.max_head:
+                self._wait_for_head(data)
+                return
             try:
                 head = self._parser.parse(text, settings.max_fields)
             except PenstockError as error:
@@ -307,7 +308,7 @@ class Connection(asyncio.Protocol):
                 return
             shared.heads.add(text, head)
         self._head = head
-        if head.plain and self._answer_directly(head, data, end):
+        if self._routes is not None and self._answer_directly(self._routes, head, data, end):
             return
         path = head.path.decode("ascii")
         if root := self._root_path:
@@ -398,40 +399,33 @@ class Connection(asyncio.Protocol):
         if data:
             socket.data_received(data)
 
-    def _answer_directly(self, head: RequestHead, data: bytes, end: int) -> bool:
+    def _answer_directly(
+        self, routes: DirectRoutes, head: RequestHead, data: bytes, end: int
+    ) -> bool:
         """Begin a small request of a hot route, whose head is plain.
 
         Returns False for anything else, and if anything is unusual: the app answers that.
         """
-        routes, settings = self._routes, self._settings
-        end_of_body = end + head.length
-        if (
-            routes is None
-            or not head.length
-            or end > UNCOUNTED_BYTES
-            or head.method not in DIRECT_METHODS
-            or self._counted
-            or self.writing_paused
-        ):
+        if self._counted or self.writing_paused or end > UNCOUNTED_BYTES:
             return False
-        shared = self._shared
-        call = routes.call_of(
-            head,
-            self,
-            client=None if self._client is None else self._client[0],
-            default_head=shared.default_head(self._server_state.default_headers),
-            keep_alive=head.keep_alive and not shared.draining,
-            access=self._access() if self._access_log else None,
-        )
+        call = routes.call_of(head, self._address)
         if call is None:
             return False
+        shared = self._shared
+        call.attach(
+            self,
+            shared.default_head(self._server_state.default_headers),
+            head.keep_alive and not shared.draining,
+            self._access() if self._access_log else None,
+        )
         self._buffer = b""
         self._request = call
         self._head_bytes = end
+        end_of_body = end + head.length
         if end_of_body > len(data):
             self._parser.drop()
             self.state = BODY
-            timeout = settings.drain_grace if shared.draining else call.body_timeout
+            timeout = self._settings.drain_grace if shared.draining else call.body_timeout
             self.deadline = self._loop.time() + timeout
             self._remaining = head.length
             call.start()
@@ -645,7 +639,9 @@ class Connection(asyncio.Protocol):
         state = self.state
         if state is CLOSING or self._transport.is_closing():
             return
-        if not keep_alive:
+        if keep_alive and state is ANSWERING:
+            self._become_idle()
+        elif not keep_alive:
             if head.keep_alive or state is BODY or self._buffer:
                 self._linger()
             else:
@@ -665,9 +661,9 @@ class Connection(asyncio.Protocol):
     # Between requests, and the end.
 
     def _become_idle(self) -> None:
-        settings = self._settings
+        shared = self._shared
         self.state = IDLE
-        timeout = settings.drain_grace if self._shared.draining else settings.idle_timeout
+        timeout = self._settings.drain_grace if shared.draining else shared.idle_timeout
         self.deadline = self._loop.time() + timeout
         if self._counted:
             self._count()

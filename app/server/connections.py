@@ -65,6 +65,7 @@ class Connections:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.idle_timeout = settings.idle_timeout  # pydantic's look-up takes long
         self.max_descriptors = max_descriptors()
         self.max_connections = settings.max_connections or default_max_connections(
             self.max_descriptors

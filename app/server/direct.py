@@ -59,24 +59,18 @@ class Direct:
     _pieces: list[bytes] | BodyParts | None
     _run: Submission | None
     _work: asyncio.Task[None] | None  # waits for a helper thread
-    _fields: Sequence[tuple[bytes, bytes]]  # of the head
-    client: str | None
+    client: Any  # that of the subclass
+    head: Any  # that of the subclass
     keep_alive: bool
     memory: Reservation
     request_id: str
     rules: Any  # those of the subclass
     wire: Wire | None
 
-    def _attach(
-        self,
-        wire: Wire,
-        fields: Sequence[tuple[bytes, bytes]],
-        default_head: bytes,
-        keep_alive: bool,
-        access: Access | None,
+    def attach(
+        self, wire: Wire, default_head: bytes, keep_alive: bool, access: Access | None
     ) -> None:
         self.wire = wire
-        self._fields = fields
         self.keep_alive = keep_alive
         self._default_head = default_head
         self._access = access
@@ -128,11 +122,10 @@ class Direct:
 
         None: the body will come by `feed`.
         """
-        settings = self.rules.settings
         try:
-            if settings.api_key is not None:
-                scope: dict[str, Any] = {"headers": self._fields}
-                check_key(scope, settings)
+            if self.rules.has_key:
+                scope: dict[str, Any] = {"headers": self.head.fields}
+                check_key(scope, self.rules.settings)
                 self.client = client_of(scope)
         except Unauthorized as error:
             self.fail_body(error)  # closes, as `refuse` does
@@ -272,7 +265,6 @@ SLOTS = (
     "_cancelled",
     "_default_head",
     "_done",
-    "_fields",
     "_pieces",
     "_run",
     "_work",

@@ -34,10 +34,10 @@ class DirectInfer(InferCall, Direct):
         self._protocol = protocol
 
     def _begin(self) -> None:
-        self._protocol.guard("inference", {"headers": self._fields})
+        self._protocol.guard("inference", {"headers": self.head.fields})
         self.begin()
         length = cast("bytes", self.head.length)  # a request without a body goes to the app
-        reserve_body(length, self.rules.settings.max_body, self.memory)
+        reserve_body(length, self.rules.max_body, self.memory)
 
     def _wait(self) -> BodyParts:
         return BodyParts(self.size, self.memory.size)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
 
 from penstock.backends.item import Item
 from penstock.pipelines.runs.run import ENDED, Submission
 
 from ..http.helper_thread import on_helper_thread
-from ..http.predict_call import PredictCall, server_timing
+from ..http.predict_call import PredictCall, server_timing, timing_of_batch
+from ..http.render import write_small
 from .asgi import STATUS_LINES
 from .direct import SLOTS, Direct
 
+_heads: dict[bytes, bytes] = {}
+"""The beginning of an answer with JSON, up to its length, by the newest default head."""
 
-@lru_cache(4)
+
 def _head_of_json(default_head: bytes) -> bytes:
-    """Return the beginning of an answer with JSON, up to its length."""
-    return b"%b%bcontent-type: application/json\r\ncontent-length: " % (
+    _heads.clear()
+    head = _heads[default_head] = b"%b%bcontent-type: application/json\r\ncontent-length: " % (
         STATUS_LINES[200],
         default_head,
     )
+    return head
 
 
 class DirectPredict(PredictCall, Direct):
@@ -28,8 +31,7 @@ class DirectPredict(PredictCall, Direct):
 
     __slots__ = SLOTS
 
-    def _begin(self) -> None:
-        self.begin()
+    _begin = PredictCall.begin  # pyright: ignore[reportAssignmentType]  it is a base of this class
 
     def _wait(self) -> list[bytes]:
         self.first_byte = asyncio.get_running_loop().time()
@@ -40,6 +42,9 @@ class DirectPredict(PredictCall, Direct):
         return self._submit(b"".join(pieces))
 
     def _submit(self, body: bytes) -> Submission | None:
+        item = self.reader.as_it_is(body, self.media)
+        if item is not None and self.pipeline.state == "ready":  # the usual case
+            return self.submit(item, self)  # type: ignore[arg-type]  # as below
         if self.takes_long(body):
             loop = asyncio.get_running_loop()
             if not self.first_byte:  # it came whole
@@ -65,7 +70,9 @@ class DirectPredict(PredictCall, Direct):
             self._work = None
 
     def _finish(self, item: Item, run: Submission) -> None:
-        body = self.write(item, run)
+        if "error" in item:
+            raise item["error"]
+        body = write_small(item, run, self.pipeline, self.memory, self.trace)
         if body is None:
             loop = asyncio.get_running_loop()
             self._work = loop.create_task(self._write_on_helper_thread(item, run))
@@ -83,12 +90,26 @@ class DirectPredict(PredictCall, Direct):
             self._work = None  # the task holds the call
 
     def _succeed(self, body: bytes, run: Submission) -> None:
-        head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
-            _head_of_json(self._default_head),
-            len(body),
-            server_timing(run),
-            self.request_id.encode(),
-        )
+        start = _heads.get(self._default_head) or _head_of_json(self._default_head)
+        batch = self.batch
+        if run is self and self.stages is None and batch is not None:
+            # One node, the usual case: all in one `%`, which costs half of three.
+            before, after = batch.memo or timing_of_batch(batch)
+            head = b"%b%d\r\nserver-timing: %b%.3f%b\r\nx-request-id: %b\r\n" % (
+                start,
+                len(body),
+                before,
+                (batch.started - self.enqueued) * 1000,
+                after,
+                self.request_id.encode(),
+            )
+        else:
+            head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
+                start,
+                len(body),
+                server_timing(run),
+                self.request_id.encode(),
+            )
         self._send_head(200, head, body)
 
     def _release(self) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, cast
 
-from ..http.access import Access
 from ..http.predict import HotRoutes, route_of
 from ..http.predict_call import (
     PredictHead,
 )
 from ..v2.infer.infer_call import InferHead
 from ..v2.routes import ProtocolApp
-from .asgi import Wire
 from .direct_infer import DirectInfer
 from .direct_predict import DirectPredict
 from .head import RequestHead
 
 _route_of_path = lru_cache(256)(route_of)
 
+
+DIRECT_METHODS = frozenset({b"POST", b"PUT"})
 
 MOST_BODY_BYTES = 1 << 18
 """The largest body of a predict request that is taken here."""
@@ -35,38 +35,27 @@ class DirectRoutes:
         self._protocol = cast("ProtocolApp", hot.protocol)
         self._root_path = root_path
 
-    def call_of(
-        self,
-        head: RequestHead,
-        wire: Wire,
-        *,
-        client: str | None,
-        default_head: bytes,
-        keep_alive: bool,
-        access: Access | None,
-    ) -> DirectPredict | DirectInfer | None:
-        """Make the call of a request that has a body. None if the app has to answer it.
+    def call_of(self, head: RequestHead, client: str | None) -> DirectPredict | DirectInfer | None:
+        """Make the call of a request. None if the app has to answer it.
 
         `client`: the address that it comes from.
         """
         route = head.direct
         if route is None:
             route = head.direct = self._route_of(head)
-        call: DirectPredict | DirectInfer
         if type(route) is PredictHead:
             pipeline = self._rules.pipelines.pipelines.get(route.name)
             if pipeline is not None and pipeline.stream_input is not None:
                 return None
-            call = DirectPredict(self._rules, route, 0.0, client=client)
-        elif type(route) is InferHead:
-            call = DirectInfer(self._protocol, route, client)
-        else:
-            return None
-        call._attach(wire, head.fields, default_head, keep_alive, access)
-        return call
+            return DirectPredict(self._rules, route, 0.0, client)
+        if type(route) is InferHead:
+            return DirectInfer(self._protocol, route, client)
+        return None
 
     def _route_of(self, head: RequestHead) -> PredictHead | InferHead | str:
         """Return what a head asks for; "" if the app has to answer it."""
+        if not (head.plain and head.length and head.method in DIRECT_METHODS):
+            return ""
         path = head.path.decode("ascii")
         if self._root_path:
             path = without_root(path, self._root_path)

@@ -315,7 +315,9 @@ class Node:
         if levels:
             entry.priority = min(entry.wanted or self.config.default_priority, levels) - 1
         item = entry.item
-        if (self.counted is not None or "request_size" in item) and not self._count(entry, now):
+        if (
+            self.counted is not None or (len(item) > 1 and "request_size" in item)
+        ) and not self._count(entry, now):
             return
         if self._takes_request_id and (entry.request_id or "request_id" not in entry.item):
             # A copy, because the first node's item is the caller's own.

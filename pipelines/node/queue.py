@@ -117,7 +117,8 @@ class Batch:
 
     `begun`: the thread has taken the batch. `alone`: the position of the entry that runs alone
     after the batch failed, else None. `watched`: when what runs now began; `stuck_after` counts
-    from there. `hung`: it was stuck once, so its seconds say nothing of other batches.
+    from there. `hung`: it was stuck once, so its seconds say nothing of other batches. `memo`: what
+    the first who answers an item has made for all of them.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class Batch:
         "entries",
         "executor",
         "hung",
+        "memo",
         "node",
         "outcomes",
         "size",
@@ -148,6 +150,7 @@ class Batch:
         self.watched = started
         self.begun = False
         self.hung = False
+        self.memo: Any = None
         self.alone: int | None = None
         self.stuck = False
 

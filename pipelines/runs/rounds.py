@@ -77,16 +77,10 @@ class Rounds:
     def _start_round(self, entry_point: EntryPoint, item: Item, now: float) -> None:
         request = self._request
         self._round += 1
-        run = Run(
-            item,
-            as_future(self),
-            request.deadline,
-            request.wanted,
-            request.size,
-            request.client,
-            request.request_id,
-            request.trace,
-        )
+        run = Run(item, as_future(self), request.deadline, request.wanted, request.size)
+        run.request_id = request.request_id
+        run.client = request.client
+        run.trace = request.trace
         run.ticket = request.ticket
         self._run = self._enter(entry_point, run, now)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Iterable
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from penstock.backends.errors import DeadlineExceeded, InvalidInput, forget_frames
 from penstock.backends.item import Item
@@ -111,36 +111,22 @@ class Run(Entry):
 
     __slots__ = ("admission", "asked", "batch", "data", "plan_node", "rows", "stages", "trace")
 
-    def __init__(  # noqa: PLR0917  each that can only be a keyword costs a look-up
+    def __init__(
         self,
         item: Item,
         future: asyncio.Future[Item],
         deadline: float,
         priority: int | None = None,
         size: int = 1,
-        client: Hashable = None,
-        request_id: str = "",
-        trace: Trace | None = None,
     ) -> None:
-        # Entry's fields are set here, not by a call: this is the hot path.
-        self.item = item
-        self.future = future
-        self.deadline = deadline
-        self.wanted = priority
-        self.priority = 0
-        self.size = size
-        self.counted = False
-        self.request_id = request_id
-        self.client = client
-        self.charge = None
-        self.ticket = None
+        super().__init__(item, future, deadline, priority, size)
         self.data = item["data"]
         self.plan_node: PlanNode  # where it is; set when it enters a chain
         # None: the request has ended, or it is part of another request.
         self.admission: Admission | None = None
         self.asked = size  # what it comes to a node with; `size` may differ at each node
         self.rows = size  # as admission counts them
-        self.trace = trace
+        self.trace: Trace | None = None
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
         self.stages: list[tuple[Batch, float]] | None = None
@@ -199,24 +185,30 @@ class Run(Entry):
         if admission is not None:
             self.admission = None
             requests = admission.requests
+            rows = self.rows
             if failure:
                 requests.fail(failure, self.came)
             else:
                 requests.succeeded += 1
-                requests.rows += self.rows
+                requests.rows += rows
                 enqueued = self.enqueued
                 requests.queued += batch.started - enqueued
-                if (stages := self.stages) is not None:
-                    requests.queued += _sums(stages)[0]
-                    enqueued = stages[0][1]
+                if self.stages is not None:
+                    requests.queued += _sums(self.stages)[0]
+                    enqueued = self.stages[0][1]
                 requests.seconds += now - enqueued
             door = admission.door
             door.requests -= 1
-            door.rows -= self.rows
+            door.rows -= rows
             if self.ticket is not None:
                 self.ticket.leave(failure, now)
-            elif self.client is not None:
-                door.forget(self.client, self.rows)
+            elif (client := self.client) is not None:  # as `Door.forget`, without a call
+                clients = door.clients
+                if left := clients[client] - rows:
+                    clients[client] = left
+                else:
+                    del clients[client]
+                door.named -= rows
             if admission.draining is not None:
                 admission.settle()
 
@@ -265,6 +257,18 @@ class Run(Entry):
     def drop(self) -> None:
         self.release()
         self.plan_node.node.discard(self)
+
+
+class EmptyRun(Run):
+    """A run that is made without its fields. `Pipeline.submit_nowait` sets them."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+    else:
+        __init__ = object.__init__
 
 
 def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:

@@ -87,6 +87,14 @@ class InputReader:
             self._media[content_type] = media
         return media
 
+    def as_it_is(self, body: bytes, media: Media) -> Item | None:
+        """Return the item of a body that clearly is the value; None: `read` has to look."""
+        key, form = self._as_is, media.form
+        if not (key and body):
+            return None
+        clear = form == "generic" and body[:1] != b"{" and not media.is_html_form
+        return {key: body} if clear or form == "raw" else None
+
     def takes_long(self, body: bytes, media: Media) -> bool:
         """Return whether reading this body on the event loop would delay other requests notably."""
         size = len(body)

@@ -44,11 +44,13 @@ JSON_LENGTH_HEADER = b"inference-header-content-length"
 class InferRules:
     """The settings and helpers that all infer requests of an app share."""
 
-    __slots__ = ("json", "models", "regions", "settings")
+    __slots__ = ("has_key", "json", "max_body", "models", "regions", "settings")
 
     def __init__(self, models: Models, settings: Settings, regions: SharedMemory) -> None:
         self.models = models
         self.settings = settings
+        self.max_body = settings.max_body  # as in `PredictRules`
+        self.has_key = settings.api_key is not None
         self.regions = regions
         self.json = JsonLimits(settings.max_json_depth, settings.max_json_values)
 
