@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from .ports import free_port
+
 ROOT = Path(__file__).parents[1]
 TOOLS = ("sh", "cat", "cksum", "dirname", "sleep", "kill")
 
@@ -76,9 +78,7 @@ def path_without(tmp_path: Path, *more: str) -> str:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def test_demo_answers_and_ends(checkout: Path, port: int) -> None:

@@ -22,7 +22,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -46,6 +45,8 @@ from penstock.backends.expressions.registry import BUILTINS
 from penstock.pipelines.config.load import load
 from penstock.pipelines.config.tables import NODE_KEYS, STRUCTURE_KEYS, PipelineTable, PortTable
 from penstock.pipelines.repository import Repository
+
+from ..ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -207,13 +208,6 @@ class Walk:
             "NO_COLOR": "1",
             "COLUMNS": "120",
         }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def is_ready(port: int) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from ...ports import free_port
+
 CONFIGURATION = """
 user root;
 daemon off;
@@ -38,12 +40,6 @@ http {{
     }}
 }}
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

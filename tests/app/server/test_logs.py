@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,8 @@ from penstock.app.server.logs import (
     RateLimit,
     configure_logging,
 )
+
+from ...ports import free_port
 
 EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 
@@ -220,8 +221,7 @@ def test_an_unread_log_stops_no_request(digit: bytes, digits: Path) -> None:
         while os.write(writing, b"." * 4096):
             pass
     os.set_blocking(writing, True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "penstock", "serve", str(digits), "--port", str(port)]
     options = ["--access-log", "--max-log-buffer", "4096", "--drain-timeout", "1"]
     server = subprocess.Popen([*command, *options], stderr=writing)

@@ -18,6 +18,8 @@ import httpx
 import orjson
 import pytest
 
+from ...ports import free_port
+
 OPERATORS = """
 import time
 from pathlib import Path
@@ -421,8 +423,7 @@ print(logging.getLogger("penstock").handlers)
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_standard_streams(digits: Path, digit: bytes, closed: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = f'exec "$0" -m penstock serve "$1" --port {port} {closed}'
     server = subprocess.Popen(["sh", "-c", command, sys.executable, str(digits)])
     try:
