@@ -32,7 +32,11 @@ def printable(text: str) -> str:
 
 
 MOST_SHOWN_NUMBERS = 16
-"""The most numbers of an array or a list that are printed one by one."""
+"""The most numbers of an array that are printed one by one."""
+MOST_LISTED_NUMBERS = 256
+"""The same of a list: what a backend writes as lists, such as boxes, is made to be read. Only an
+array that came from a server is that long.
+"""
 FIRST_SHOWN_NUMBERS = 4
 MOST_SHOWN_BYTES = 64
 
@@ -59,7 +63,7 @@ def shortened(value: Any) -> Any:
         if numbers is None:
             return [shortened(inner) for inner in value]
         shape, first, count = numbers
-        return _short("numbers", shape, first) if count > MOST_SHOWN_NUMBERS else value
+        return _short("numbers", shape, first) if count > MOST_LISTED_NUMBERS else value
     return value
 
 

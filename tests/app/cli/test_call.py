@@ -137,9 +137,9 @@ def arrays(data):
     return {
         "large": np.full((1, 1000), 0.25, np.float32),
         "small": np.arange(3),
-        "list": [[0.5, 1.5]] * 40,
+        "list": [[0.5, 1.5]] * 400,
         "bytes": bytes(1000),
-        "boxes": [{"box": [1, 2, 3, 4]}] * 2,
+        "boxes": [[1, 2, 3, 4]] * 21,
         "words": ["a"] * 20,
     }
 """
@@ -152,13 +152,13 @@ def test_arrays_print_short(tmp_path: Path) -> None:
     assert answer == {
         "large": "float32 1×1000 [0.25, 0.25, 0.25, 0.25, …]",
         "small": [0, 1, 2],
-        "list": "numbers 40×2 [0.5, 1.5, …]",
+        "list": "numbers 400×2 [0.5, 1.5, …]",
         "bytes": "1000 bytes",
-        "boxes": [{"box": [1, 2, 3, 4]}] * 2,
+        "boxes": [[1, 2, 3, 4]] * 21,
         "words": ["a"] * 20,
     }
     full = json.loads(call(tmp_path / "one.toml", "a", "--text", "--full").stdout)["result"]
-    assert full["large"] == [[0.25] * 1000] and len(full["list"]) == 40
+    assert full["large"] == [[0.25] * 1000] and len(full["list"]) == 400
 
 
 def test_text_and_standard_input(files: Path) -> None:
