@@ -36,6 +36,7 @@ class Logic:
         self.gate = threading.Event()
         self.waits = threading.Event()
         self.ended = threading.Event()
+        self.yielded = 0
 
 
 LOGIC = Logic()
@@ -78,13 +79,21 @@ async def gate(item: Any, call: Any) -> Any:
         LOGIC.ended.set()
 
 
+@register_backend("SocketFlood")
+async def flood(item: Any, call: Any) -> Any:
+    async for _ in item["data"]:
+        for _ in range(60):
+            LOGIC.yielded += 1
+            yield bytes(500_000)
+
+
 @pytest.fixture(autouse=True)
 def begin() -> None:
     LOGIC.__init__()  # type: ignore[misc]  # the backends of all tests refer to it
 
 
 def configs() -> Any:
-    kinds = {"sizes": "bytes", "echo": "bytes", "text": "text", "gate": "bytes"}
+    kinds = {"sizes": "bytes", "echo": "bytes", "text": "text", "gate": "bytes", "flood": "bytes"}
     yield load({"pipeline": {"name": "whole"}, "node": {"backend": "Identity"}})
     for name, kind in kinds.items():
         table = {
@@ -234,14 +243,29 @@ def test_a_client_is_read_no_further_ahead_than_a_message(running: Any) -> None:
             sending = threading.Thread(target=send_many)
             sending.start()
             assert LOGIC.waits.wait(60)
+            for _ in range(150):  # each gives the server the time to read more
+                it.get("/health/live")
             assert sending.is_alive()
-            assert budget.used - before < 3 << 20
+            # The logic's next chunk, one message, and what came behind it.
+            assert 1_000_000 <= budget.used - before < 3 << 20
             LOGIC.gate.set()
             for _ in range(61):
                 assert json.loads(stream.recv(timeout=60)) == {"result": 500_000}
             sending.join()
             stream.send("")
             assert closed(stream) == (1000, "")
+
+
+def test_the_logic_goes_no_faster_than_its_reader(server: httpx.Client) -> None:
+    with open_socket(server, "flood", max_queue=1) as stream:
+        stream.send(b"begin")
+        for _ in range(150):  # each gives the server the time to send more
+            server.get("/health/live")
+        assert 0 < LOGIC.yielded < 60
+        for _ in range(60):
+            assert len(stream.recv(timeout=60)) == 500_000
+        stream.send("")
+        assert closed(stream) == (1000, "")
 
 
 def subprotocols(key: str) -> list[Subprotocol]:
