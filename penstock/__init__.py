@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from penstock.app.factory import create_app, create_router, lifespan
+    from penstock.app.http.errors import exception_handler
     from penstock.app.settings import Settings
     from penstock.backends.base import Backend, Context, Params
     from penstock.backends.errors import (
@@ -71,6 +72,7 @@ __all__ = [
     "UnsupportedMedia",
     "create_app",
     "create_router",
+    "exception_handler",
     "lifespan",
     "pipe",
     "register_backend",
@@ -90,6 +92,7 @@ _HOMES = {
     "Status": "penstock.backends.expressions.filters",
     "create_app": "penstock.app.factory",
     "create_router": "penstock.app.factory",
+    "exception_handler": "penstock.app.http.errors",
     "lifespan": "penstock.app.factory",
     "pipe": "penstock.pipelines.blocking.pipe",
     "register_backend": "penstock.backends.expressions.registry",

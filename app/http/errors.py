@@ -256,13 +256,25 @@ def install_handlers(app: FastAPI) -> None:
 
     These are our errors, the 404 and 405 of the router, and unexpected exceptions.
     """
-    app.add_exception_handler(PenstockError, _handle)
+    app.add_exception_handler(PenstockError, exception_handler)
     app.add_exception_handler(RequestValidationError, _handle_validation)
     app.add_exception_handler(HTTPException, _handle_http)
-    app.add_exception_handler(Exception, _handle)  # the server still logs its traceback
+    app.add_exception_handler(Exception, exception_handler)  # the server still logs its traceback
 
 
-async def _handle(request: Request, error: Exception) -> Response:
+async def exception_handler(request: Request, error: Exception) -> Response:
+    """Answer a request that ended with a `PenstockError` by its problem, as Penstock's own routes
+    do: with its status, `X-Request-Id` and `Retry-After`. Failures (500) are logged.
+
+    For apps with routes that call pipelines, FastAPI's and Starlette's alike:
+
+    ```python
+    app.add_exception_handler(PenstockError, exception_handler)
+    ```
+
+    Any other exception gets an "internal" problem that says nothing about it, and is left to the
+    server to log.
+    """
     request_id = request_id_of(request.scope)
     if isinstance(error, PenstockError):
         log_failure(error, request_id)

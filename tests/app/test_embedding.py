@@ -19,7 +19,14 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from penstock import create_app, create_router, lifespan
+from penstock import (
+    NotReady,
+    PenstockError,
+    create_app,
+    create_router,
+    exception_handler,
+    lifespan,
+)
 from penstock.app.routes import ProblemRoute
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
@@ -297,3 +304,41 @@ def test_the_short_cut_is_open_only_without_other_middleware(
             client.get("/health/live", headers={"x-ticket": "good"})
     assert routed == (["/predict/record", "/health/live"] if guarded else ["/health/live"])
     assert SEEN == [b"1"]
+
+
+class TooDark(PenstockError):  # noqa: N818  named as all of ours are
+    """An error of a user's own."""
+
+    code = "too_dark"
+    status = 422
+
+
+@pytest.mark.parametrize("kind", [Starlette, FastAPI])
+def test_the_exception_handler_of_a_host(running: Any, kind: Any) -> None:
+    """It makes problems of Penstock's errors, and leaves the host's own as they are."""
+
+    async def fail(request: Request) -> None:
+        raise {
+            "busy": NotReady("later"),
+            "dark": TooDark("the picture is too dark"),
+            "own": HTTPException(418, "tea"),
+        }[request.path_params["how"]]
+
+    host = kind(routes=[Route("/{how}", fail)])
+    host.add_exception_handler(PenstockError, exception_handler)
+    with running(host) as client:
+        answer = client.get("/dark", headers={"X-Request-Id": "r1"})
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.headers["x-request-id"] == "r1"
+        assert answer.json() == {
+            "type": "about:blank",
+            "title": answer.json()["title"],
+            "status": 422,
+            "detail": "the picture is too dark",
+            "code": "too_dark",
+            "request_id": "r1",
+        }
+        answer = client.get("/busy")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        answer = client.get("/own")
+        assert answer.status_code == 418 and "problem" not in answer.headers["content-type"]
