@@ -204,8 +204,9 @@ class Node:
 
     @property
     def executor_count(self) -> int:
-        """The number of executors that run or wait for a batch."""
-        return len(self.scheduler.idle) + len(self.scheduler.running)
+        """The number of executors that run or wait for a batch, and are not being replaced."""
+        scheduler = self.scheduler
+        return sum(executor.ready for executor in (*scheduler.idle, *scheduler.running))
 
     @property
     def max_rows(self) -> int:

@@ -167,7 +167,7 @@ class Scheduler:
         del self.running[executor]
         executor.device_group.busy -= 1
         self.idle.append(executor)
-        if not self.buckets:  # there may be no decision before something comes
+        if not self.buckets and executor.ready:  # there may be no decision before something comes
             self._was_idle = True
 
     def remove(self, executor: Startable) -> Batch | None:
@@ -223,7 +223,11 @@ class Scheduler:
                 if lowest or self._spare:
                     self._note_spare(lowest, now)
                 self._start(executor, entries, size, now)
-        self._was_idle = bool(self.idle)
+        self._was_idle = False
+        for executor in self.idle:  # not `any`: this is the hot path
+            if executor.ready:
+                self._was_idle = True
+                break
         return self._next_wake(now)
 
     def _note_spare(self, lowest: int, now: float) -> None:
@@ -301,7 +305,7 @@ class Scheduler:
         """The rows that the executors of idle groups take at once."""
         room = 0
         for executor in self.idle:
-            if not executor.device_group.busy:
+            if executor.ready and not executor.device_group.busy:
                 room += executor.max
         return room
 

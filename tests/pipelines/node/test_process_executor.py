@@ -254,8 +254,10 @@ async def test_while_one_child_is_down_the_other_serves(ops: Path) -> None:
         await until(lambda: pipeline.not_ready)
         assert await outcomes(pipeline, "a", "b") == ["a", "b"]  # the other one runs both
         assert pipeline.not_ready
+        assert pipeline.nodes[0].executor_count == 1  # half as much can be answered
         (ops / "wait").unlink()
         await until(lambda: not pipeline.not_ready)
+        assert pipeline.nodes[0].executor_count == 2
 
 
 async def test_an_item_that_never_ran_is_no_answer(

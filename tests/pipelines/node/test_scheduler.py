@@ -381,6 +381,25 @@ def test_without_queued_items_no_wake_up_is_asked_for() -> None:
 # rule 6: admission
 
 
+def test_an_executor_that_is_being_replaced_is_not_idle() -> None:
+    harness = Harness([1], [1])
+    harness.executors[1].ready = False
+    harness.put_all("ab")
+    harness.decide(1.0)
+    assert harness.ran == [["a"], []]
+    harness.decide(5.0)
+    assert harness.scheduler.idle_until(5.0, 0) <= 1.0
+    assert harness.would_queue()
+    harness.scheduler.drain()
+    harness.scheduler.remove(harness.executors[0])
+    harness.decide(6.0)
+    assert harness.scheduler.idle_until(6.0, 0) <= 1.0
+    harness.executors[1].ready = True
+    harness.decide(7.0)
+    assert harness.scheduler.idle_until(7.0, 0) == 7.0
+    assert not harness.would_queue()
+
+
 def test_would_queue() -> None:
     harness = Harness([2, 2], [2])
     assert not harness.would_queue()
