@@ -100,7 +100,7 @@ def test_penstock_call_with_the_sample_page(
     call: Call, client: httpx.Client, pages: ModuleType
 ) -> None:
     sample = FOLDER / "page.png"
-    answer = call(PIPELINE, sample)
+    answer = call(PIPELINE, sample, "--full")
     assert answer == client.put("page_digits", content=sample.read_bytes()).json()
     text = pages.page(1)[1]
     assert right(answer["result"], text) >= len(answer["boxes"]) - 1  # one digit is misread
