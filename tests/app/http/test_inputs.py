@@ -492,7 +492,7 @@ def readers() -> list[InputReader]:
     return asyncio.run(start())
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     VALUES.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
     | st.binary(max_size=40),
