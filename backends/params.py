@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from .base import UNBOUNDED, BatchRange, Params
 
@@ -60,11 +60,20 @@ Axes = Annotated[
 ]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(as_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_names)]
-Shapes = Annotated[
-    str,
-    BeforeValidator(as_text),
-    Field(pattern=r"^\s*\d+(\s*x\s*\d+)*(\s*[,;]\s*\d+(\s*x\s*\d+)*)*\s*$"),
-]
+_SHAPES = re.compile(r"\s*\d+(\s*x\s*\d+)*(\s*[,;]\s*\d+(\s*x\s*\d+)*)*\s*", re.ASCII)
+
+
+def check_shapes(value: str) -> str:
+    """Refuse what is neither a batch size nor shapes. Raises ValueError."""
+    if not _SHAPES.fullmatch(value):
+        raise ValueError(
+            "expected a batch size as 4, or shapes as 4x3x224x224, those of several inputs "
+            "separated by commas"
+        )
+    return value
+
+
+Shapes = Annotated[str, BeforeValidator(as_text), AfterValidator(check_shapes)]
 """A batch size or shapes: `4`, `4x3x224x224`, `1x3x224x224,1x10`.
 
 `,` separates inputs, `;` separates profiles.

@@ -26,6 +26,8 @@ def type_name(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         name = {"float": "numbers", "int": "whole numbers", "str": "names"}.get(
             inner, f"list of {inner}"
         )
+    elif origin is dict:
+        name = f"{type_name(arguments[1])} by name"
     elif annotation is NoneType:
         name = "None"
     else:

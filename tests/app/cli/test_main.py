@@ -87,6 +87,14 @@ def test_check_prints_every_problem_and_exits_with_1(run: Run, tmp_path: Path) -
     assert len(answer.stderr.splitlines()) >= 3
 
 
+def test_check_says_what_is_expected_in_words(run: Run, tmp_path: Path) -> None:
+    text = '[pipeline]\nname = "x y"\n[a]\nbackend = "OnnxTensor"\nmodel = "x.onnx"\nmin = "1xa"\n'
+    (tmp_path / "one.toml").write_text(text)
+    said = run("check", tmp_path / "one.toml").stderr
+    assert "found '1xa': expected a batch size as 4, or shapes as 4x3x224x224" in said
+    assert "found 'x y': expected letters, digits, _ . -" in said and "\\" not in said
+
+
 def test_check_lists_nodes_that_are_models(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(
         '[pipeline.expose.b]\n[a]\nbackend = "Identity"\nnext = "b"\n[b]\nbackend = "Identity"\n'
@@ -247,6 +255,9 @@ def test_backends(run: Run) -> None:
         assert bound in answer.stdout
     answer = run("backends", "PillowResizeMat")
     assert "nearest | box | bilinear | hamming | bicubic | lanczos" in answer.stdout
+    for name in registry.BUILTINS:  # no regular expression, and nothing of Python's typing
+        said = run("backends", name).stdout
+        assert not re.search(r"\\[dsw]|Annotated|metadata=|Strict", said), said
     answer = run("backends", "ResizeMatt")
     assert answer.exit_code == 1 and "did you mean 'ResizeMat'" in answer.stderr
 
