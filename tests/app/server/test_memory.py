@@ -78,17 +78,17 @@ PIPELINES = {
     'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     'outputs = {result = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     '[scores]\nbackend = "Python[operators.py:same]"\n',
-    "shape": '[pipeline]\ntimeout = 300\n[decode]\nbackend = "DecodeMat"\nnext = "shape"\n'
+    "shape": '[pipeline]\n[decode]\nbackend = "DecodeMat"\nnext = "shape"\n'
     '[shape]\nbackend = "Python[operators.py:shape]"\n',
-    "pixels": '[pipeline]\ntimeout = 300\n[decode]\nbackend = "DecodeMat"\n',
-    "child": "[pipeline]\ntimeout = 300\n"
+    "pixels": '[pipeline]\n[decode]\nbackend = "DecodeMat"\n',
+    "child": "[pipeline]\n"
     '[decode]\nbackend = "DecodeMat"\nexecutor = "process"\nnext = "shape"\n'
     '[shape]\nbackend = "Python[operators.py:shape]"\n',
     "length": '[length]\nbackend = "Python[operators.py:length]"\n',
     "total": "[pipeline]\nbatched = false\n"
     'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     '[total]\nbackend = "Python[operators.py:total]"\n',
-    "held": "[pipeline]\nbatched = false\ntimeout = 300\n"
+    "held": "[pipeline]\nbatched = false\n"
     'inputs = {x = {kind = "tensor", dtype = "FP32", shape = [-1]}}\n'
     '[held]\nbackend = "Python[operators.py:held]"\n',
     "same": "[pipeline]\nbatched = false\n"
@@ -166,7 +166,9 @@ def served(spawn: Any, tmp_path: Path) -> Iterator[Callable[..., Served]]:
             text = PIPELINES[name]
             head = "" if text.startswith("[pipeline]") else "[pipeline]\n"
             text = head + text
-            text = text.replace("[pipeline]\n", f'[pipeline]\nname = "{name}"\n', 1)
+            # A timeout that a loaded machine does not reach: this is about memory.
+            keys = f'[pipeline]\nname = "{name}"\ntimeout = 300\n'
+            text = text.replace("[pipeline]\n", keys, 1)
             (tmp_path / f"{name}.toml").write_text(text)
         settings["MALLOC_ARENA_MAX"] = "2"
         servers.append(Served(spawn("serve", tmp_path, "--port", 0, **settings)))
@@ -537,15 +539,15 @@ def test_images_by_url(served: Any, tmp_path: Path, path: str) -> None:
                 "PYTHONPATH": paths,
                 "PENSTOCK_ALLOW_URL": "true",
                 "PENSTOCK_URL_PORTS": str(images.server_port),
-                "PENSTOCK_URL_TIMEOUT": "120",
+                "PENSTOCK_URL_TIMEOUT": "300",
             }
             server = served(**settings)
             document = {"url": f"http://127.0.0.1:{images.server_port}{path}"}
-            statuses = server.send_all("/predict/length", 26, json=document)
+            statuses = server.send_all("/predict/length", 32, json=document)
             assert set(statuses) <= {200, 503}, statuses
             assert server.send_all("/predict/length", 1, json=document) == {200: 1}
             # They come in pieces of 64 KiB, which leave holes in the heap.
-            server.check(slack=450 * MIB)
+            server.check(slack=550 * MIB)
         finally:
             images.shutdown()
 
