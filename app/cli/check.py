@@ -99,7 +99,9 @@ async def _notes_of_load(repository: Repository) -> Sequence[str]:
                         f"{place} can't be probed at load: its first items decide whether items "
                         "share runs"
                     )
-                elif node.signature is not None and node.counted is None:
+                elif (
+                    node.signature is not None and node.counted is None and node.scheduler.max == 1
+                ):
                     notes.append(f"{place} runs each item alone")
         return notes
     finally:

@@ -124,8 +124,8 @@ def _unanswered(config: PipelineConfig) -> Iterator[str]:
         missing = [key for key in keys if key not in answered]
         if "class" in keys and missing:
             yield (
-                f"{node.name} also sets {', '.join(missing)}, which are answered once they are "
-                "declared in [pipeline.outputs]"
+                f"{node.name} also sets {', '.join(missing)}: declare what clients shall get in "
+                "[pipeline.outputs]"
             )
 
 

@@ -215,7 +215,7 @@ def test_what_a_classifier_sets_and_the_file_does_not_declare(run: Run, tmp_path
         (tmp_path / "one.toml").write_text(declared + LABELLED)
         (tmp_path / "labels.txt").write_text("a\nb\nc\n")
         shown = run("check", tmp_path / "one.toml").stdout
-        expected = "net also sets label, class, which are answered once they are declared"
+        expected = "net also sets label, class: declare what clients shall get"
         assert (expected in shown) is bool(said)
 
 
