@@ -20,6 +20,8 @@ PLAIN_TYPES = frozenset({int, float, bool, str, bytes, type(None)})
 MAX_SEARCHED_LEVELS = 8
 """The levels of lists and dicts that are searched for tensors."""
 
+NO_DEVICE = nullcontext()
+
 
 def keep_order(backend: Backend, device: str) -> None:
     """Wrap `forward` of a backend so that its GPU work is in order with that of other threads.
@@ -49,7 +51,7 @@ def keep_order(backend: Backend, device: str) -> None:
         held: list[Any] = []
         torch: Any = None
         try:
-            with errors(device) if device else nullcontext():
+            with errors(device) if device else NO_DEVICE:
                 if (torch := torch_on_gpu()) is not None:
                     held = _wait_for_writers(torch, batch)
                 forward(batch)
@@ -71,6 +73,8 @@ def keep_order(backend: Backend, device: str) -> None:
 def torch_on_gpu() -> Any:
     """Return torch if this process uses a GPU through it; else None."""
     torch = sys.modules.get("torch")
+    if torch is None:
+        return None
     # Any part may be missing: another thread may be in the middle of importing torch.
     is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
     return torch if is_initialized is not None and is_initialized() else None

@@ -80,7 +80,7 @@ class LoopTurn:
         try:
             while due:
                 due.popleft().take_turn()
-                if self._clock() >= ends:
+                if due and self._clock() >= ends:
                     break
         finally:
             due.extend(self._later)

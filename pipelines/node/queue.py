@@ -165,7 +165,9 @@ class Bucket:
 
     def __init__(self, key: Hashable, levels: int = 1) -> None:
         self.key = key
-        self.levels: tuple[deque[Entry] | Turns[Entry], ...] = tuple(deque() for _ in range(levels))
+        self.levels: tuple[deque[Entry] | Turns[Entry], ...] = (deque(),)
+        if levels > 1:  # one level is the hot path
+            self.levels = tuple(deque() for _ in range(levels))
         self.takes_turns = False
         self.size = 0  # sum of the entries' sizes
 

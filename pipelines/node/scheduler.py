@@ -8,7 +8,7 @@ docs/explanation/scheduling.md has the rules; comments here give their numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Protocol
 
 from penstock.backends.errors import BackendError
@@ -311,23 +311,14 @@ class Scheduler:
 
     def _choose(self, now: float) -> tuple[Bucket, Startable] | None:
         """Choose the bucket with the smallest head (priority, arrival) that may start (rule 3)."""
-        choice: tuple[Bucket, Startable] | None = None
-        if self.takes_turns:
-            for bucket in sorted(self.buckets.values(), key=lambda bucket: bucket.rank):
-                executor = self._executor_for(bucket, bucket.head, now)
-                if executor is not None:
-                    return bucket, executor
-            return None
-        order = (0, 0)
-        for bucket in self.buckets.values():
-            head = bucket.head
-            if choice is not None and (head.priority, head.arrival) >= order:
-                continue
-            executor = self._executor_for(bucket, head, now)
+        buckets: Iterable[Bucket] = self.buckets.values()
+        if len(self.buckets) > 1:
+            buckets = sorted(buckets, key=lambda bucket: bucket.rank)
+        for bucket in buckets:
+            executor = self._executor_for(bucket, bucket.head, now)
             if executor is not None:
-                choice = bucket, executor
-                order = head.priority, head.arrival
-        return choice
+                return bucket, executor
+        return None
 
     def _executor_for(self, bucket: Bucket, head: Entry, now: float) -> Startable | None:
         """Choose the executor that may start this bucket now, if there is one.
@@ -336,15 +327,16 @@ class Scheduler:
         bucket is full or overdue. Rule 3: of several, take the smallest `max` that holds the whole
         bucket, else the largest; never one that is too small for the head.
         """
-        overdue = now >= bucket.oldest + self.batching_timeout
         best: Startable | None = None
         best_rank = (False, False, 0)
         for executor in reversed(self.idle):  # the one that ran last has warm caches
             if executor.max < head.size or not executor.ready:
                 continue
             busy = executor.device_group.busy > 0
-            if busy and not overdue and bucket.size < executor.max:
+            if busy and bucket.size < executor.max and now < bucket.oldest + self.batching_timeout:
                 continue
+            if len(self.idle) == 1:  # nothing to compare it with
+                return executor
             small = executor.max < bucket.size
             rank = (busy, small, -executor.max if small else executor.max)
             if best is None or rank < best_rank:
@@ -374,7 +366,7 @@ class Scheduler:
 
     def _next_wake(self, now: float) -> float:
         wake = self.earliest if self.buckets else NEVER
-        if self.idle:
+        if self.idle and self.buckets:
             largest = max(executor.max for executor in self.idle)
             for bucket in self.buckets.values():
                 timeout = bucket.oldest + self.batching_timeout
@@ -382,11 +374,15 @@ class Scheduler:
                     wake = timeout
         for batch in self.running.values():
             if not batch.stuck:
-                if batch.watched + self.stuck_after <= now:
+                ends = batch.watched + self.stuck_after
+                if ends <= now:
                     batch.stuck = True
                     self.on_stuck(batch)
-                if not batch.stuck:  # `on_stuck` may have ended what hung
-                    wake = min(wake, batch.watched + self.stuck_after)
+                    if batch.stuck:
+                        continue
+                    ends = batch.watched + self.stuck_after  # `on_stuck` has ended what hung
+                if ends < wake:  # noqa: PLR1730  a call costs more
+                    wake = ends
         return wake
 
     def _settle(self, bucket: Bucket, gone: int) -> None:

@@ -50,6 +50,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def add(self, value: float, count: int) -> None:
+        """Observe the same value `count` times."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
+
     def observe_all(self, values: Sequence[float]) -> None:
         """Observe several values. Cheap if all are in one bucket, as a batch's queue times are."""
         self.sum += sum(values)
@@ -174,8 +179,6 @@ class NodeStatistics:
     __slots__ = (
         "_estimate_at",
         "batch_seconds",
-        "batch_size",
-        "batches",
         "estimate",
         "last",
         "outcomes",
@@ -190,22 +193,36 @@ class NodeStatistics:
         )
         self.queue_seconds = Histogram(SECONDS_BOUNDS)
         self.batch_seconds = Histogram(SECONDS_BOUNDS)
-        self.batch_size = Histogram(BATCH_SIZE_BOUNDS)
         self.sizes: dict[int, list[float]] = {}
         self.last: float | None = None
         self.restarts = 0
-        self.batches = 0
         self.estimate = Estimate()
         self._estimate_at = -math.inf
 
+    @property
+    def batches(self) -> int:
+        """The number of batches that have run."""
+        return sum(int(count) for count, _ in self.sizes.values())
+
+    @property
+    def batch_size(self) -> Histogram:
+        """The rows of the batches. Made when it is read, from `sizes`."""
+        histogram = Histogram(BATCH_SIZE_BOUNDS)
+        for size, (count, _) in self.sizes.items():
+            histogram.add(size, int(count))
+        return histogram
+
     def observe_batch(self, batch: Batch) -> None:
         """Count a batch that has run. Its items count as ok; `count` corrects that."""
+        entries = batch.entries
         started = batch.started
         size = batch.size
         seconds = batch.ended - started
-        self.outcomes["ok"] += len(batch.entries)
-        self.queue_seconds.observe_all([started - entry.enqueued for entry in batch.entries])
-        self.batch_size.observe(size)
+        self.outcomes["ok"] += len(entries)
+        if len(entries) == 1:
+            self.queue_seconds.observe(started - entries[0].enqueued)
+        else:
+            self.queue_seconds.observe_all([started - entry.enqueued for entry in entries])
         self.batch_seconds.observe(seconds)
         self.last = batch.ended
         total = self.sizes.get(size)
@@ -214,11 +231,10 @@ class NodeStatistics:
         else:
             total[0] += 1
             total[1] += seconds
-        self.batches += 1
         if batch.ended >= self._estimate_at and not batch.hung:
-            if self.batches > EARLY_BATCHES:
-                self._estimate_at = batch.ended + ESTIMATE_SECONDS
             self.estimate.observe(size, seconds)
+            if self.estimate.batches > EARLY_BATCHES:
+                self._estimate_at = batch.ended + ESTIMATE_SECONDS
 
     def count(self, outcome: str) -> None:
         """Count an item of an observed batch as something else than ok."""
