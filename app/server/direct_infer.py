@@ -63,11 +63,13 @@ class DirectInfer(InferCall, Direct):
         answered = time.monotonic()
         try:
             chosen = self.choose(item)
-            if takes_long(chosen):
-                loop = asyncio.get_running_loop()
-                self._work = loop.create_task(self._write_later(chosen, answered))
-                return
-            written = self.write(chosen)
+            written = self.write_arrays(chosen)
+            if written is None:
+                if takes_long(chosen):
+                    loop = asyncio.get_running_loop()
+                    self._work = loop.create_task(self._write_later(chosen, answered))
+                    return
+                written = self.write(chosen)
         except Exception:
             self.take_back()
             raise

@@ -12,6 +12,7 @@ item with `request_size` N.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from penstock.backends.base import Signature, TensorPort
@@ -42,7 +43,8 @@ JSON_ITEM = Port("", "json")
 """The items of a list that says nothing of them."""
 
 
-class Tensor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Tensor:
     """An input or output.
 
     `shape` includes the batch dimension, and -1 in it stands for any size. `datatype` and `shape`

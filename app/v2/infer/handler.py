@@ -67,11 +67,13 @@ class Infer:
             answered = time.monotonic()
             try:
                 chosen = infer.choose(item)
-                written = (
-                    await on_helper_thread(infer.write, chosen)
-                    if takes_long(chosen)
-                    else infer.write(chosen)
-                )
+                written = infer.write_arrays(chosen)
+                if written is None:
+                    written = (
+                        await on_helper_thread(infer.write, chosen)
+                        if takes_long(chosen)
+                        else infer.write(chosen)
+                    )
             except Exception:
                 infer.take_back()
                 raise

@@ -27,7 +27,7 @@ from ..shared_memory import SharedMemory
 from ..tensors import COPY_OFF_LOOP_BYTES
 from .layout import recall, remember
 from .request import InferRequest, held_bytes, parse, parse_raw
-from .response import Chosen, Written, choose, write
+from .response import Chosen, Written, choose, write, write_arrays
 
 READ_OFF_LOOP_BYTES = 1 << 17
 """JSON, or tensors that are not read in place, of this size take milliseconds to read.
@@ -184,8 +184,12 @@ class InferCall:
         """Choose the outputs to write."""
         return choose(self.request, self.model, item)
 
+    def write_arrays(self, chosen: Chosen) -> Written | None:
+        """Write the body of the answer if that is quick and common, else return None."""
+        return write_arrays(self.request, self.model, chosen)
+
     def write(self, chosen: Chosen) -> Written:
-        """Write the body of the answer. `takes_long` says where to call it."""
+        """Write the body of any other answer. `takes_long` says where to call it."""
         return write(self.request, self.model, chosen)
 
     def encoding(self, written: Written) -> bytes | None:

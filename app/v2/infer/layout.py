@@ -10,6 +10,7 @@ stand for another region by now.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from penstock.backends.item import Item
@@ -39,7 +40,8 @@ class Slot(NamedTuple):
     region: str = ""
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Layout:
     """A request as its JSON describes it.
 
     `size` is the number of bytes after the JSON. `keys` are the item's keys for the slots; None if
@@ -73,7 +75,7 @@ def recall(
         values = [_array(slot, blobs, regions, request) for slot in layout.slots]
     else:
         values = [
-            np.ndarray(shape, dtype, blobs, start) for shape, dtype, start, *_ in layout.slots
+            np.ndarray(shape, dtype, blobs, start) for shape, dtype, start, _, _ in layout.slots
         ]
     item = layout.item.copy()
     if layout.keys is not None:
@@ -141,7 +143,7 @@ def remember(
         model.layouts.clear()
     outputs = request.outputs
     if outputs is not None:
-        outputs = [wanted._replace(lease=None) for wanted in outputs]
+        outputs = [replace(wanted, lease=None) for wanted in outputs]
     model.layouts[text] = Layout(
         size=len(blobs),
         slots=slots,

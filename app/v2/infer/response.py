@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -48,7 +49,8 @@ Chosen = list[tuple[Tensor, Any, Wanted]]
 """Outputs, their values, and how the request wants them."""
 
 
-class Written(NamedTuple):
+@dataclass(slots=True)
+class Written:
     """The body of an answer: its JSON, and after it the bytes of tensors, `size` bytes in all.
 
     `blobs` are contiguous buffers; they are the memory of the outputs where that is possible.
@@ -116,8 +118,6 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
     Raises `InvalidRequest` for an output that can't be written as the request asks, and
     `BackendError` for a value that is not a tensor of the declared datatype.
     """
-    if not request.id and (written := _write_arrays(request, model, chosen)) is not None:
-        return written
     outputs: list[dict[str, Any]] = []
     texts: list[bytes | None] = []
     blobs: list[Any] = []
@@ -166,11 +166,14 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
     return Written(head, blobs, len(head) + size)
 
 
-def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written | None:
+def write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written | None:
     """Write outputs that are arrays of the declared datatypes, and small if they become JSON.
 
-    The JSON around them is kept for their shapes. Returns None if there is another one among them.
+    That never takes long. The JSON around them is kept for their shapes. Returns None if there is
+    another one among them, or if the answer has an id: `write` then writes them.
     """
+    if request.id:
+        return None
     size = 0
     key: list[Any] = []
     texts: list[bytes] = []
@@ -184,7 +187,7 @@ def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Writte
             or wanted.classes
             or wanted.lease is not None
             or value.dtype != datatype.dtype
-            or not value.ndim
+            or not (shape := value.shape)
             or not value.size
             or not value.flags.c_contiguous
         ):
@@ -197,7 +200,7 @@ def _write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Writte
             texts.append(to_flat_json(datatype, value, tensor.name, request.memory))
         else:
             return None
-        key += (tensor.name, value.shape, binary)
+        key += (tensor.name, shape, binary)
     if size > SMALL_ANSWER_BYTES:
         request.reserve(2 * size, "an answer")
     pieces = model.heads.get(known := tuple(key))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from penstock.backends.errors import InvalidRequest
 
@@ -11,7 +12,8 @@ from ..models.model import Model
 from ..shared_memory import RegionSlice, SharedMemory, region_of
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Wanted:
     """An output as a request asks for it.
 
     `binary` asks for bytes after the JSON. `classes` is the number of best classes, 0 for the
@@ -30,7 +32,7 @@ class Wanted(NamedTuple):
 
     def borrowed(self, regions: SharedMemory) -> Wanted:
         """Return a copy with a lease of its region. Raises `InvalidRequest` and `NotFound`."""
-        return self._replace(lease=regions.borrow(self.region, self.offset, self.size))
+        return replace(self, lease=regions.borrow(self.region, self.offset, self.size))
 
 
 def read_outputs(

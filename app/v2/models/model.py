@@ -20,6 +20,7 @@ N rows is then one item with `request_size` N. Other models take one item a requ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,13 +88,14 @@ class Model:
         """
         result = item.get("result")
         found: list[tuple[Tensor, Any]] = []
+        listed = type(result) is list and len(result) == self.result_length != 1
         for output in self.outputs:
             name = output.name
             if name in item and name != "data":
                 value = item[name]
             elif output.position is None or result is None:
                 continue
-            elif type(result) is list and len(result) == self.result_length != 1:
+            elif listed:
                 value = result[output.position]
             elif isinstance(result, dict) and name in result:
                 value = result[name]
@@ -115,7 +117,7 @@ class Model:
                 and all(hasattr(array, "dtype") for array in value)
             ):
                 for index, array in enumerate(value):  # a list of arrays that have no names
-                    found.append((output._replace(name=f"{name}_{index}"), array))
+                    found.append((replace(output, name=f"{name}_{index}"), array))
             else:
                 found.append((output, value))
         return found
@@ -210,7 +212,7 @@ def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iter
             engine = known[position]
         tensor = of_port(port, engine, position)
         labels = _labels(port, config) if tensor.kind == "tensor" else ()
-        yield tensor._replace(labels=labels)
+        yield replace(tensor, labels=labels)
 
 
 def _labels(port: Port, config: PipelineConfig) -> tuple[str, ...]:
