@@ -57,7 +57,7 @@ def init_command(
         return
     if path is None:
         raise typer.BadParameter("give an ONNX model (.onnx), or --project for a folder")
-    target = output or path.with_suffix(".toml")
+    target = output or path.parent / f"{path.stem}.toml"
     to_stdout = str(target) == "-"
     directory = Path() if to_stdout else target.parent
     try:

@@ -132,7 +132,7 @@ class Upload:
         assert self._decode is not None
         try:
             return self._decode(piece, final)
-        except UnicodeDecodeError:
+        except UnicodeError:  # UTF-16 without its mark is none of its subclasses
             raise InvalidRequest(f"input {self._name!r} is not valid {self._charset}") from None
 
     def _fall_silent(self) -> None:

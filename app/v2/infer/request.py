@@ -443,7 +443,8 @@ def _value(request: InferRequest, expected: Tensor, array: Array) -> Any:
                 expected, document, expected.name, Reading(request.memory, request.json_limits)
             )
         request.reserve(SLOT_BYTES * array.size, "a list")
-        return [_one_value(request, items, value, expected.name) for value in array.tolist()]
+        flat = array.reshape(-1)  # one item may come as [1, 1] or [], as single values may
+        return [_one_value(request, items, value, expected.name) for value in flat.tolist()]
     return _one_value(request, expected, array.item() if array.size == 1 else None, expected.name)
 
 

@@ -142,6 +142,13 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "means.toml").exists()
 
 
+def test_what_is_no_model(run: Run, tmp_path: Path) -> None:
+    for path in (Path(), Path("/"), tmp_path):
+        answer = run("init", path)
+        assert answer.exit_code == 1, answer.exception
+        assert answer.stderr.startswith(f"{path}: expected an ONNX model (.onnx)")
+
+
 def test_a_size_keeps_what_the_model_fixes(run: Run, tmp_path: Path) -> None:
     model = save_means(tmp_path / "means.onnx", 48)
     refused = run("init", model, "--size", "64")

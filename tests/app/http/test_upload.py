@@ -201,6 +201,11 @@ def test_a_character_may_be_cut_and_bad_text_is_refused(server: httpx.Client) ->
             problem = stream.answer()[1]
             assert problem["code"] == "invalid_request"
             assert problem["detail"] == "input 'sound' is not valid UTF-8"
+    unmarked = server.post(
+        "/predict/text", content=b"null", headers={"Content-Type": "text/plain; charset=utf-16"}
+    )
+    assert unmarked.status_code == 400
+    assert unmarked.json()["detail"] == "input 'sound' is not valid UTF-16"
 
 
 def test_a_client_is_read_no_further_ahead_than_a_window(running: Any) -> None:

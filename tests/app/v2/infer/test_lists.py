@@ -55,6 +55,20 @@ def test_lists(client: Any, name: str, datatype: str, data: Any) -> None:
     assert (described["datatype"], described["shape"]) == (datatype, [1 if name == "lists" else -1])
 
 
+@pytest.mark.parametrize("shape", [[], [1, 1]])
+@pytest.mark.parametrize(
+    ("name", "datatype", "value"),
+    [("texts", "BYTES", "a"), ("values", "BYTES", "1"), ("numbers", "FP64", 2.5)],
+)
+def test_one_item_of_any_shape(
+    client: Any, name: str, datatype: str, value: Any, shape: list[int]
+) -> None:
+    tensor = {"name": "data", "datatype": datatype, "shape": shape, "data": [value]}
+    answer = client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [value]
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "detail"),
     [
