@@ -171,6 +171,8 @@ def bench_command(
         raise typer.BadParameter("--plot and --verify exclude each other")
     headers = dict(_header(text) for given in header or () for text in _lines(given))
     is_url = target.startswith(("http://", "https://"))
+    if not is_url and Path(target).is_dir():
+        raise typer.BadParameter(f"{target} is a directory: expected one pipeline file, or a URL")
     if not is_url and (headers or pid is not None):
         raise typer.BadParameter("--header and --pid are for a running server, not for a file")
     if plot is not None and not plot.parent.is_dir():

@@ -65,7 +65,8 @@ def print_pipelines(checked: Iterable[Opened]) -> None:
 def print_summary(checked: Iterable[Opened], unread: Mapping[tuple[str, str], ConfigError]) -> None:
     """Print a line for each pipeline of a directory, those that can't be read too."""
     table = Table(
-        Column("pipeline", no_wrap=True), "version", "state", "file", "takes", "answers",
+        Column("pipeline", no_wrap=True), "version", "state", Column("file", overflow="fold"),
+        "takes", "answers",
         box=box.SIMPLE,
     )  # fmt: skip
     for opened in checked:

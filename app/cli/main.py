@@ -78,7 +78,10 @@ def serve(
     reload_dir: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FOLDER", help="With --reload: another folder to watch. May be repeated."
+            metavar="FOLDER",
+            help="With --reload: another folder to watch. May be repeated.",
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     image: ImageOptions,

@@ -164,11 +164,15 @@ def test_callees_of_python_logic(run: Run, tmp_path: Path) -> None:
     assert "call('net')" not in answer.stderr
 
 
-def test_a_directory_has_a_summary(run: Run, tmp_path: Path, digits: Path) -> None:
+def test_a_directory_has_a_summary(
+    run: Run, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_classifier(tmp_path / "net.onnx")
     (tmp_path / "net.toml").write_text(CLASSIFIER)
     (tmp_path / "bad.toml").write_text('[a]\nbackend = "Identiti"\n')
+    monkeypatch.setenv("COLUMNS", "80")
     answer = run("check", tmp_path)
+    assert "…" not in answer.stdout  # the name of a file is what one opens: none is cut
     assert answer.exit_code == 1 and "did you mean 'Identity'?" in answer.stderr
     lines = [line.split() for line in answer.stdout.splitlines()]
     assert any(line[:3] == ["net", "1", "fine"] and line[4] == "image" for line in lines if line)

@@ -397,3 +397,10 @@ def test_check_says_why_a_model_can_not_be_loaded(run: Run, tmp_path: Path) -> N
     assert run("check", tmp_path / "one.toml").exit_code == 0
     answer = run("check", tmp_path / "one.toml", "--load")
     assert answer.exit_code == 1 and "no weights" in answer.stderr
+
+
+def test_folders_that_are_not_there() -> None:
+    """Nothing would be watched, or a folder's name be taken for that of a backend."""
+    for arguments in (["serve", "x.toml", "--reload", "--reload-dir", "gone"], ["bench", "/"]):
+        answer = CliRunner().invoke(command_line, arguments, env={"COLUMNS": "200"})
+        assert answer.exit_code == 2 and "irectory" in answer.stderr, answer.output
