@@ -56,6 +56,7 @@ class Scheduler:
     __slots__ = (
         "_arrivals",
         "_idle_at",
+        "_keyless",
         "_spare",
         "_spare_at",
         "_times_out",
@@ -107,6 +108,9 @@ class Scheduler:
         self.pressure = Pressure()
         self.takes_turns = False  # the buckets are in the order of `Turns`
         self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
+        # The bucket of nodes that share runs by no key, kept while it is empty: it costs each batch
+        # of one request more to make another.
+        self._keyless = Bucket(None, self.levels)
         self.idle: list[Startable] = []  # the executor that ran last is last
         self.running: dict[Startable, Batch] = {}
         self.queued = 0  # sum of the queued entries' sizes
@@ -133,9 +137,13 @@ class Scheduler:
         """Add an entry to the end of its bucket."""
         bucket = self.buckets.get(key)
         if bucket is None:
-            bucket = self.buckets[key] = Bucket(key, self.levels)
-            if self.takes_turns:
-                bucket.take_turns(self.pressure)
+            if key is None and not self.takes_turns:
+                bucket = self._keyless
+            else:
+                bucket = Bucket(key, self.levels)
+                if self.takes_turns:
+                    bucket.take_turns(self.pressure)
+            self.buckets[key] = bucket
         self._arrivals += 1
         entry.arrival = self._arrivals
         entry.enqueued = now
@@ -241,6 +249,7 @@ class Scheduler:
         turns = self.pressure.sorts
         if turns != self.takes_turns:
             self.takes_turns = turns
+            self._keyless = Bucket(None, self.levels)
             for bucket in self.buckets.values():
                 if turns:
                     bucket.take_turns(self.pressure)

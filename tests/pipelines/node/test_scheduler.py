@@ -507,3 +507,21 @@ def test_a_failing_report_of_one_expiry_holds_no_other_back() -> None:
     with pytest.raises(ValueError, match="a mistake"):
         scheduler.decide(2.0)
     assert expired == ["a", "b"] and scheduler.queued == 0
+
+
+def test_a_queue_that_ran_empty_in_turns_begins_again_in_the_order_of_arrival() -> None:
+    harness = Harness([2])
+    entry = harness.put("a")
+    harness.scheduler.pressure.turn(True)
+    harness.decide()
+    assert entry.bucket.takes_turns
+    harness.scheduler.pressure.turn(False)
+    harness.finish()
+    harness.decide()
+
+    harness.put_all("bcd")
+    assert not harness.put("e").bucket.takes_turns
+    harness.decide()
+    harness.finish()
+    harness.decide()
+    assert harness.ran == [["a", "bc", "de"]]
