@@ -6,10 +6,11 @@ import sys
 import threading
 from hashlib import sha256
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from .base import Context
@@ -78,8 +79,18 @@ def _load_file(path: Path) -> ModuleType:
         return sys.modules[name] if name in sys.modules else _run_file(name, path)
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles the source each time. Python takes bytecode that it has kept for the same file if
+    size and time, in seconds, are the same: not what was saved again a moment later.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _run_file(name: str, path: Path) -> ModuleType:
-    spec = spec_from_file_location(name, path)
+    spec = spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = module_from_spec(spec)

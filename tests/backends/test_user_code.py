@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -33,6 +34,18 @@ def test_a_file_is_loaded_without_changing_sys_path(tmp_path: Path) -> None:
     assert sys.path == before
     assert "ops" not in sys.modules
     assert load("ops.py:triple", tmp_path) is load("ops.py:triple", tmp_path)
+
+
+def test_a_file_saved_again_within_a_second_is_run_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python would take the bytecode that it has kept for a file of the same size and second."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "ops.py"
+    for nanoseconds, answer in ((1_000_000_000_000, 1), (1_000_000_500_000, 2)):
+        path.write_text(f"def answer():\n    return {answer}\n")
+        os.utime(path, ns=(nanoseconds, nanoseconds))
+        assert load("ops.py:answer", tmp_path)() == answer
 
 
 def test_a_module_is_imported() -> None:

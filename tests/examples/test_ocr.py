@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ def with_models(example: Path, folder: Path) -> Path:
     shutil.copytree(example, folder, dirs_exist_ok=True)
     (pipeline,) = folder.glob("*.toml")
     (command,) = re.findall(r"^# +(cp .*)$", pipeline.read_text(), re.MULTILINE)
-    subprocess.run(command, shell=True, check=True, cwd=folder)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}  # so that `python` is the one that has the models
+    subprocess.run(command, shell=True, check=True, cwd=folder, env=environment)
     return pipeline
 
 

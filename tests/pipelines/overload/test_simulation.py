@@ -130,7 +130,7 @@ def checked(simulation: Simulation) -> Iterator[Simulation]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(models, st.integers(1, 200), st.floats(0, 0.9), st.floats(0, 1.0), st.integers(1, 4))
+@given(models, st.integers(1, 200), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(1, 4))
 def test_a_lone_closed_loop_is_never_refused(
     model: Model, number: int, spread: float, pause: float, rows: int
 ) -> None:
