@@ -41,6 +41,10 @@ EXPECTED_JSON = {
 }
 """What stands for a value of each kind in JSON."""
 
+MAX_INT64 = 2**63 - 1
+MAX_EXACT_FLOAT = 2**53
+"""The largest float up to which every whole number is one."""
+
 _STRING_KINDS = frozenset({"image", "bytes", "text"})
 _PLAIN_KINDS = _STRING_KINDS | {"integer", "number", "boolean"}
 
@@ -123,10 +127,26 @@ def value_of_json(expected: Tensor, value: Any, name: str, reading: Reading) -> 
             value_of_json(items, item, f"{name}[{index}]", reading)
             for index, item in enumerate(value)
         ]
-    if kind == "integer" and type(value) is float and value.is_integer():
-        return int(value)
+    if kind == "integer":
+        return _integer(expected, value, name)
     if type(value) not in _TYPES[kind]:
         raise wrong_kind(expected, value, name)
+    return value
+
+
+def _integer(expected: Tensor, value: Any, name: str) -> int:
+    """Return the whole number that a JSON number is. Raises `InvalidRequest`."""
+    if type(value) is float and value.is_integer():
+        if abs(value) > MAX_EXACT_FLOAT:  # the parser makes floats of integers above 64 bits too
+            raise InvalidRequest(
+                f"{name!r} is about {value:g}, expected a whole number of 64 bits, without a "
+                "fraction or an exponent"
+            )
+        return int(value)
+    if type(value) is not int:
+        raise wrong_kind(expected, value, name)
+    if value > MAX_INT64:  # the parser also reads unsigned ones
+        raise InvalidRequest(f"{name!r} is {value}, expected at most {MAX_INT64}")
     return value
 
 
