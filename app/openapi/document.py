@@ -209,11 +209,12 @@ def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
     properties: dict[str, Schema] = {"result": {"description": without_result}}
     if result is not None:
         properties["result"] = {
-            "anyOf": [schema_of(result, carried), {"type": "null"}],
+            "anyOf": [schema_of(result, carried, answered=True), {"type": "null"}],
             "description": sentence(result.description, without_result),
         }
     properties |= {
-        name: {**schema_of(port, carried), **described(port)} for name, port in declared.items()
+        name: {**schema_of(port, carried, answered=True), **described(port)}
+        for name, port in declared.items()
     }
     prediction = {"type": "object", "required": ["result"], "properties": properties}
     results = {

@@ -23,13 +23,15 @@ KIND_SCHEMAS: Mapping[str, Schema] = {
 """Schemas of JSON by the kind of a port. Those of tensors and lists follow from the port."""
 
 
-def schema_of(port: Port, schemas: PortSchemas | None = None) -> Schema:
+def schema_of(port: Port, schemas: PortSchemas | None = None, *, answered: bool = False) -> Schema:
     """Return the schema of a declared input's or output's JSON.
 
-    `schemas`: those that ports carry. None: what they say is left out.
+    `schemas`: those that ports carry. None: what they say is left out. `answered`: of an output,
+    where null stands for NaN, which JSON does not have.
     """
     if port.kind == "list":
-        return array_of({} if port.items is None else schema_of(port.items, schemas))
+        items = port.items
+        return array_of({} if items is None else schema_of(items, schemas, answered=answered))
     if port.kind != "tensor":
         own = None if schemas is None else schemas.of(port)
         return dict(KIND_SCHEMAS[port.kind]) if own is None else own
@@ -38,7 +40,7 @@ def schema_of(port: Port, schemas: PortSchemas | None = None) -> Schema:
     if dtype.startswith(("int", "uint")):
         schema = {"type": "integer"}
     elif dtype.startswith(("float", "fp", "bf")):
-        schema = {"type": ["number", "null"]}  # JSON has no NaN
+        schema = {"type": ["number", "null"] if answered else "number"}
     elif dtype == "bool":
         schema = {"type": "boolean"}
     elif dtype:

@@ -143,6 +143,8 @@ def _zeros(port: Port) -> int:
 def _example(port: Port) -> Any:
     if port.kind == "list":
         return [_EXAMPLES["json"] if port.items is None else _example(port.items)]
+    if port.schema is not None and (example := port.schema.example()) is not None:
+        return example
     if port.kind != "tensor":
         return _EXAMPLES.get(port.kind, 1)
     value: Any = "text" if port.dtype in ("str", "BYTES") else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from inspect import isroutine
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,8 @@ SHOWN_ERRORS = 3
 
 SHOWN_CHARACTERS = 60
 """The most characters of a value, or of what was expected, that an error shows."""
+
+MOST_LEVELS_OF_EXAMPLES = 16
 
 Mode = Literal["validation", "serialization"]
 """What a pydantic model's schema describes: what it reads, or what it writes."""
@@ -44,6 +46,54 @@ class JsonSchema:
         self.document = document
         self.check = check
         self.file = file
+
+    def example(self) -> Any:
+        """Return a value that fits, as far as one can be made of the document; None otherwise."""
+        try:
+            value = _example(self.document, self.document, MOST_LEVELS_OF_EXAMPLES)
+            self.check(value, "")
+        except (InvalidRequest, LookupError, TypeError):
+            return None
+        return value
+
+
+def _example(schema: Mapping[str, Any], document: Mapping[str, Any], levels: int) -> Any:
+    """Make a value of what a schema says. Raises LookupError where it says too little."""
+    if not levels:
+        raise LookupError("it nests too deep")
+    for key in ("examples", "enum"):
+        if schema.get(key):
+            return schema[key][0]
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    if "$ref" in schema:
+        target: Any = document
+        for step in schema["$ref"].removeprefix("#").strip("/").split("/"):
+            target = target[step] if step else target
+        return _example(target, document, levels - 1)
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            return _example(schema[key][0], document, levels - 1)
+    match schema.get("type"):
+        case "object":
+            properties = schema.get("properties", {})
+            return {
+                name: _example(properties[name], document, levels - 1)
+                for name in schema.get("required", ())
+            }
+        case "array":
+            count = max(1, schema.get("minItems", 1))
+            return [_example(schema.get("items", {"type": "null"}), document, levels - 1)] * count
+        case "string":
+            return "hello".ljust(schema.get("minLength", 0), "o")
+        case "integer" | "number":
+            return schema.get("minimum", 1)
+        case "boolean":
+            return True
+        case "null":
+            return None
+    raise LookupError("it has no type")
 
 
 def read_schema(source: object, directory: Path, mode: Mode) -> JsonSchema:

@@ -367,6 +367,7 @@ def test_request_bodies_by_kind(running: Any, digits: Path) -> None:
         "text": {"data": {"kind": "text", "description": "What to say."}},
         "sound": {"data": {"kind": "bytes", "media_types": ["audio/*"]}},
         "rows": {"data": {"kind": "tensor", "dtype": "int32", "shape": [-1, 2]}},
+        "scores": {"data": {"kind": "tensor", "dtype": "float32", "shape": [-1]}},
         "lines": {"data": {"kind": "list", "items": {"kind": "text"}}},
         "asked": {
             "photo": {"kind": "image"},
@@ -392,6 +393,8 @@ def test_request_bodies_by_kind(running: Any, digits: Path) -> None:
         "type": "string",
         "description": "What to say.",
     }
+    # Null stands for NaN in an answer; a request may not have it.
+    assert content("scores")["application/json"]["schema"]["items"] == {"type": "number"}
     assert "Image" not in json.dumps([content(name) for name in ports])
     samples = {
         "text": "a",

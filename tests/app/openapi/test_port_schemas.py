@@ -14,6 +14,7 @@ from openapi_spec_validator import validate
 from penstock import create_app
 from penstock.app.openapi.document import operations_of
 from penstock.backends.errors import ConfigError
+from penstock.pipelines.config.json_schema import read_schema
 from penstock.pipelines.config.load import load
 
 MODELS = """
@@ -148,6 +149,15 @@ def test_the_document_has_each_as_a_component(client: httpx.Client) -> None:
     assert schemas["Line_2_model"]["required"] == ["n"]
     body = document["paths"]["/predict/table"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"] == {"$ref": "#/components/schemas/Line_table"}
+
+
+def test_an_example_is_made_of_what_a_schema_says(tmp_path: Path) -> None:
+    (tmp_path / "models.py").write_text(MODELS)
+    schema = read_schema("models.py:Page", tmp_path, "validation")
+    assert schema.example() == {"lines": [{"text": "hello"}]}
+    assert read_schema({"minimum": 3}, tmp_path, "validation").example() is None
+    itself = {"type": "array", "items": {"$ref": "#"}}
+    assert read_schema(itself, tmp_path, "validation").example() is None
 
 
 def test_a_schema_within_itself_is_written_for_hosts(

@@ -22,6 +22,9 @@ PIPELINES = {
     "several": '[a]\nbackend = "Identity"\n[pipeline.inputs]\ndata = { kind = "json" }\n'
     'n = { kind = "number" }\nt = { kind = "tensor", dtype = "FP32", shape = [-1, 2] }\n'
     'words = { kind = "list", items = { kind = "text" } }\nphoto = { kind = "image" }\n',
+    "checked": '[a]\nbackend = "Identity"\n[pipeline.inputs.data]\nkind = "json"\n'
+    'schema = { type = "object", required = ["n", "texts"], properties = { n = { type = "integer", '
+    'minimum = 3 }, texts = { type = "array", items = { type = "string", minLength = 7 } } } }\n',
     "tensor": '[a]\nbackend = "Identity"\n[pipeline.inputs]\n'
     'x = { kind = "tensor", dtype = "FP32", shape = [-1, 3, 9, 9] }\n',
 }
@@ -48,6 +51,7 @@ def test_each_command_works_when_it_is_pasted(
     assert answers["bytes"] == '{"result":5}'
     assert answers["text"] == '{"result":"\'hello\'"}'
     assert answers["several"] == '{"result":{"key":"value"}}'
+    assert answers["checked"] == '{"result":{"n":3,"texts":["hellooo"]}}'
     assert answers["picture"].startswith('{"result":[[[[')
     assert answers["tensor"].startswith("200"), answers["tensor"]
 
