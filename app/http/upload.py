@@ -156,8 +156,9 @@ def check_head(call: PredictCall) -> None:
         )
     if call.window:
         raise UnsupportedMedia("a streamed body can't be compressed: send it without an encoding")
-    if call.media.form == "multipart":
-        raise UnsupportedMedia("a stream is the whole body: send it as it is, not as multipart")
+    form = call.media.form
+    if form in ("multipart", "json"):
+        raise UnsupportedMedia(f"a stream is the whole body: send it as it is, not as {form}")
     if limit is not None and head.length is not None and announced_bytes(head.length) > limit:
         raise TooLarge(f"the stream has more than {limit} bytes (max_stream)")
 

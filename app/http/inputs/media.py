@@ -83,8 +83,10 @@ def fits(media_type: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def media_of(content_type: bytes | None, tensors: Sequence[Tensor]) -> Media:
-    """Return how a body of this media type is read as these inputs.
+def media_of(
+    content_type: bytes | None, tensors: Sequence[Tensor], *, streamed: bool = False
+) -> Media:
+    """Return how a body of this media type is read as these inputs, or as one that is streamed.
 
     Raises `UnsupportedMedia` for one that they don't take, and for an unknown charset.
     """
@@ -105,11 +107,11 @@ def media_of(content_type: bytes | None, tensors: Sequence[Tensor]) -> Media:
         return Media("json")
     raise UnsupportedMedia(
         f"the media type {media_type[:SHOWN_CHARACTERS]!r} is not understood; "
-        f"{what_to_send(tensors)}"
+        f"{what_to_send(tensors, streamed=streamed)}"
     )
 
 
-def what_to_send(tensors: Sequence[Tensor]) -> str:
+def what_to_send(tensors: Sequence[Tensor], *, streamed: bool = False) -> str:
     """Return what a client should do whose body these inputs can't be read from."""
     if len(tensors) != 1:
         names = ", ".join(f"{tensor.name!r} ({tensor.kind})" for tensor in tensors)
@@ -123,7 +125,8 @@ def what_to_send(tensors: Sequence[Tensor]) -> str:
             "send the image itself (image/* or application/octet-stream), multipart/form-data or "
             "application/json"
         )
-    types = ", ".join((*raw_types(only), "multipart/form-data", "application/json"))
+    others = () if streamed else ("multipart/form-data", "application/json")
+    types = ", ".join((*raw_types(only), *others))
     return f"input {only.name!r} is of kind {only.kind}: send it as one of {types}"
 
 

@@ -47,6 +47,7 @@ class InputReader:
         "_media",
         "_one",
         "_plain",
+        "_streamed",
         "inputs",
         "names",
     )
@@ -60,6 +61,7 @@ class InputReader:
         self.names = names_of(tensors)
         self._one, self._many = self.names.one, self.names.many
         self._media: dict[bytes | None, Media] = {}
+        self._streamed = pipeline.config.stream_input is not None
         self._plain = is_plain(tensors)
         self._keeps = keeps_document(tensors)
         # The item's key for the only input, if that is a body as it is, or as text, or whatever its
@@ -79,7 +81,7 @@ class InputReader:
         """Return how a body of this media type is read. Raises `UnsupportedMedia`."""
         media = self._media.get(content_type)
         if media is None:
-            media = media_of(content_type, self.inputs.tensors)
+            media = media_of(content_type, self.inputs.tensors, streamed=self._streamed)
             if media.form == "multipart":  # each has a boundary of its own
                 return media
             if len(self._media) >= KEPT_MEDIA_TYPES:

@@ -322,6 +322,8 @@ def test_a_deadline_holds_for_the_whole_stream(server: httpx.Client) -> None:
         ("sizes/batch", {}, 400, "each in a request of its own"),
         ("sizes", {"Content-Encoding": "gzip"}, 415, "can't be compressed"),
         ("sizes", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "not as multipart"),
+        ("sizes", {"Content-Type": "application/json"}, 415, "not as json"),
+        ("text", {"Content-Type": "image/png"}, 415, "send it as one of text/*"),
     ],
 )
 def test_what_no_stream_can_be(
