@@ -399,7 +399,7 @@ _SERVICE_LINK = re.compile(r"(.+_)?SERVICE_(HOST|PORT(_.+)?)|(.+_)?PORT_\d+_(TCP
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """Describe each variable PENSTOCK_… that is no setting, with the nearest one that is.
+    """Describe each variable PENSTOCK_… that is not a setting, with the nearest one that is.
 
     Kubernetes sets others for a service called penstock. They are left out.
     """

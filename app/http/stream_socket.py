@@ -7,7 +7,6 @@ socket is one request: it is admitted, bounded and cancelled as one.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import re
 from typing import Any
 
@@ -17,8 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from penstock.backends.errors import NotFound, TooLarge, UnsupportedMedia, forget_frames
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import Port
-from penstock.pipelines.runs.graph_run import GraphRun
-from penstock.pipelines.runs.run import Run, Submission
+from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
 
 from ..settings import Settings
@@ -26,12 +24,11 @@ from .auth import check_key, client_of
 from .errors import log_failure
 from .exchange import UploadTimer, leave
 from .handshake import FellSilent, accept_message, check_origin, close_message
-from .input_stream import InputStream
 from .paths import path_of
 from .predict_call import PredictCall, PredictHead, PredictRules
 from .render import write_item
 from .request_id import request_id_of
-from .upload import UploadNotes
+from .upload import InputReading
 
 END = {"end": True}
 MAX_END_CHARACTERS = 64
@@ -141,37 +138,17 @@ async def _message(part: Item, run: Submission, call: PredictCall) -> Message:
     return {"type": "websocket.send", "text": text.decode()}
 
 
-class Messages:
+class Messages(InputReading):
     """Reads the messages of a client into `stream` while `run` works on them.
 
     If one can't be taken, the run fails; if the client leaves, the run is left.
     """
 
     def __init__(self, scope: Scope, receive: Receive, port: Port, settings: Settings) -> None:
-        self._receive = receive
+        super().__init__(scope, receive)
         self._port = port
         self._settings = settings
         self._size = 0
-        self._notes: UploadNotes | None = scope.get("penstock.upload")
-        self._run: Run | GraphRun
-        self._task: asyncio.Task[None] | None = None
-        self.stream = InputStream(asyncio.get_running_loop())
-
-    def start(self, run: Submission) -> None:
-        """Begin to read. Call `stop` at the end of the request."""
-        assert isinstance(run, Run | GraphRun)  # no pipeline with a stream has loop = true
-        self._run = run
-        if self._notes is not None:
-            self._notes.on_left = run.leave
-        self._task = asyncio.create_task(self._read(), context=contextvars.Context())
-
-    def stop(self) -> None:
-        if self._notes is not None:
-            self._notes.on_left = None
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None  # else a cycle, through the exception of the task
-        self.stream.stop()
 
     async def _read(self) -> None:
         try:

@@ -42,7 +42,43 @@ class UploadNotes:
         self.on_left: Callable[[], None] | None = None
 
 
-class Upload:
+class InputReading:
+    """Reads what a client sends into `stream`, in a task, while `run` works on it.
+
+    A subclass says by `_read` what is read. If the client leaves, it leaves the run; if the rest
+    can't be read, the run fails.
+    """
+
+    __slots__ = ("_notes", "_receive", "_run", "_task", "stream")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        self._notes: UploadNotes | None = scope.get("penstock.upload")
+        self._run: Run | GraphRun
+        self._task: asyncio.Task[None] | None = None
+        self.stream = InputStream(asyncio.get_running_loop())
+
+    def start(self, run: Submission) -> None:
+        """Begin to read. Call `stop` at the end of the request."""
+        assert isinstance(run, Run | GraphRun)  # no pipeline with a stream has loop = true
+        self._run = run
+        if self._notes is not None:
+            self._notes.on_left = run.leave
+        self._task = asyncio.create_task(self._read(), context=contextvars.Context())
+
+    def stop(self) -> None:
+        if self._notes is not None:
+            self._notes.on_left = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None  # else a cycle, through the exception of the task
+        self.stream.stop()
+
+    async def _read(self) -> None:
+        raise NotImplementedError
+
+
+class Upload(InputReading):
     """Reads the body of a request into `stream` while `run` works on it.
 
     `unread` is false once the whole body is here. If the body can't be read on, the run fails; if
@@ -54,46 +90,25 @@ class Upload:
         "_decode",
         "_limit",
         "_name",
-        "_notes",
-        "_receive",
-        "_run",
         "_silence",
-        "_task",
-        "stream",
         "unread",
     )
 
     def __init__(
         self, scope: Scope, receive: Receive, port: Port, settings: Settings, charset: str
     ) -> None:
-        self._receive = receive
+        super().__init__(scope, receive)
         self._name = port.name
         self._charset = lookup(charset).name.replace("utf-", "UTF-")
         self._limit = settings.max_stream
         self._silence = settings.body_timeout
         self._decode = getincrementaldecoder(charset)().decode if port.kind == "text" else None
-        self._notes: UploadNotes | None = scope.get("penstock.upload")
-        self._run: Run | GraphRun
-        self._task: asyncio.Task[None] | None = None
-        self.stream = InputStream(asyncio.get_running_loop())
         self.unread = True
 
     def start(self, run: Submission) -> None:
-        """Begin to read. Call `stop` at the end of the request."""
-        assert isinstance(run, Run | GraphRun)  # no pipeline with a stream has loop = true
-        self._run = run
         if self._notes is not None:
             self._notes.streamed = True
-            self._notes.on_left = run.leave
-        self._task = asyncio.create_task(self._read(), context=contextvars.Context())
-
-    def stop(self) -> None:
-        if self._notes is not None:
-            self._notes.on_left = None
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None  # else a cycle, through the exception of the task
-        self.stream.stop()
+        super().start(run)
 
     async def _read(self) -> None:
         try:

@@ -113,7 +113,7 @@ def read_schema(source: object, directory: Path, mode: Mode) -> JsonSchema:
         except ValueError as error:
             raise _wrong(f"{path} is not JSON: {error}") from None
         if not isinstance(document, dict):
-            raise _wrong(f"{path} is no JSON Schema: expected an object")
+            raise _wrong(f"{path} is not a JSON Schema: expected an object")
         schema = _of_document(document, str(path), mode)
         schema.file = source
         return schema
@@ -132,13 +132,13 @@ def _wrong(message: str) -> ConfigError:
 def _of_type(kind: Any, source: str, mode: Mode) -> JsonSchema:
     """Make the schema of a pydantic model, or of any type that pydantic validates."""
     if isroutine(kind):  # pydantic would validate its arguments
-        raise _wrong(f"{source} is no pydantic model: it is a function")
+        raise _wrong(f"{source} is not a pydantic model: it is a function")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         document = adapter.json_schema(mode=mode)
     except (PydanticUserError, PydanticSchemaGenerationError) as error:
         first = message_of(error).partition("\n")[0]
-        raise _wrong(f"{source} is no pydantic model: {first}") from None
+        raise _wrong(f"{source} is not a pydantic model: {first}") from None
 
     def check(value: Any, name: str) -> Any:
         try:
@@ -176,7 +176,7 @@ def _of_document(document: dict[str, Any], source: str, mode: Mode) -> JsonSchem
     try:
         validator_class.check_schema(document)
     except SchemaError as error:
-        raise _wrong(f"{source} is no JSON Schema: {error.message}") from None
+        raise _wrong(f"{source} is not a JSON Schema: {error.message}") from None
     # An empty registry: nothing is fetched for a reference.
     validator = validator_class(document, registry=Registry())
 

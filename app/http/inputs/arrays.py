@@ -52,7 +52,7 @@ def _flattened(value: Any, name: str) -> tuple[list[Any], list[int]]:
         for member in flat:
             if type(member) is not list or len(member) != size:
                 raise InvalidRequest(
-                    f"{name!r} is no tensor: its arrays at level {len(shape) + 1} have several "
+                    f"{name!r} is not a tensor: its arrays at level {len(shape) + 1} have several "
                     "lengths"
                 )
         shape.append(size)
@@ -85,6 +85,6 @@ def _datatype_of(flat: list[Any], name: str) -> Datatype:
         return DATATYPES["FP64"]
     shown = ", ".join(sorted({kind_of(value) for value in flat}))
     raise InvalidRequest(
-        f"{name!r} is no tensor: its elements are of the JSON types {shown}, expected numbers, "
+        f"{name!r} is not a tensor: its elements are of the JSON types {shown}, expected numbers, "
         "booleans or strings alone"
     )

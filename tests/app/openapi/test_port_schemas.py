@@ -174,10 +174,10 @@ def test_a_schema_within_itself_is_written_for_hosts(
     [
         ("nothing.json", "can't be read: No such file or directory"),
         ("models.py:Pages", "has no 'Pages', did you mean 'Page'?"),
-        ("models.py:answer", "is no pydantic model"),
+        ("models.py:answer", "is not a pydantic model"),
         ("Page", "expected a table, a JSON Schema file"),
         (3, "expected a table, a JSON Schema file"),
-        ({"type": "objekt"}, "is no JSON Schema: 'objekt' is not valid"),
+        ({"type": "objekt"}, "is not a JSON Schema: 'objekt' is not valid"),
     ],
 )
 def test_a_schema_that_can_not_be_read_is_named(
