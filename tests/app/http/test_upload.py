@@ -270,6 +270,43 @@ def test_logic_that_stops_reading_answers_at_once(server: httpx.Client) -> None:
         assert stream.answer()[1] == {"live": True}
 
 
+async def test_nothing_is_read_any_more_once_the_answer_is_there() -> None:
+    app = create_app(configs())
+    ended: list[str] = []
+    messages = [{"type": "http.request", "body": b"four", "more_body": True}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        try:
+            return await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def send(message: Any) -> None:
+        """Take the answer."""
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/predict/first",
+        "raw_path": b"/predict/first",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"localhost")],
+        "client": None,
+        "server": None,
+    }
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+        await asyncio.sleep(0)
+        assert ended == ["cancelled"]
+
+
 def test_silence_ends_a_stream_and_a_slow_one_goes_on(running: Any, clock: Any) -> None:
     settings = Settings(body_timeout=30)
     app = create_app(configs(), settings=settings)
