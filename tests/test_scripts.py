@@ -171,8 +171,12 @@ def test_test_gives_its_arguments_to_pytest(tool_checkout: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, f"{PYTEST} -k a or b")
 
 
-def test_ci_runs_every_step_and_fails_if_one_fails(tool_checkout: Path) -> None:
-    done = run(tool_checkout / ".ci" / "run")
+def test_ci_runs_every_step_and_fails_if_one_fails(tool_checkout: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    for tool in ("nginx", "chromium"):
+        write_script(installed / tool, "exit 0")
+    path = f"{installed}{os.pathsep}{os.environ['PATH']}"
+    done = run(tool_checkout / ".ci" / "run", PATH=path)
     assert done.returncode == 1
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran: ")]
     assert ran[0] == f"{PYTEST} --version"  # this makes the environments
@@ -180,9 +184,24 @@ def test_ci_runs_every_step_and_fails_if_one_fails(tool_checkout: Path) -> None:
     assert ran[-2].startswith("ran: -m build") and ran[-1].startswith(f"{PYTEST} --cov")
     for tool in ("python", "mypy"):
         write_script(tool_checkout / ".venv-test" / "bin" / tool, "exit 0")
-    assert run(tool_checkout / ".ci" / "run").returncode == 0
+    assert run(tool_checkout / ".ci" / "run", PATH=path).returncode == 0
     write_script(tool_checkout / ".venv-test" / "bin" / "mypy", "exit 1")
-    assert run(tool_checkout / ".ci" / "run").returncode == 1
+    assert run(tool_checkout / ".ci" / "run", PATH=path).returncode == 1
+
+
+def test_ci_needs_a_browser(tool_checkout: Path, tmp_path: Path) -> None:
+    """It installs Debian's, and fails where that brings none."""
+    write_script(tool_checkout / ".venv-test" / "bin" / "python", "exit 0")
+    path = path_without(tmp_path, "mktemp", "rm")
+    write_script(Path(path) / "nginx", "exit 0")
+    write_script(Path(path) / "apt-get", 'echo "apt-get $*"')
+    done = run(tool_checkout / ".ci" / "run", PATH=path)
+    assert done.returncode == 1
+    assert "apt-get install" in done.stdout and "nginx" not in done.stdout
+    assert "no chromium in PATH" in done.stderr
+    write_script(Path(path) / "chromium", "exit 0")
+    done = run(tool_checkout / ".ci" / "run", PATH=path)
+    assert done.returncode == 0 and "apt-get" not in done.stdout, done.stdout + done.stderr
 
 
 def test_tests_that_run_in_the_background_can_interrupt_their_children() -> None:
