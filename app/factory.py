@@ -19,6 +19,7 @@ import penstock
 from penstock.backends.memory import limited
 from penstock.pipelines.repository import Repository
 
+from .http.assets import Pages
 from .http.auth import Authenticate
 from .http.errors import install_handlers
 from .http.hosts import CORS_METHODS, EXPOSED_HEADERS, AllowedHosts
@@ -29,6 +30,7 @@ from .http.restriction import Restricted, Restriction, restriction_of
 from .metrics import Metrics
 from .openapi.document import OpenAPI
 from .openapi.page import add_docs_page, installed_assets
+from .page.files import page_assets
 from .routes import routes, socket_routes, typed_routes
 from .settings import Settings, split, unknown_variables
 from .v2.call import error_answer
@@ -70,6 +72,7 @@ def create_app(
     repository = _repository(source, labels, settings.strict)
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository, settings.ready_when)
+    pages = Pages(page_assets() if settings.page else {})
     checks: list[Middleware] = []
     if hosts := split(settings.allowed_hosts):
         checks.append(Middleware(AllowedHosts, hosts=hosts, protocol_error=error_answer))
@@ -85,7 +88,14 @@ def create_app(
             )
         )
     if settings.api_key is not None:
-        checks.append(Middleware(Authenticate, settings=settings, protocol_error=error_answer))
+        checks.append(
+            Middleware(
+                Authenticate,
+                settings=settings,
+                protocol_error=error_answer,
+                is_public=pages.are_asked,
+            )
+        )
     assets = installed_assets()
     app = _App(
         title=title,
@@ -109,6 +119,7 @@ def create_app(
         add_docs_page(app, assets)
     _guard_documents(app, restriction_of(settings.restricted_api))
     app.include_router(routes(repository, settings, predict, metrics))
+    pages.follow(app.router)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
 

@@ -170,6 +170,9 @@ class Settings(BaseSettings):
         description="Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Proto "
         "are believed, separated by commas; or *. Unset: none.",
     )
+    page: bool = Field(
+        default=True, description="Serve a page at / to try and watch the pipelines."
+    )
     max_body: int = Field(default=64 * 2**20, ge=1, description="Largest request body, bytes.")
     max_stream: int | None = Field(
         default=None,

@@ -213,8 +213,13 @@ def wheel(built: Path) -> Path:
 
 def packaged() -> list[str]:
     own = [f"penstock/{path.name}" for path in (ROOT / "penstock").glob("*.py")]
+    assets = [path for path in (ROOT / "app").glob("*/assets/**/*") if path.is_file()]
     return sorted(
-        [*(f"penstock/{path.relative_to(ROOT)}" for path in MODULES), *own, "penstock/py.typed"]
+        [
+            *(f"penstock/{path.relative_to(ROOT)}" for path in (*MODULES, *assets)),
+            *own,
+            "penstock/py.typed",
+        ]
     )
 
 

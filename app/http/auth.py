@@ -1,8 +1,9 @@
 """Authentication: a bearer API key, and an admin token for requests that change the server.
 
-Every request except health needs the API key, if one is set. `Authenticate` is plain ASGI
-middleware, so it guards the hot routes too. It is installed only if an API key is set. No
-middleware of ours guards the routes of `create_router`: they call `check_key` as a dependency.
+Every request except health and the files of the pages needs the API key, if one is set.
+`Authenticate` is plain ASGI middleware, so it guards the hot routes too. It is installed only if an
+API key is set. No middleware of ours guards the routes of `create_router`: they call `check_key` as
+a dependency.
 """
 
 from __future__ import annotations
@@ -35,11 +36,21 @@ WriteError = Callable[[Exception], tuple[int, Sequence[tuple[bytes, bytes]], byt
 class Authenticate:
     """ASGI middleware that answers 401 to requests without the API key or the admin token."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, protocol_error: WriteError) -> None:
-        """`protocol_error` writes the 401 below /v2, where clients expect the protocol's form."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        protocol_error: WriteError,
+        is_public: Callable[[Scope], bool] = lambda scope: False,
+    ) -> None:
+        """`protocol_error` writes the 401 below /v2, where clients expect the protocol's form.
+
+        `is_public`: whether a request needs no key, besides those to `OPEN_PATHS`.
+        """
         self.app = app
         self._settings = settings
         self._protocol_error = protocol_error
+        self._is_public = is_public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or path_of(scope) in OPEN_PATHS:
@@ -48,8 +59,9 @@ class Authenticate:
         try:
             check_key(scope, self._settings)
         except Unauthorized as error:
-            await refuse(scope, send, error, self._protocol_error)
-            return
+            if not self._is_public(scope):
+                await refuse(scope, send, error, self._protocol_error)
+                return
         await self.app(scope, receive, send)
 
 

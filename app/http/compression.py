@@ -102,12 +102,17 @@ def choose_encoding(accepted: bytes | None, size: int, binary: bool) -> bytes | 
     """
     if accepted is None or (size < WORTH_COMPRESSING_BYTES and b"," in accepted):
         return None
-    weights = [coding.lower().partition(b";") for coding in accepted.split(b",")]
-    names = [name.strip() for name, _, weight in weights if weight.strip().rstrip(b".0") != b"q="]
+    names = accepted_codings(accepted)
     if binary and len(names) > 1:
         return None
-    known = (_ALIASES.get(name, name) for name in names)
-    return next((name for name in known if name in WINDOW_BITS), None)
+    return next((name for name in names if name in WINDOW_BITS), None)
+
+
+def accepted_codings(accepted: bytes) -> list[bytes]:
+    """Return the codings that an Accept-Encoding names, without those of weight 0."""
+    weights = [coding.lower().partition(b";") for coding in accepted.split(b",")]
+    names = [name.strip() for name, _, weight in weights if weight.strip().rstrip(b".0") != b"q="]
+    return [_ALIASES.get(name, name) for name in names]
 
 
 def deflate(body: bytes, encoding: bytes) -> bytes:

@@ -1,0 +1,208 @@
+"""Files of this package that browsers fetch: pages, their scripts and styles."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .compression import accepted_codings
+from .paths import path_of
+from .request_id import request_id_of
+
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+}
+"""Kinds of files that are served; others in the same folder are not."""
+
+CHUNK_BYTES = 1 << 16
+"""So much of a file waits for a slow client at once."""
+
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' blob: data:",
+    "media-src": "'self' blob:",
+    "connect-src": "'self'",
+    "font-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+"""The Content-Security-Policy: files of this server only, nothing inline, in no other page."""
+
+PERMISSIONS = "microphone=(self), camera=(), display-capture=(), geolocation=(), payment=(), usb=()"
+"""What a page may ask the browser for. The page at / records sound for pipelines that take it."""
+
+
+class Asset:
+    """One file. It is read at its first use, and compressed then for clients that accept gzip.
+
+    A file that is stored with the suffix `.gz` is served under its name without it.
+    """
+
+    __slots__ = ("_file", "_gzipped", "_plain", "_tag", "check", "policy")
+
+    def __init__(
+        self,
+        file: Path,
+        policy: Mapping[str, str] = POLICY,
+        check: Callable[[Scope], None] = lambda scope: None,
+    ) -> None:
+        """`check` raises for a request that may not have the file."""
+        self._file = file
+        self._plain: bytes | None = None
+        self._gzipped: bytes | None = None
+        self._tag = ""
+        self.policy = "; ".join(f"{name} {sources}" for name, sources in policy.items()).encode()
+        self.check = check
+
+    @property
+    def media_type(self) -> str:
+        return MEDIA_TYPES[Path(self._file.name.removesuffix(".gz")).suffix]
+
+    def content(self, packed: bool) -> tuple[bytes, bool, str]:
+        """Return the bytes, whether they are compressed, and their entity tag.
+
+        `packed`: whether the client accepts gzip. A file that gzip makes no smaller is sent as is.
+        """
+        if not self._tag:
+            stored = self._file.read_bytes()
+            self._tag = sha256(stored).hexdigest()[:32]
+            if self._file.suffix == ".gz":
+                self._gzipped = stored
+            else:
+                self._plain = stored
+                smaller = gzip.compress(stored, mtime=0)
+                self._gzipped = smaller if len(smaller) < len(stored) else None
+        if packed and self._gzipped is not None:
+            return self._gzipped, True, f'"{self._tag}-gzip"'
+        if self._plain is None:
+            assert self._gzipped is not None
+            self._plain = gzip.decompress(self._gzipped)
+        return self._plain, False, f'"{self._tag}"'
+
+
+def assets_in(directory: Path, prefix: str, **options: Any) -> dict[str, Asset]:
+    """Return the assets in a directory by their paths, which begin with `prefix`.
+
+    `options`: more arguments of `Asset`.
+    """
+    return {
+        f"{prefix}/{path.relative_to(directory).as_posix().removesuffix('.gz')}": Asset(
+            path, **options
+        )
+        for path in sorted(directory.rglob("*"))
+        if Path(path.name.removesuffix(".gz")).suffix in MEDIA_TYPES
+    }
+
+
+class Pages:
+    """Answers what no route of a router claims, if it is the path of an asset.
+
+    Whole paths are looked up, so no `..` leads anywhere else. As it comes last, routes that a host
+    adds are never hidden, not even one at `/`.
+    """
+
+    def __init__(self, assets: Mapping[str, Asset]) -> None:
+        self._assets = assets
+        self._router: Router | None = None
+        self._otherwise: ASGIApp | None = None
+
+    def follow(self, router: Router) -> None:
+        """Come after the routes of a router."""
+        self._router = router
+        self._otherwise = router.default
+        router.default = self
+
+    def are_asked(self, scope: Scope) -> bool:
+        """Return whether this answers a request, with or without the API key."""
+        if scope["type"] != "http" or self._router is None:
+            return False
+        path = path_of(scope)
+        return (path in self._assets or self._target(scope, path) is not None) and not any(
+            route.matches(scope)[0] is not Match.NONE for route in self._router.routes
+        )
+
+    def _target(self, scope: Scope, path: str) -> str | None:
+        """Return where a path with a slash too many or too few leads, relative to it.
+
+        A proxy may serve this below another path than the one that is seen here.
+        """
+        if not path and "/" in self._assets:  # below a root path, without the slash
+            return f"./{quote(scope['path'].rpartition('/')[2])}/"
+        if path.endswith("/") and path[:-1] in self._assets:
+            return f"../{quote(path[:-1].rpartition('/')[2])}"
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = path_of(scope)
+        target = self._target(scope, path)
+        if scope["type"] != "http" or (target is None and path not in self._assets):
+            assert self._otherwise is not None
+            await self._otherwise(scope, receive, send)
+            return
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+        headers = [(b"x-request-id", request_id_of(scope).encode())]
+        if target is not None:
+            headers += [(b"location", target.encode()), (b"content-length", b"0")]
+            await _send(send, 307, headers)
+            return
+        asset = self._assets[path]
+        asset.check(scope)
+        packed = b"gzip" in accepted_codings(_joined(scope, b"accept-encoding"))
+        content, packed, tag = asset.content(packed)
+        headers += [
+            (b"etag", tag.encode()),
+            (b"cache-control", b"no-cache"),  # keep it, and ask each time whether it is the newest
+            (b"vary", b"Accept-Encoding"),
+            (b"content-security-policy", asset.policy),
+            (b"permissions-policy", PERMISSIONS.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-opener-policy", b"same-origin"),
+            (b"cross-origin-resource-policy", b"same-origin"),
+        ]
+        if _matches(_joined(scope, b"if-none-match"), tag):
+            await _send(send, 304, headers)
+            return
+        headers += [
+            (b"content-type", asset.media_type.encode()),
+            (b"content-length", b"%d" % len(content)),
+        ]
+        if packed:
+            headers.append((b"content-encoding", b"gzip"))
+        await _send(send, 200, headers, content if scope["method"] == "GET" else b"")
+
+
+async def _send(
+    send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], content: bytes = b""
+) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    for start in range(0, len(content), CHUNK_BYTES):
+        piece = content[start : start + CHUNK_BYTES]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _joined(scope: Scope, name: bytes) -> bytes:
+    return b",".join(value for key, value in scope["headers"] if key == name)
+
+
+def _matches(condition: bytes, tag: str) -> bool:
+    """Return whether If-None-Match has a tag, by weak comparison (RFC 9110, 13.1.2)."""
+    tags = [one.strip().removeprefix(b"W/") for one in condition.split(b",")]
+    return tag.encode() in tags or condition.strip() == b"*"
