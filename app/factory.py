@@ -33,6 +33,7 @@ from .openapi.page import add_docs_page, installed_assets
 from .page.files import page_assets
 from .routes import routes, socket_routes, typed_routes
 from .settings import Settings, split, unknown_variables
+from .status.answer import Status
 from .v2.call import error_answer
 from .v2.router import protocol_router
 from .v2.routes import protocol_app
@@ -118,7 +119,7 @@ def create_app(
     if assets is not None:
         add_docs_page(app, assets)
     _guard_documents(app, restriction_of(settings.restricted_api))
-    app.include_router(routes(repository, settings, predict, metrics))
+    app.include_router(routes(repository, settings, predict, metrics, Status(repository, settings)))
     pages.follow(app.router)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
@@ -201,7 +202,13 @@ def create_router(
     api_router.include_router(socket_routes(predict.rules))
     api_router.include_router(typed_routes(repository, settings, predict))
     api_router.include_router(
-        routes(repository, settings, predict, Metrics(repository, settings.ready_when))
+        routes(
+            repository,
+            settings,
+            predict,
+            Metrics(repository, settings.ready_when),
+            Status(repository, settings),
+        )
     )
     api_router.include_router(protocol_router(protocol_app(repository, settings), settings))
     return api_router

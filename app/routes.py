@@ -27,6 +27,7 @@ from .http.stream_socket import StreamSockets
 from .metrics import Metrics
 from .openapi.document import operations_of
 from .settings import Settings
+from .status.answer import Status
 
 
 class Predictor(Protocol):
@@ -79,7 +80,11 @@ class _Prediction(Response):
 
 
 def routes(
-    repository: Repository, settings: Settings, predict: Predictor, metrics: Metrics
+    repository: Repository,
+    settings: Settings,
+    predict: Predictor,
+    metrics: Metrics,
+    status: Status,
 ) -> APIRouter:
     """Make all ordinary routes, on a router without a lifespan."""
 
@@ -129,6 +134,10 @@ def routes(
     async def scrape(request: Request) -> Response:
         content, media_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": media_type})
+
+    @router.api_route("/status", methods=["GET", "HEAD"], dependencies=[group("statistics")])
+    async def show_status(request: Request) -> Response:
+        return status.answer(request.scope)
 
     @router.get("/pipelines/", dependencies=[group("model-repository")])
     @router.get("/pipelines", dependencies=[group("model-repository")])

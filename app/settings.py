@@ -243,6 +243,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Most bytes of a refused body that are read and thrown away.",
     )
+    max_watchers: int = Field(
+        default=16, ge=1, description="Most clients that may watch /status as events at a time."
+    )
     max_images: int = Field(default=256, ge=1, description="Most items in one batch request.")
     allow_url: bool = Field(
         default=False,

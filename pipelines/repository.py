@@ -79,6 +79,8 @@ class Repository:
         self._strict = strict
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
+        self.on_close: set[Callable[[], None]] = set()
+        """Each is called when `close` begins."""
         # All that follows is by name and then version, in order, or by both.
         self._configs: dict[str, dict[str, PipelineConfig]] = {}
         self._served: dict[str, dict[str, Pipeline]] = {}
@@ -162,6 +164,11 @@ class Repository:
     def served(self) -> list[Pipeline]:
         """Every loaded version of every pipeline."""
         return [pipeline for versions in self._served.values() for pipeline in versions.values()]
+
+    @property
+    def loading(self) -> dict[tuple[str, str], Pipeline]:
+        """The pipelines that load now, by name and version. Others of these may serve meanwhile."""
+        return self._loading.copy()
 
     def get(self, name: str, version: str = "") -> Pipeline:
         """Return a loaded pipeline, the newest version unless one is named.
@@ -669,6 +676,8 @@ class Repository:
 
     async def _close(self, timeout: float) -> None:
         self.state = "draining"
+        for callback in tuple(self.on_close):
+            callback()
         for reading in self._reading:
             if not reading.done():
                 reading.set_exception(NotReady("the server is draining"))

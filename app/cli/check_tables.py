@@ -20,6 +20,7 @@ from penstock.backends.params import EngineParams
 from penstock.pipelines.checking.opened import Opened
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Port
 
+from ..graph import expressions_of
 from ..v2.models.description import metadata_of
 from ..v2.models.model import Model
 
@@ -217,18 +218,10 @@ def _row(node: NodeConfig) -> tuple[str, ...]:
     groups = node.instance_groups
     return (
         node.name,
-        " & ".join(dict.fromkeys(expression(group.spec) for group in groups))
-        or f"shares {node.shares}",
+        " & ".join(expressions_of(node)) or f"shares {node.shares}",
         " & ".join(str(group.instances) for group in groups),
         " & ".join(str(group.bound(group.spec.declared_range.max)) for group in groups),
         f"{node.batching_timeout:g} ms",
         "" if node.shares or _is_composite(node) else node.executor,
         ", ".join(node.next),
     )
-
-
-def expression(spec: Spec) -> str:
-    """Write a backend expression as a file would."""
-    children = ",".join(expression(child) for child in spec.children)
-    prefix = f"({spec.filter})" if spec.filter else ""
-    return f"{prefix}{spec.name}{f'[{children}]' if children else ''}"

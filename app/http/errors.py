@@ -122,6 +122,12 @@ STATUSES: dict[str, CodeStatuses] = {
         example="a body needs 52428800 bytes, and requests hold 120000000 of 134217728 bytes "
         "already (max_memory)",
     ),
+    "too_many_watchers": CodeStatuses(
+        503,
+        503,
+        retry_after=5,
+        example="16 clients watch the server already (max_watchers = 16)",
+    ),
     "backend_error": CodeStatuses(
         500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"
     ),

@@ -32,6 +32,10 @@ from .render import write_item
 logger = logging.getLogger("penstock.http")
 
 EVENTS_MEDIA_TYPE = "text/event-stream"
+ENDLESS = "penstock.endless"
+"""Set in the ASGI scope of a request whose events end only when its client leaves. A server that
+drains need not wait until such a client has read them.
+"""
 EVENT_HEADERS = [
     (b"content-type", EVENTS_MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),

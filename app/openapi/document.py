@@ -44,6 +44,7 @@ from .schema import (
     reference,
     sentence,
 )
+from .status import STATUS_SCHEMAS, status_operation
 
 PROBLEM: Schema = {
     "type": "object",
@@ -154,6 +155,7 @@ class OpenAPI:
             **REQUEST_BODIES,
             **(URL_BODIES if by_url else {}),
             **SERVER_SCHEMAS,
+            **STATUS_SCHEMAS,
             **PROTOCOL_SCHEMAS,
         }
         paths: dict[str, Any] = {}
@@ -490,6 +492,12 @@ def server_paths(protected: bool, administrable: bool) -> dict[str, Any]:
         },
         "/metrics": {
             "get": _operation("metrics", "Prometheus metrics", "health", {**metrics, **refused})
+            | key
+        },
+        "/status": {
+            "get": status_operation(
+                problems([*(["unauthorized"] if protected else []), "too_many_watchers"])
+            )
             | key
         },
         "/pipelines": {

@@ -154,12 +154,17 @@ class Executor:
         self._context.loading.stop()
 
     @property
-    def loading(self) -> str:
-        """The progress of its backend's load, as in "node 'net': building 42 %".
+    def progress(self) -> str:
+        """The progress of its backend's load, as in "building 42 %".
 
         Empty if the backend is loaded, or reports no progress.
         """
-        text = "" if self.loaded else self._context.loading.text
+        return "" if self.loaded else self._context.loading.text
+
+    @property
+    def loading(self) -> str:
+        """The same with its node: "node 'net': building 42 %"."""
+        text = self.progress
         return text and f"node {self._context.node!r}: {text}"
 
     def kill(self) -> bool:

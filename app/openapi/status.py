@@ -1,0 +1,161 @@
+"""The operation `GET /status` in the OpenAPI document, and the schemas of its answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..http.events import EVENTS_MEDIA_TYPE
+from .schema import FLAG, TEXT, UNSIGNED, Schema, array_of, json_response, object_of, reference
+
+NUMBER: Schema = {"type": "number"}
+UNKNOWN_OR_NUMBER: Schema = {"type": ["number", "null"]}
+UNKNOWN_OR_TEXT: Schema = {"type": ["string", "null"]}
+COUNTS: Schema = {"type": "object", "additionalProperties": UNSIGNED}
+
+
+def _all_of(description: str = "", /, **properties: Schema) -> Schema:
+    """Return an object that always has all of its members."""
+    return object_of(properties, description, **properties)
+
+
+STATUS_SCHEMAS: dict[str, Schema] = {
+    "ServerStatus": _all_of(
+        "Units are in the names. Counters only grow. null: not known.",
+        time_s=NUMBER,
+        uptime_s=NUMBER,
+        version=TEXT,
+        generation=UNSIGNED,
+        ready=FLAG,
+        reason=TEXT,
+        interval_s=NUMBER,
+        memory=reference("MemoryStatus"),
+        pipelines=array_of(reference("PipelineStatus")),
+    ),
+    "MemoryStatus": _all_of(used_bytes=UNSIGNED, limit_bytes=UNSIGNED, refused=UNSIGNED),
+    "PipelineStatus": {
+        **object_of(
+            [
+                "name",
+                "version",
+                "state",
+                "reason",
+                "loading",
+                "mood",
+                "in_flight",
+                "succeeded",
+                "failed",
+                "refused",
+                "nodes",
+            ],
+            name=TEXT,
+            version=TEXT,
+            state={
+                "type": "string",
+                "description": "ready, loading, not ready, failed, unloading or unloaded",
+            },
+            reason=TEXT,
+            loading=array_of(reference("LoadingNode")),
+            mood={
+                "type": "string",
+                "enum": ["idle", "calm", "busy", "refusing", "loading", "down"],
+            },
+            in_flight=UNSIGNED,
+            max_requests={"type": ["integer", "null"]},
+            succeeded=UNSIGNED,
+            failed=COUNTS,
+            refused=COUNTS,
+            succeeded_per_s=UNKNOWN_OR_NUMBER,
+            failed_per_s=UNKNOWN_OR_NUMBER,
+            refused_per_s=UNKNOWN_OR_NUMBER,
+            nodes=array_of(reference("NodeStatus")),
+            versions=array_of(TEXT),
+            description=TEXT,
+            stream_input=UNKNOWN_OR_TEXT,
+            streams=FLAG,
+            priority_levels=UNSIGNED,
+            timeout_s=NUMBER,
+            inputs=array_of(reference("PortStatus")),
+            outputs=array_of(reference("PortStatus")),
+            graph=reference("GraphStatus"),
+        )
+    },
+    "LoadingNode": _all_of(node=TEXT, text=TEXT),
+    "NodeStatus": _all_of(
+        name=TEXT,
+        queued=UNSIGNED,
+        items=UNSIGNED,
+        batches=UNSIGNED,
+        items_per_s=UNKNOWN_OR_NUMBER,
+        batches_per_s=UNKNOWN_OR_NUMBER,
+        batch_size=UNKNOWN_OR_NUMBER,
+        queue_ms=UNKNOWN_OR_NUMBER,
+        run_ms=UNKNOWN_OR_NUMBER,
+        executors=array_of(reference("ExecutorStatus")),
+    ),
+    "ExecutorStatus": _all_of(
+        name=TEXT,
+        state={"type": "string", "enum": ["idle", "running", "loading", "restarting", "stuck"]},
+        ms={**UNKNOWN_OR_NUMBER, "description": "How long its batch has run."},
+        device=TEXT,
+    ),
+    "PortStatus": object_of(
+        ["name", "kind"],
+        "An input or output: what the file declares, or its engines know.",
+        name=TEXT,
+        kind=TEXT,
+        description=TEXT,
+        media_types=array_of(TEXT),
+        optional=FLAG,
+        stream=FLAG,
+        dtype=UNKNOWN_OR_TEXT,
+        shape={"type": ["array", "null"], "items": {"type": "integer"}},
+        items={"description": "Of a list: the port that describes each of its items."},
+        schema={"description": "What the JSON must look like, as JSON Schema."},
+        example={"description": "A value that fits the schema."},
+        labels=array_of(TEXT),
+    ),
+    "GraphStatus": _all_of(
+        nodes=array_of(reference("GraphNode")), edges=array_of(reference("GraphEdge"))
+    ),
+    "GraphNode": _all_of(
+        name=TEXT,
+        kind={"type": "string", "enum": ["executor", "shared", "composite", "logic"]},
+        shares=UNKNOWN_OR_TEXT,
+        backend=TEXT,
+        expression=TEXT,
+        max={"type": ["integer", "null"]},
+        min={"type": ["integer", "null"]},
+        instances=UNSIGNED,
+        batching_timeout_ms=UNKNOWN_OR_NUMBER,
+        executor=UNKNOWN_OR_TEXT,
+        exposed=FLAG,
+    ),
+    "GraphEdge": object_of(
+        ["from", "to", "kind", "filter", "label"],
+        **{
+            "from": TEXT,
+            "to": TEXT,
+            "kind": {"type": "string", "enum": ["next", "map", "calls", "restart"]},
+            "filter": UNKNOWN_OR_TEXT,
+            "label": TEXT,
+        },
+    ),
+}
+
+
+def status_operation(refused: dict[str, Any]) -> dict[str, Any]:
+    """Return the operation. `refused`: the responses to those who may not see it, or too many."""
+    answer = json_response("What is served and how it goes.", "ServerStatus")
+    answer["content"][EVENTS_MEDIA_TYPE] = {
+        "schema": {
+            "type": "string",
+            "description": "Server-Sent Events `status`, one at once and then one a second. The "
+            "data of each is a ServerStatus without what does not change of a pipeline.",
+        }
+    }
+    return {
+        "operationId": "status",
+        "summary": "What is served and how it goes, once or each second",
+        "tags": ["health"],
+        "responses": {"200": answer, **refused},
+    }

@@ -1,0 +1,356 @@
+"""A snapshot of all pipelines: their states, counters, and what happened since the last snapshot.
+
+It is made on the event loop, of counters that are kept anyway. Nothing here runs for a request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import penstock
+from penstock.backends.memory import budget
+from penstock.backends.text import encodable
+from penstock.pipelines.composites.composite import CompositeNode
+from penstock.pipelines.config.definition import PipelineConfig
+from penstock.pipelines.node.executor import Executor
+from penstock.pipelines.node.node import Node
+from penstock.pipelines.node.statistics import RequestStatistics
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.repository import Repository
+
+from ..settings import Settings
+from .description import describe
+
+INTERVAL_SECONDS = 1.0
+"""How often watchers get a snapshot."""
+
+BUSY_SHARE = 0.9
+"""The share of an interval that all executors of a node must have run for it to be busy."""
+
+MAX_TEXT_CHARACTERS = 500
+"""The most characters of a reason, or of a load's progress, that are shown."""
+
+NOT_LOADED = "it could not be loaded: the server's log has the reason"
+"""The reason of a failed pipeline. The true one names files and code: it is for the operator."""
+
+
+class NodeTotals(NamedTuple):
+    """What a node has done since it was loaded. `busy_seconds` includes what runs now."""
+
+    items: int = 0
+    batches: int = 0
+    rows: int = 0
+    waits: int = 0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
+    busy_seconds: float = 0.0
+
+
+class PipelineTotals(NamedTuple):
+    """What a pipeline and its exposed nodes have done since it was loaded."""
+
+    succeeded: int = 0
+    failed: int = 0
+    refused: int = 0
+    nodes: Mapping[str, NodeTotals] = {}
+
+
+class Totals(NamedTuple):
+    """The totals of all pipelines, taken at a time on the sampler's clock, in seconds."""
+
+    at: float
+    pipelines: Mapping[Pipeline, PipelineTotals]
+
+
+class Snapshots:
+    """Makes the snapshots of one server."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self._ready_when: Literal["all", "any"] = settings.ready_when
+        self._began = time.monotonic()
+        # What does not change, by name and version, with the objects that it was made of.
+        self._described: dict[
+            tuple[str, str], tuple[PipelineConfig, Pipeline | None, dict[str, Any]]
+        ] = {}
+
+    def whole(self) -> dict[str, Any]:
+        """Return a snapshot with the descriptions of the pipelines."""
+        snapshot, _ = self.take(None, 0.0)
+        known = self._described
+        self._described = {}
+        for shown in snapshot["pipelines"]:
+            shown.update(self._description((shown["name"], shown["version"]), known))
+        return snapshot
+
+    def take(self, since: Totals | None, at: float) -> tuple[dict[str, Any], Totals]:
+        """Return a snapshot, and the totals that the next one begins with.
+
+        `at`: the time on the caller's clock, in seconds. Without `since` rates are null, and means
+        are those of the whole life.
+        """
+        repository = self._repository
+        reason = repository.why_not_ready(self._ready_when)
+        served = {(one.name, one.config.version): one for one in repository.served}
+        loading = repository.loading
+        seconds = 0.0 if since is None else at - since.at
+        totals: dict[Pipeline, PipelineTotals] = {}
+        pipelines: list[dict[str, Any]] = []
+        for name, states in repository.version_states().items():
+            for version, text in states.items():
+                key = name, version
+                coming = loading.get(key)
+                pipeline = served.get(key, coming)
+                state, why = _state(text)
+                shown: dict[str, Any] = {
+                    "name": name,
+                    "version": version,
+                    "state": state,
+                    "reason": _cut(why),
+                    "loading": [] if coming is None else _progress(coming),
+                }
+                if pipeline is None:
+                    shown |= _nothing(state)
+                else:
+                    before = None if since is None else since.pipelines.get(pipeline)
+                    totals[pipeline] = now = _totals(pipeline)
+                    shown |= _activity(pipeline, state, now, before or PipelineTotals(), seconds)
+                pipelines.append(shown)
+        snapshot = {
+            "time_s": round(time.time(), 3),
+            "uptime_s": round(time.monotonic() - self._began, 3),
+            "version": penstock.__version__,
+            "generation": repository.generation,
+            "ready": not reason,
+            "reason": _cut(reason),
+            "interval_s": INTERVAL_SECONDS,
+            "memory": {
+                "used_bytes": budget.used,
+                "limit_bytes": budget.limit,
+                "refused": sum(budget.refused.copy().values()),
+            },
+            "pipelines": pipelines,
+        }
+        return snapshot, Totals(at, totals)
+
+    def _description(
+        self,
+        key: tuple[str, str],
+        known: Mapping[tuple[str, str], tuple[PipelineConfig, Pipeline | None, dict[str, Any]]],
+    ) -> dict[str, Any]:
+        """Return what does not change of a version; nothing if its file was never read."""
+        name, version = key
+        versions = self._repository.versions.get(name, {})
+        pipeline = versions.get(version)
+        config = self._repository.config_of(name, version)
+        if config is None and (coming := self._repository.loading.get(key)) is not None:
+            config = coming.config
+        if config is None:
+            return {"versions": list(versions)}
+        entry = known.get(key)
+        if entry is None or entry[0] is not config or entry[1] is not pipeline:
+            entry = config, pipeline, describe(config, pipeline)
+        self._described[key] = entry
+        return {**entry[2], "versions": list(versions)}
+
+
+def _state(text: str) -> tuple[str, str]:
+    """Split a state of the repository into what is shown of it, and its reason."""
+    state, _, reason = text.partition(": ")
+    if state == "reloading":  # the old one serves meanwhile
+        return "ready", ""
+    if state == "failed":
+        return state, NOT_LOADED
+    return state, reason
+
+
+def _progress(pipeline: Pipeline) -> list[dict[str, str]]:
+    """Say for each node of a pipeline that loads what it is at; not for those that are loaded."""
+    return [
+        {
+            "node": node.name,
+            "text": _cut(next((text for one in waiting if (text := one.progress)), "loading")),
+        }
+        for node in pipeline.nodes
+        if (waiting := [executor for executor in node.executors if not executor.loaded])
+    ]
+
+
+def _nothing(state: str) -> dict[str, Any]:
+    """Return the activity of a version that neither serves nor loads."""
+    return {
+        "mood": "down",
+        "in_flight": 0,
+        "max_requests": None,
+        "succeeded": 0,
+        "failed": RequestStatistics().failures,
+        "refused": {"queue_full": 0, "overloaded": 0},
+        "succeeded_per_s": None,
+        "failed_per_s": None,
+        "refused_per_s": None,
+        "latency_ms": None,
+        "nodes": [],
+    }
+
+
+def _activity(
+    pipeline: Pipeline, state: str, now: PipelineTotals, before: PipelineTotals, seconds: float
+) -> dict[str, Any]:
+    """Return what a pipeline does, and what it did in the last `seconds` (0: unknown)."""
+    doors = (pipeline, *pipeline.exposed)
+    lately = now.refused > before.refused and seconds > 0
+    if state == "loading":
+        mood = "loading"
+    elif state != "ready":
+        mood = "down"
+    elif pipeline.pressure or lately:
+        mood = "refusing"
+    elif any(
+        _is_busy(node, now.nodes[node.name], before.nodes.get(node.name, NodeTotals()), seconds)
+        for node in pipeline.nodes
+    ):
+        mood = "busy"
+    elif pipeline.in_flight or (seconds and now[:2] != before[:2]):
+        mood = "calm"
+    else:
+        mood = "idle"
+    return {
+        "mood": mood,
+        "in_flight": pipeline.in_flight,
+        "max_requests": pipeline.config.max_requests,
+        "succeeded": now.succeeded,
+        "failed": _sums([door.statistics.failures for door in doors]),
+        "refused": _sums([door.refused for door in doors]),
+        "succeeded_per_s": _rate(now.succeeded - before.succeeded, seconds),
+        "failed_per_s": _rate(now.failed - before.failed, seconds),
+        "refused_per_s": _rate(now.refused - before.refused, seconds),
+        "latency_ms": None,
+        "nodes": [
+            _node(
+                node,
+                pipeline,
+                now.nodes[node.name],
+                before.nodes.get(node.name, NodeTotals()),
+                seconds,
+            )
+            for node in _nodes(pipeline)
+        ],
+    }
+
+
+def _nodes(pipeline: Pipeline) -> tuple[Node | CompositeNode, ...]:
+    return (*pipeline.nodes, *pipeline.composites)
+
+
+def _is_busy(node: Node, now: NodeTotals, before: NodeTotals, seconds: float) -> bool:
+    """Return whether more than a batch is queued, or no executor was idle in the interval."""
+    scheduler = node.scheduler
+    if scheduler.queued > scheduler.max:
+        return True
+    ran = now.busy_seconds - before.busy_seconds
+    return seconds > 0 and ran >= BUSY_SHARE * seconds * max(1, node.executor_count)
+
+
+def _node(
+    node: Node | CompositeNode,
+    pipeline: Pipeline,
+    now: NodeTotals,
+    before: NodeTotals,
+    seconds: float,
+) -> dict[str, Any]:
+    items, batches = now.items - before.items, now.batches - before.batches
+    return {
+        "name": node.name,
+        "queued": node.scheduler.queued if isinstance(node, Node) else 0,
+        "items": now.items,
+        "batches": now.batches,
+        "items_per_s": _rate(items, seconds),
+        "batches_per_s": _rate(batches, seconds),
+        "batch_size": _mean(now.rows - before.rows, batches),
+        "queue_ms": _mean(
+            1000 * (now.queue_seconds - before.queue_seconds), now.waits - before.waits
+        ),
+        "run_ms": _mean(1000 * (now.run_seconds - before.run_seconds), batches),
+        "executors": _executors(node, pipeline) if isinstance(node, Node) else [],
+    }
+
+
+def _executors(node: Node, pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Describe each instance of a node, in order, also one whose thread has ended."""
+    now = time.monotonic()
+    absent = "loading" if pipeline.state == "loading" else "restarting"
+    threads: dict[str, Executor] = {}
+    for executor in node.executors:  # a thread that ends may have its successor already
+        if executor.loaded or executor.name not in threads:
+            threads[executor.name] = executor
+    shown = []
+    for number in range(sum(group.instances for group in node.config.instance_groups)):
+        name = f"{pipeline.name}/{node.name}#{number}"
+        thread = threads.get(name)
+        state, ms, device = absent, None, ""
+        if thread is not None and thread.loaded:
+            device = next(
+                (key for key, group in node.devices.items() if group is thread.device_group), ""
+            )
+            batch = node.scheduler.running.get(thread)
+            if batch is not None:
+                state = "stuck" if batch.stuck or batch.hung else "running"
+                ms = round(1000 * max(0.0, now - batch.started), 3)
+            if not thread.ready:
+                state, ms = "restarting", None
+            elif batch is None:
+                state = "idle"
+        shown.append({"name": name, "state": state, "ms": ms, "device": device})
+    return shown
+
+
+def _totals(pipeline: Pipeline) -> PipelineTotals:
+    succeeded = failed = refused = 0
+    for door in (pipeline, *pipeline.exposed):
+        succeeded += door.statistics.succeeded
+        failed += sum(door.statistics.failures.values())
+        refused += sum(door.refused.values())
+    nodes = {node.name: _totals_of_node(node) for node in _nodes(pipeline)}
+    return PipelineTotals(succeeded, failed, refused, nodes)
+
+
+def _totals_of_node(node: Node | CompositeNode) -> NodeTotals:
+    statistics = node.statistics
+    batches = rows = 0
+    for size, (count, _) in statistics.sizes.items():
+        batches += int(count)
+        rows += size * int(count)
+    ran = statistics.batch_seconds.sum
+    running = 0.0
+    if isinstance(node, Node) and node.scheduler.running:
+        now = time.monotonic()
+        running = sum(now - batch.started for batch in node.scheduler.running.values())
+    return NodeTotals(
+        sum(statistics.outcomes.values()),
+        batches,
+        rows,
+        statistics.queue_seconds.count,
+        statistics.queue_seconds.sum,
+        ran,
+        ran + running,
+    )
+
+
+def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
+    """Add counters by their keys, which are the same in all."""
+    return {key: sum(one[key] for one in counts) for key in counts[0]}
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return round(count / seconds, 2) if seconds > 0 else None
+
+
+def _mean(total: float, count: int) -> float | None:
+    return round(total / count, 3) if count else None
+
+
+def _cut(text: str) -> str:
+    text = encodable(text)
+    return text if len(text) <= MAX_TEXT_CHARACTERS else f"{text[:MAX_TEXT_CHARACTERS]}…"
