@@ -20,7 +20,7 @@ const TICKS = 5;
  *   end_ms: number, words: string}[]}} Explained of GET /requests/ID
  *
  * A stretch of a row's bar, in ms. `kind` is its shade; `label` is drawn where it fits.
- * @typedef {{kind: string, from: number, to: number, label?: string}} Stretch
+ * @typedef {{kind: string, from: number, to: number, label: string}} Stretch
  *
  * A row. `waited` and `ran` are in ms, or null. `part` counts the parts of a visit; 0: not a part.
  * @typedef {{key: string, name: string, part: number, waited: number | null, ran: number | null,
@@ -60,7 +60,7 @@ export function Waterfall({ request }) {
       <div class="waterfall-axis waterfall-grid" aria-hidden="true">
         <span><i class="stretch wait"></i>waits <i class="stretch run"></i>runs</span>
         <span class="waterfall-ticks">
-          ${ticks.map((at) => html`<span style=${{ left: share(at, end) }}>${ms(at)}</span>`)}
+          ${ticks.map((at) => html`<span style=${{ left: share(at, end) }}>${at < 1000 ? `${Number(at.toPrecision(3))} ms` : ms(at)}</span>`)}
         </span>
         <span class="num">waited</span><span class="num">ran</span>
       </div>
@@ -124,7 +124,7 @@ function Details({ visit: { batch, waits, pieces, instance, device } }) {
     <dl>
       ${waits.length > 0 &&
       html`<dt>Waited</dt>
-        <dd>${waits.map((wait) => html`<p>${ms(wait.ms)} ${wait.words}</p>`)}</dd>`}
+        <dd>${waits.map((wait) => html`<p>${wait.words}</p>`)}</dd>`}
       ${pieces.length > 0 &&
       html`<dt>Ran</dt>
         <dd>${pieces.map((piece) => `${piece.name} ${ms(piece.ms)}`).join(", ")}</dd>`}
@@ -158,14 +158,14 @@ function laidOut({ ms: took, nodes, spans }) {
   const end = Math.max(took, 0.01, ...ends);
   const visits = nodes.map((visit, index) => rowOf(visit, index, end));
   const rows = spans.map(({ name, words, start_ms: from, end_ms: to }) => ({
-    ...{ key: name, name, words, part: 0, waited: null, ran: to - from, visit: null, parts: [] },
-    stretches: [{ kind: "span", from, to }],
+    ...{ key: `${from}`, name, words, part: 0, waited: null, ran: to - from, visit: null, parts: [] },
+    stretches: [{ kind: "span", from, to, label: "" }],
   }));
   visits.forEach((row, index) => {
     const whole = visits[nodes[index].part_of ?? -1];
     (whole ? whole.parts : /** @type {Row[]} */ (rows)).push(row);
   });
-  rows.sort((one, other) => one.stretches[0].from - other.stretches[0].from);
+  rows.sort((one, other) => (one.stretches[0]?.from ?? 0) - (other.stretches[0]?.from ?? 0));
   const leaves = [...visits, ...rows].filter((row) => !row.parts.length);
   return { rows, longest: longestOf(leaves, 1)[0] ?? null, end };
 }
@@ -179,15 +179,17 @@ function laidOut({ ms: took, nodes, spans }) {
 function rowOf(visit, index, end) {
   const { node, queued_at_ms: from, started_at_ms: start, part_of, waits, batch, words } = visit;
   const stop = visit.ended_at_ms ?? end;
-  const [main] = [...waits].sort((one, other) => other.ms - one.ms);
-  /** @type {Stretch[]} */
-  const stretches = [{ kind: "wait", from, to: start ?? stop, label: WAITED_FOR[main?.why] }];
+  let at = from;
+  const stretches = waits.map(({ why, ms: lasted }) => {
+    at += lasted;
+    return { kind: "wait", from: at - lasted, to: at, label: WAITED_FOR[why] };
+  });
   if (start !== null) {
     const label = batch && batch.rows > 1 ? `batch of ${batch.rows}` : "";
     stretches.push({ kind: "run", from: start, to: stop, label });
-    let at = start;
+    at = start;
     for (const { name, ms: lasted } of visit.pieces) {
-      if (name !== "run") stretches.push({ kind: "run side", from: at, to: at + lasted });
+      if (name !== "run") stretches.push({ kind: "run side", from: at, to: at + lasted, label: "" });
       at += lasted;
     }
   }

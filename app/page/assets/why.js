@@ -9,12 +9,13 @@ import { hrefOf, Waterfall } from "./waterfall.js";
 const REFRESH_MS = 2000;
 const LISTED = 50;
 const COPIED_SAID_MS = 1500;
+const LONG_SENTENCE = 140; // an error's text
 
 /**
  * @typedef {typeof import("./api.js").api} Api
  * @typedef {import("./api.js").ApiError} ApiError
- * @typedef {{id: string, pipeline: string | null, version: string | null, door: string, status: number | null,
- *   outcome: string, code: string, detail: string, time: string, ms: number, slow: boolean,
+ * @typedef {{id: string, pipeline: string, version: string, door: string, status: number | null,
+ *   outcome: string, code: string, time: string, ms: number, slow: boolean,
  *   usual_ms: number | null, rows: number, summary: string[]}} Entry of GET /requests
  * @typedef {{requests: Entry[], remembered: number}} Listed
  */
@@ -84,7 +85,7 @@ export function Requests({ pipeline, api, id }) {
               <li key=${request.id + request.time}>
                 <a href=${hrefOf(request.id)} aria-current=${request.id === id ? "true" : undefined}>
                   <span class="requests-took num">${ms(request.ms)}</span>
-                  <span class="requests-words">${request.summary[0] ?? request.detail}</span>
+                  <span class="requests-words">${request.summary[0]}</span>
                   <span class="requests-when hint">${clock(request)}</span>
                   <span class="requests-facts">
                     <${Outcome} request=${request} />
@@ -169,9 +170,10 @@ function Nothing({ kind, showRecent }) {
 
 /**
  * Why one request took as long as it did: the causes in words, the longest first, and a waterfall.
- * @param {{id: string, api: Api}} properties
+ * @param {{id: string, api: Api, onPipeline?: (name: string) => void}} properties
+ *   `onPipeline` hears whose request it is.
  */
-export function Why({ id, api }) {
+export function Why({ id, api, onPipeline }) {
   const [request, setRequest] = useState(null);
   const [failure, setFailure] = useState(/** @type {ApiError | null} */ (null));
   const [tries, setTries] = useState(0);
@@ -182,6 +184,7 @@ export function Why({ id, api }) {
       (found) => {
         setFailure(null);
         setRequest(found);
+        onPipeline?.(found.pipeline);
       },
       (error) => stop.signal.aborted || setFailure(error),
     );
@@ -194,11 +197,11 @@ export function Why({ id, api }) {
 
 /** @param {{request: import("./waterfall.js").Explained}} properties */
 function Answer({ request }) {
-  const { id, outcome, summary, detail, code, usual_ms: usual, rows } = request;
+  const { id, outcome, code, summary: [first, ...others], usual_ms: usual, rows } = request;
   const times = outcome === "ok" && usual ? request.ms / usual : 0;
   const { pipeline, version, door } = request;
   const items = rows > 1 && plural(rows, "item");
-  const facts = [pipeline && `${pipeline} ${version}`, door, items, clock(request)];
+  const facts = [pipeline && `${pipeline} ${version}`, door, items, code, clock(request)];
   return html`
     <article class="why" aria-label=${`Request ${id}`}>
       <header>
@@ -207,13 +210,10 @@ function Answer({ request }) {
           ${times > 0 && html`<span>${times.toFixed(1)} × the usual ${ms(usual)}</span>`}
           <${Outcome} request=${request} />
         </p>
-        <h1>${summary[0] ?? "Nothing more is known of it."}</h1>
+        <h1 class=${first.length > LONG_SENTENCE && "long"}>${first}</h1>
         <ol>
-          ${summary.slice(1).map((words) => html`<li>${words}</li>`)}
+          ${others.map((words) => html`<li>${words}</li>`)}
         </ol>
-        ${outcome !== "ok" &&
-        (detail || code) &&
-        html`<p class="why-detail">${detail} <code>${code}</code></p>`}
         <p class="hint">${facts.filter(Boolean).join(" · ")}</p>
       </header>
       <${Waterfall} request=${request} />
