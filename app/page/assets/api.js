@@ -181,13 +181,13 @@ async function readEvents(stop, onStatus) {
   const silence = new AbortController();
   const end = () => silence.abort();
   stop.addEventListener("abort", end);
-  keyListeners.add(end); // with another key the stream may be another person's
   let timer = setTimeout(end, SILENCE_MS);
   try {
     const init = { headers: { Accept: "text/event-stream" }, signal: silence.signal };
     const response = await api.fetch("status", init);
     if (!response.ok) throw await errorOf(response);
     if (!response.body) return;
+    keyListeners.add(end); // a stream lasts no longer than the key that opened it
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {

@@ -44,8 +44,8 @@ const CHARTS = [
     ],
   },
 ];
-const HEIGHT = 112;
-const AXIS_WIDTH = 56;
+const LEAST_RANGE_S = 30;
+const AXIS_WIDTH = 48; // pixels
 
 /** @type {Promise<any> | undefined} */
 let loading;
@@ -68,7 +68,8 @@ function loadUPlot() {
 export function Charts({ columns, time_s }) {
   const [minutes, setMinutes] = useState(2);
   const [at, setAt] = useState(/** @type {number | null} */ (null));
-  const range = { from: time_s - minutes * 60, to: time_s };
+  const first = Math.min(columns.time[0] ?? time_s, time_s - LEAST_RANGE_S);
+  const range = { from: Math.max(first, time_s - minutes * 60), to: time_s };
   const index = at !== null && at < columns.time.length ? at : null;
   return html`<section class="charts" aria-label="The last minutes">
     ${CHARTS.map((chart) => html`<figure class="card chart" key=${chart.title}>
@@ -109,11 +110,11 @@ function Plot({ chart, columns, range, onPoint }) {
       const uPlot = await loadUPlot();
       if (gone) return;
       plot.current?.destroy();
-      const options = optionsOf(chart, element.clientWidth, () => latest.current.range, onPoint);
+      const options = optionsOf(chart, sizeOf(element), () => latest.current.range, onPoint);
       plot.current = new uPlot(options, dataOf(chart, latest.current.columns), element);
     };
     void make();
-    const observer = new ResizeObserver(() => plot.current?.setSize({ width: element.clientWidth, height: HEIGHT }));
+    const observer = new ResizeObserver(() => plot.current?.setSize(sizeOf(element)));
     observer.observe(element);
     const stop = onTheme(make);
     return () => {
@@ -131,6 +132,9 @@ function Plot({ chart, columns, range, onPoint }) {
   return html`<div class="plot" ref=${box} aria-hidden="true"></div>`;
 }
 
+/** @param {HTMLElement} element */
+const sizeOf = ({ clientWidth, clientHeight }) => ({ width: clientWidth, height: clientHeight });
+
 /**
  * @param {Chart} chart
  * @param {Columns} columns
@@ -139,19 +143,18 @@ const dataOf = (chart, columns) => [columns.time, ...chart.series.map(({ line })
 
 /**
  * @param {Chart} chart
- * @param {number} width
+ * @param {{width: number, height: number}} size pixels
  * @param {() => {from: number, to: number}} range
  * @param {(index: number | null) => void} onPoint
  */
-function optionsOf(chart, width, range, onPoint) {
+function optionsOf(chart, size, range, onPoint) {
   const ink = colour("ink-3");
   const line = { stroke: colour("line"), width: 1 };
   const font = `11px ${getComputedStyle(document.body).fontFamily}`;
   const axis = { stroke: ink, font, grid: line, ticks: { show: false } };
   return {
-    width,
-    height: HEIGHT,
-    padding: [8, 4, 0, 0],
+    ...size,
+    padding: [8, 16, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: "penstock" }, y: false, drag: { x: false, y: false }, points: { size: 6 } },
     scales: {
@@ -160,7 +163,7 @@ function optionsOf(chart, width, range, onPoint) {
     },
     axes: [
       { ...axis, size: 20, gap: 4, space: 64, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map(clock), grid: { show: false } },
-      { ...axis, size: AXIS_WIDTH, gap: 6, space: 28, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((value) => chart.unit(value)) },
+      { ...axis, size: AXIS_WIDTH, gap: 6, space: 28, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((value) => chart.unit(value).replace(/\.0(?=\D)/, "")) },
     ],
     series: [
       {},

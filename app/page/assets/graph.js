@@ -14,8 +14,8 @@ import { fit } from "./layout.js";
  */
 
 const OTHERS = 460; // pixels of the screen's height for the top bar, the heading and the charts
-const SQUARES = 6; // more executors are a number
-const EXECUTOR_STATES = /** @type {const} */ (["running", "idle", "loading", "restarting", "stuck"]);
+const SQUARES = 4; // more executors are a number
+const STATES = ["stuck", "restarting", "loading", "running", "idle"]; // the most urgent first
 
 /** @type {LiveNode} */
 const NOTHING = {
@@ -119,9 +119,12 @@ function NodeCard({ node, live, open, onOpen }) {
 
 /** @param {{executors: Executor[]}} props */
 function Squares({ executors }) {
+  const many = executors.length > SQUARES;
+  const urgent = (/** @type {Executor} */ { state }) => STATES.indexOf(state);
+  const shown = many ? executors.toSorted((a, b) => urgent(a) - urgent(b)) : executors;
   return html`<span class="squares">
-    ${executors.slice(0, SQUARES).map(({ name, state }) => html`<i key=${name} class=${state}></i>`)}
-    ${executors.length > SQUARES && html`<span>+${executors.length - SQUARES}</span>`}
+    ${shown.slice(0, SQUARES).map(({ name, state }) => html`<i key=${name} class=${state}></i>`)}
+    ${many && html`<span>+${executors.length - SQUARES}</span>`}
   </span>`;
 }
 
@@ -139,7 +142,7 @@ function batch(node, live) {
  * @param {LiveNode} live
  */
 function spoken(node, live) {
-  const states = EXECUTOR_STATES.map((state) => [state, live.executors.filter((one) => one.state === state).length]);
+  const states = STATES.map((state) => [state, live.executors.filter((one) => one.state === state).length]);
   const executors = states.filter(([, number]) => number).map(([state, number]) => `${number} ${state}`);
   const parts = [`${node.name}, ${node.backend}`, `${live.queued} waiting`, `${rate(live.items_per_s)}`];
   if (live.run_ms !== null) parts.push(`runs ${ms(live.run_ms)}`);
@@ -164,8 +167,8 @@ export function Details({ node, live = NOTHING, onClose }) {
     ["Rate", rate(live.items_per_s), `${rate(live.batches_per_s)} in batches`],
     ["Batch", live.batch_size === null ? "–" : live.batch_size.toFixed(1), `at most ${node.max}`],
     ["Waits", ms(live.queue_ms), `${count(live.queued)} waiting now`],
-    ["Runs", ms(live.run_ms), "a batch, on average"],
-    ["Batch window", ms(node.batching_timeout_ms), node.batching_timeout_ms ? "waited for more at most" : "never waits for more"],
+    ["Runs", ms(live.run_ms), "per batch"],
+    ["Batch window", ms(node.batching_timeout_ms), node.batching_timeout_ms ? "to fill a batch" : "a batch never waits"],
     ["Since the start", count(live.items), `in ${plural(live.batches, "batch", "batches")}`],
   ];
   return html`<section class="details card" id="details" ref=${box} aria-label="Node ${node.name}">

@@ -17,7 +17,7 @@ export function Key() {
       });
   }, []);
   return html`
-    ${api.key !== null && html`<button class="button quiet" onClick=${() => void api.unlock()}>API key</button>`}
+    ${api.key !== null && html`<button class="button quiet" onClick=${() => void api.unlock()} title="The API key in use">Key</button>`}
     ${question && html`<${KeyDialog} ...${question} />`}`;
 }
 

@@ -5,6 +5,7 @@ import { Graph as Drawing, layout as place } from "./vendor/dagre/dagre.esm.js";
 
 export const NODE = { width: 176, height: 72 };
 const STUB = 20; // the length of the pipes in and out
+const MOST_SCALE = 1.25;
 const LEAST_SCALE = 0.8; // smaller is not readable: the page scrolls instead
 
 /**
@@ -27,13 +28,13 @@ const LEAST_SCALE = 0.8; // smaller is not readable: the page scrolls instead
 export function fit(graph, width, height) {
   const scaled = (/** @type {boolean} */ across) => {
     const layout = arrange(graph, across);
-    const scale = Math.min(1, width / layout.width, height / layout.height);
+    const scale = Math.min(MOST_SCALE, width / layout.width, height / layout.height);
     // A page is scrolled down, and not to the side: only the width may shrink it below the least.
     const least = Math.min(LEAST_SCALE, Math.max(0.6, width / layout.width));
     return { layout, scale: Math.max(least, scale), fits: scale };
   };
   const across = scaled(true);
-  if (across.fits === 1) return across;
+  if (across.fits >= 1) return across;
   const down = scaled(false);
   return down.fits > across.fits ? down : across;
 }

@@ -123,7 +123,7 @@ function App() {
     <${TopBar} status=${status} link=${link} />
     ${pipelines.length > 0 && html`<${Rail} pipelines=${pipelines} chosen=${name} tab=${route.tab} />`}
     <${PhoneTabs} route=${route} name=${name} />
-    <main class="centre ${link.phase === "lost" ? "stale" : ""}" id="centre" ref=${centre} tabindex="-1" data-shown=${route.tab}>
+    <main class="centre ${link.phase === "lost" ? "stale" : ""} ${pipelines.length ? "" : "alone"}" id="centre" ref=${centre} tabindex="-1" data-shown=${route.tab}>
       ${route.id !== null
         ? html`<p class="back"><a href=${href(name, "requests")}>Back to ${name ?? "the pipelines"}</a></p>
             <${Why} key=${route.id} id=${route.id} api=${api} />`

@@ -21,7 +21,6 @@ export function Overview({ pipeline, columns, time_s }) {
   const node = pipeline.graph?.nodes.find((one) => one.name === open);
   return html`
     <${Heading} pipeline=${pipeline} />
-    <${Progress} pipeline=${pipeline} />
     ${pipeline.graph && html`<${GraphView} pipeline=${pipeline} open=${open} onOpen=${setOpen} />`}
     ${node && html`<${Details} node=${node} live=${pipeline.nodes.find((one) => one.name === open)} onClose=${close} />`}
     ${quiet(pipeline, columns)
@@ -33,25 +32,25 @@ export function Overview({ pipeline, columns, time_s }) {
 function Heading({ pipeline }) {
   const { name, version, versions = [], mood, description } = pipeline;
   return html`<header class="heading">
-    <div><h1 class="cut" title=${name}>${name}</h1>
+    <div class="name"><h1 class="cut" title=${name}>${name}</h1>
       ${version && html`<span class="pill">${versions.length > 1 ? `version ${version}, also ${versions.filter((one) => one !== version).join(", ")}` : `version ${version}`}</span>`}</div>
-    <p class="feeling"><span class="mood ${mood}"><${MoodMark} mood=${mood} /> <b>${MOODS[mood]}</b></span> ${feeling(pipeline)}</p>
-    ${description && html`<p class="hint">${description}</p>`}
+    <p class="feeling ${mood}" title=${feeling(pipeline)}><span class="mood ${mood}"><${MoodMark} mood=${mood} /> <b>${MOODS[mood]}</b></span> ${feeling(pipeline)}</p>
+    <p class="hint cut" title=${description}>${description}</p>
+    <${Progress} pipeline=${pipeline} />
   </header>`;
 }
 
 /**
- * Loads and reloads in progress. The heading tells of a first load; here are the steps.
+ * A load or a reload in progress.
  * @param {{pipeline: Pipeline}} props
  */
-function Progress({ pipeline }) {
-  if (!pipeline.loading.length) return null;
-  return html`<ul class="loads card" aria-label="Loading">${pipeline.loading.map((step) => {
-    const percent = /(\d+) ?%/.exec(step.text)?.[1];
-    return html`<li key=${step.node}>
-      <span>${pipeline.state === "ready" ? "A new version loads" : "Loading"}: ${progress(step)}</span>
-      ${percent && html`<span class="bar"><i style=${{ width: `${percent}%` }}></i></span>`}</li>`;
-  })}</ul>`;
+function Progress({ pipeline: { loading, mood } }) {
+  if (!loading.length) return null;
+  const percent = /(\d+) ?%/.exec(loading[0].text)?.[1];
+  const more = loading.length > 1 ? `, and ${loading.length - 1} more` : "";
+  return html`<div class="load">
+    ${mood !== "loading" && html`<p>Reloading <span class="hint">${progress(loading[0])}${more}</span></p>`}
+    <p class="bar"><i class=${percent ? "" : "some"} style=${{ width: `${percent ?? 30}%` }}></i></p></div>`;
 }
 
 /**

@@ -12,7 +12,7 @@ export function TopBar({ status, link }) {
   return html`<header class="top">
     <a class="wordmark" href="#/" title=${status ? `Penstock ${status.version}` : "Penstock"}><${Mark} />penstock</a>
     <div class="facts"><${State} status=${status} link=${link} />
-      ${status && html`<span>up ${duration(status.uptime_s)}</span><${Memory} memory=${status.memory} />`}</div>
+      ${status && html`<span class="up">up ${duration(status.uptime_s)}</span><${Memory} memory=${status.memory} />`}</div>
     <div class="tools"><${Key} /><${Theme} /><a class="button quiet" href="docs">API docs</a></div>
   </header>`;
 }
