@@ -198,7 +198,9 @@ async function readEvents(stop, onStatus) {
       const events = (text + value).split(/\r?\n\r?\n/);
       text = /** @type {string} */ (events.pop());
       const datas = events.map(dataOf).filter(Boolean);
-      if (datas.length) onStatus(JSON.parse(datas[datas.length - 1])); // the newest will do
+      const newest = datas.at(-1);
+      // In a task of its own: an error in the page is no error of the connection.
+      if (newest) queueMicrotask(() => onStatus(JSON.parse(newest)));
     }
   } finally {
     clearTimeout(timer);

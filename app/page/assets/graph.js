@@ -14,6 +14,7 @@ import { fit } from "./layout.js";
  */
 
 const OTHERS = 460; // pixels of the screen's height for the top bar, the heading and the charts
+const USUAL = ["swap", "Run"]; // filters that are not worth a label
 const SQUARES = 4; // more executors are a number
 const STATES = ["stuck", "restarting", "loading", "running", "idle"]; // the most urgent first
 
@@ -84,13 +85,13 @@ function useRoom(box) {
  * @param {{pipe: Pipe, items: number}} props
  */
 function PipeView({ pipe, items }) {
-  const bore = items > 0 ? Math.min(14, Math.round(3 + 3.2 * Math.log10(1 + items))) : 3;
+  const bore = pipe.kind === "map" ? 1 : items > 0 ? Math.min(14, Math.round(3 + 3.2 * Math.log10(1 + items))) : 3;
   const { x, y } = pipe.middle;
   return html`<g class="pipe ${pipe.kind}">
     <path class="wall" d=${pipe.path} stroke-width=${bore + 2} />
     <path class="bore" d=${pipe.path} stroke-width=${bore} />
     ${items > 0 && html`<path class="water" d=${pipe.path} stroke-width=${bore} />`}
-    ${pipe.filter && pipe.filter !== "run" && html`<text x=${x} y=${y}>${pipe.filter}</text>`}
+    ${pipe.filter && !USUAL.includes(pipe.filter) && html`<text x=${x} y=${y}>${pipe.filter}</text>`}
   </g>`;
 }
 
@@ -112,7 +113,7 @@ function NodeCard({ node, live, open, onOpen }) {
     <span class="gauge"><i style=${fill}></i></span>
     <span class="row"><b class="cut">${node.name}</b><${Squares} executors=${live.executors} /></span>
     <span class="row"><span class="cut">${node.backend}</span>${
-      live.queued > 0 && html`<span class="queued">${count(live.queued)} waiting</span>`}</span>
+      live.queued > 0 && html`<span class="waiting">${count(live.queued)} waiting</span>`}</span>
     <span class="row numbers"><span>${rate(live.items_per_s)}</span><span>${batch(node, live)}</span><span>${ms(live.run_ms)}</span></span>
   </button>`;
 }

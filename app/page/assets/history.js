@@ -30,14 +30,11 @@ export class History {
     const names = new Set(status.pipelines.map((pipeline) => pipeline.name));
     for (const name of this.#pipelines.keys()) if (!names.has(name)) this.#pipelines.delete(name);
     for (const pipeline of status.pipelines) {
-      const { p50, p90, p99 } = pipeline.latency_ms;
       this.#push(pipeline.name, status.time_s, {
         answered: pipeline.succeeded_per_s,
         failed: pipeline.failed_per_s,
         refused: pipeline.refused_per_s,
-        p50,
-        p90,
-        p99,
+        ...pipeline.latency_ms,
         in_flight: pipeline.in_flight,
         queued: pipeline.nodes.reduce((sum, node) => sum + node.queued, 0),
       });
@@ -63,7 +60,7 @@ export class History {
   /**
    * @param {string} name
    * @param {number} time_s
-   * @param {Partial<Record<Line, number | null>>} sample
+   * @param {Partial<Record<Line, number | null>>} sample a line that is not in it is unknown
    */
   #push(name, time_s, sample) {
     const columns = this.of(name);

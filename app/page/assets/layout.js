@@ -11,8 +11,8 @@ const LEAST_SCALE = 0.8; // smaller is not readable: the page scrolls instead
 /**
  * @typedef {{x: number, y: number}} Point
  * @typedef {{name: string, left: number, top: number}} Place
- * @typedef {{from: string, to: string, kind: "next" | "calls" | "in" | "out", filter: string,
- *   path: string, middle: Point}} Pipe `in` comes from the clients, `out` goes to them
+ * @typedef {{from: string, to: string, kind: "next" | "calls" | "map" | "in" | "out",
+ *   filter: string | null, path: string, middle: Point}} Pipe `in` comes from the clients, `out` goes to them
  * @typedef {{width: number, height: number, places: Place[], pipes: Pipe[]}} Layout pixels
  * @typedef {import("./status.js").Graph} Graph
  */
@@ -91,7 +91,7 @@ function stubs({ nodes, edges }, centres, across) {
   };
   const roots = nodes.filter(({ name }) => edges.every((edge) => edge.to !== name));
   const leaves = nodes.filter(
-    ({ name }) => !called.has(name) && edges.every((edge) => edge.kind === "calls" || edge.from !== name),
+    ({ name }) => !called.has(name) && edges.every((edge) => edge.kind !== "next" || edge.from !== name),
   );
   return /** @type {Pipe[]} */ ([
     ...roots.map(({ name }) => stub(name, -1)),

@@ -110,6 +110,7 @@ function App() {
   const name = chosen.current ?? pipelines[0]?.name ?? null;
   const pipeline = pipelines.find((one) => one.name === name);
   const tab = route.tab === "graph" ? "try" : route.tab;
+  const shown = route.id === null ? route.tab : "why";
 
   useEffect(() => {
     document.title = titleOf(pipeline, link);
@@ -123,13 +124,13 @@ function App() {
     <${TopBar} status=${status} link=${link} />
     ${pipelines.length > 0 && html`<${Rail} pipelines=${pipelines} chosen=${name} tab=${route.tab} />`}
     <${PhoneTabs} route=${route} name=${name} />
-    <main class="centre ${link.phase === "lost" ? "stale" : ""} ${pipelines.length ? "" : "alone"}" id="centre" ref=${centre} tabindex="-1" data-shown=${route.tab}>
+    <main class="centre ${link.phase === "lost" ? "stale" : ""} ${pipelines.length ? "" : "alone"}" id="centre" ref=${centre} tabindex="-1" data-shown=${shown}>
       ${route.id !== null
         ? html`<p class="back"><a href=${href(name, "requests")}>Back to ${name ?? "the pipelines"}</a></p>
             <${Why} key=${route.id} id=${route.id} api=${api} />`
         : html`<${Centre} status=${status} pipeline=${pipeline} name=${name} link=${link} history=${history} />`}
     </main>
-    ${pipeline && html`<${Side} pipeline=${pipeline} tab=${tab} id=${route.id} shown=${route.tab} onAnswered=${answered} />`}
+    ${pipeline && html`<${Side} pipeline=${pipeline} tab=${tab} id=${route.id} shown=${shown} onAnswered=${answered} />`}
     <p class="visually-hidden" role="status">${pipeline && link.phase !== "lost" ? `${pipeline.name}: ${MOODS[pipeline.mood]}` : ""}</p>
     ${news && html`<${News} text=${news} onDone=${() => setNews("")} />`}`;
 }

@@ -70,6 +70,11 @@ const CURLS = {
   json: "-d '{}' -H 'Content-Type: application/json'",
 };
 
+/** Move to the panel, which may be beside, below or behind the graph. */
+function focusTry() {
+  setTimeout(() => /** @type {HTMLElement | null} */ (document.querySelector("#panel-try :is(input, textarea, button)"))?.focus());
+}
+
 /** @param {{pipeline: Pipeline}} props */
 function NoTraffic({ pipeline }) {
   const { name, inputs = [], mood } = pipeline;
@@ -79,6 +84,6 @@ function NoTraffic({ pipeline }) {
   return html`<section class="empty card">
     <p>No traffic yet.${mood === "down" || mood === "loading" ? "" : " Try it here, or from a shell:"}</p>
     <code class="code">curl ${options} ${url}</code>
-    <p><a class="button primary" href="#/p/${path}/try">Try it</a></p>
+    <p><a class="button primary" href="#/p/${path}/try" onClick=${focusTry}>Try it</a></p>
   </section>`;
 }

@@ -1,6 +1,6 @@
 // @ts-check
 /** The list of pipelines: how each feels, its rate and its latency. */
-import { html, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
 import { ms, rate } from "./format.js";
 import { MoodMark } from "./mood.js";
 import { MOODS } from "./status.js";
@@ -29,9 +29,13 @@ export function Rail({ pipelines, chosen, tab }) {
 function Entry({ pipeline, chosen, tab }) {
   const { name, mood, succeeded_per_s, latency_ms } = pipeline;
   const path = `#/p/${encodeURIComponent(name)}${tab === "graph" ? "" : `/${tab}`}`;
+  const link = useRef();
+  useEffect(() => {
+    if (chosen) link.current.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }, [chosen]);
   const busy = mood === "calm" || mood === "busy" || mood === "refusing";
-  return html`<a href=${path} title=${name} aria-current=${chosen ? "page" : undefined}>
+  return html`<a href=${path} ref=${link} title=${name} aria-current=${chosen ? "page" : undefined}>
     <${MoodMark} mood=${mood} /><span class="name cut">${name}</span>
-    <span class="live"><span>${MOODS[mood]}</span>${busy && html`<span>${rate(succeeded_per_s)}</span><span>${ms(latency_ms.p50)}</span>`}</span>
+    <span class="live"><span>${MOODS[mood]}</span>${busy && html`<span>${rate(succeeded_per_s)}</span><span>${ms(latency_ms?.p50)}</span>`}</span>
   </a>`;
 }

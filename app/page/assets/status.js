@@ -12,11 +12,12 @@
  *   loading: {node: string, text: string}[], in_flight: number, max_requests: number,
  *   succeeded: number, failed: Record<string, number>, refused: Record<string, number>,
  *   succeeded_per_s: number | null, failed_per_s: number | null, refused_per_s: number | null,
- *   latency_ms: {p50: number | null, p90: number | null, p99: number | null, requests: number},
+ *   latency_ms: {p50: number, p90: number, p99: number, requests: number} | null,
  *   nodes: LiveNode[]}} Live
  * @typedef {{name: string, backend: string, expression: string, max: number, min: number,
  *   instances: number, batching_timeout_ms: number}} GraphNode
- * @typedef {{from: string, to: string, kind: "next" | "calls", filter: string}} GraphEdge
+ * @typedef {{from: string, to: string, kind: "next" | "calls" | "map", filter: string | null,
+ *   label?: string}} GraphEdge
  * @typedef {{nodes: GraphNode[], edges: GraphEdge[]}} Graph
  * @typedef {{description?: string, versions?: string[], inputs?: {name: string, kind: string}[],
  *   outputs?: {name: string, kind: string}[], graph?: Graph}} Described what does not change
@@ -49,7 +50,7 @@ export function feeling(pipeline) {
   if (mood === "idle") return idle(pipeline);
   const { succeeded_per_s, latency_ms } = pipeline;
   const sentence = [`${rate(succeeded_per_s, " requests")} answered`];
-  if (latency_ms.p50 !== null) sentence.push(`half of them within ${ms(latency_ms.p50)}`);
+  if (latency_ms) sentence.push(`half of them within ${ms(latency_ms.p50)}`);
   if (mood === "refusing") sentence.push(`${rate(pipeline.refused_per_s)} refused`);
   else if (mood === "busy") sentence.push(...longestQueue(pipeline));
   if (pipeline.failed_per_s) sentence.push(`${rate(pipeline.failed_per_s)} failed`);
