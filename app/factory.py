@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import penstock
@@ -29,7 +29,7 @@ from .http.predict_call import Fetch
 from .http.restriction import Restricted, Restriction, restriction_of
 from .metrics import Metrics
 from .openapi.document import OpenAPI
-from .openapi.page import add_docs_page, installed_assets
+from .openapi.page import docs_assets
 from .page.files import page_assets
 from .routes import routes, socket_routes, typed_routes
 from .settings import Settings, split, unknown_variables
@@ -73,7 +73,14 @@ def create_app(
     repository = _repository(source, labels, settings.strict)
     predict = Predict(repository, settings, _fetch(settings))
     metrics = Metrics(repository, settings.ready_when)
-    pages = Pages(page_assets() if settings.page else {})
+    protected = settings.api_key is not None
+    restriction = restriction_of(settings.restricted_api)
+    pages = Pages(
+        {
+            **(page_assets(protected) if settings.page else {}),
+            **docs_assets(protected, settings.page, restriction),
+        }
+    )
     checks: list[Middleware] = []
     if hosts := split(settings.allowed_hosts):
         checks.append(Middleware(AllowedHosts, hosts=hosts, protocol_error=error_answer))
@@ -88,7 +95,7 @@ def create_app(
                 expose_headers=EXPOSED_HEADERS,
             )
         )
-    if settings.api_key is not None:
+    if protected:
         checks.append(
             Middleware(
                 Authenticate,
@@ -97,7 +104,6 @@ def create_app(
                 is_public=pages.are_asked,
             )
         )
-    assets = installed_assets()
     app = _App(
         title=title,
         version=penstock.__version__,
@@ -107,7 +113,7 @@ def create_app(
             *checks,
             Middleware(HotRoutes, predict=predict, protocol=protocol_app(repository, settings)),
         ],
-        docs_url="/docs" if assets is None else None,
+        docs_url=None,
         redoc_url=None,
         # Asking for a telemetry provider costs each request 3 µs (os.environ). Our traces come
         # with the protocol's trace extension.
@@ -116,9 +122,7 @@ def create_app(
     app.state.penstock = repository
     app.state.metrics = metrics
     install_handlers(app)
-    if assets is not None:
-        add_docs_page(app, assets)
-    _guard_documents(app, restriction_of(settings.restricted_api))
+    _guard_document(app, restriction)
     app.include_router(routes(repository, settings, predict, metrics, Status(repository, settings)))
     pages.follow(app.router)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
@@ -222,12 +226,12 @@ def lifespan(app: FastAPI) -> AbstractAsyncContextManager[Any]:
     return app.router.lifespan_context(app)
 
 
-def _guard_documents(app: FastAPI, restriction: Restriction) -> None:
-    """Let the routes of the documents, all that `app` has by now, check their group."""
-    for route in app.router.routes:
-        assert isinstance(route, Route | Mount)
-        route.path_regex = whole(route.path_regex)
-        route.app = Restricted(route.app, "metadata", restriction)
+def _guard_document(app: FastAPI, restriction: Restriction) -> None:
+    """Let the route of the document, the only one that `app` has by now, check its group."""
+    (route,) = app.router.routes
+    assert isinstance(route, Route)
+    route.path_regex = whole(route.path_regex)
+    route.app = Restricted(route.app, "metadata", restriction)
 
 
 def _settings_of_environment() -> Settings:

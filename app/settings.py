@@ -104,7 +104,8 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(
         default=None,
-        description="Bearer key that every request except health must carry. Unset: none needed.",
+        description="Bearer key that every request except health and the files of the pages must "
+        "carry. Unset: none needed.",
     )
     api_key_file: Path | None = Field(
         default=None,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
@@ -29,18 +29,20 @@ MEDIA_TYPES = {
 CHUNK_BYTES = 1 << 16
 """So much of a file waits for a slow client at once."""
 
-POLICY = {
-    "default-src": "'none'",
-    "script-src": "'self'",
-    "style-src": "'self'",
-    "img-src": "'self' blob: data:",
-    "media-src": "'self' blob:",
-    "connect-src": "'self'",
-    "font-src": "'self'",
-    "base-uri": "'none'",
-    "form-action": "'none'",
-    "frame-ancestors": "'none'",
-}
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "media-src 'self' blob:",
+        "connect-src 'self'",
+        "font-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
 """The Content-Security-Policy: files of this server only, nothing inline, in no other page."""
 
 PERMISSIONS = "microphone=(self), camera=(), display-capture=(), geolocation=(), payment=(), usb=()"
@@ -53,20 +55,23 @@ class Asset:
     A file that is stored with the suffix `.gz` is served under its name without it.
     """
 
-    __slots__ = ("_file", "_gzipped", "_plain", "_tag", "check", "policy")
+    __slots__ = ("_facts", "_file", "_gzipped", "_plain", "_tag", "check")
 
     def __init__(
         self,
         file: Path,
-        policy: Mapping[str, str] = POLICY,
+        facts: Mapping[str, str] | None = None,
         check: Callable[[Scope], None] = lambda scope: None,
     ) -> None:
-        """`check` raises for a request that may not have the file."""
+        """`facts`: what a script has to know of the server. In HTML, each stands in its tag
+        `<meta name="penstock-NAME" content="…">`. `check` raises for a request that may not have
+        the file.
+        """
         self._file = file
+        self._facts = facts if facts is not None and file.suffix == ".html" else {}
         self._plain: bytes | None = None
         self._gzipped: bytes | None = None
         self._tag = ""
-        self.policy = "; ".join(f"{name} {sources}" for name, sources in policy.items()).encode()
         self.check = check
 
     @property
@@ -80,6 +85,9 @@ class Asset:
         """
         if not self._tag:
             stored = self._file.read_bytes()
+            for name, fact in self._facts.items():
+                tag = f'<meta name="penstock-{name}" content="'.encode()
+                stored = re.sub(re.escape(tag) + b'[^"]*', tag + fact.encode(), stored)
             self._tag = sha256(stored).hexdigest()[:32]
             if self._file.suffix == ".gz":
                 self._gzipped = stored
@@ -95,14 +103,19 @@ class Asset:
         return self._plain, False, f'"{self._tag}"'
 
 
-def assets_in(directory: Path, prefix: str, **options: Any) -> dict[str, Asset]:
+def assets_in(
+    directory: Path,
+    prefix: str,
+    facts: Mapping[str, str],
+    check: Callable[[Scope], None] = lambda scope: None,
+) -> dict[str, Asset]:
     """Return the assets in a directory by their paths, which begin with `prefix`.
 
-    `options`: more arguments of `Asset`.
+    `facts` and `check` are those of `Asset`.
     """
     return {
         f"{prefix}/{path.relative_to(directory).as_posix().removesuffix('.gz')}": Asset(
-            path, **options
+            path, facts, check
         )
         for path in sorted(directory.rglob("*"))
         if Path(path.name.removesuffix(".gz")).suffix in MEDIA_TYPES
@@ -169,13 +182,14 @@ class Pages:
             (b"etag", tag.encode()),
             (b"cache-control", b"no-cache"),  # keep it, and ask each time whether it is the newest
             (b"vary", b"Accept-Encoding"),
-            (b"content-security-policy", asset.policy),
+            (b"content-security-policy", POLICY.encode()),
             (b"permissions-policy", PERMISSIONS.encode()),
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"no-referrer"),
-            (b"cross-origin-opener-policy", b"same-origin"),
             (b"cross-origin-resource-policy", b"same-origin"),
         ]
+        if scope.get("scheme") == "https":  # without TLS, browsers complain of it in their console
+            headers.append((b"cross-origin-opener-policy", b"same-origin"))
         if _matches(_joined(scope, b"if-none-match"), tag):
             await _send(send, 304, headers)
             return

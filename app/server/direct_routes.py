@@ -80,7 +80,7 @@ class DirectRoutes:
 
 def without_root(path: str, root: str) -> str:
     """Return a path without the root path, with which some proxies send it."""
-    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+    return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
 def routes_of(app: Any, root_path: str = "") -> DirectRoutes | None:

@@ -180,8 +180,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             where = base_url(self._address, self._settings)
-            docs = "" if self._settings.uds is not None else f", docs on {where}/docs"
-            logger.info("listening on %s%s", where, docs)
+            pages = ""
+            if self._settings.uds is None:
+                page = f", page on {where}/" if self._settings.page else ""
+                pages = f"{page}, docs on {where}/docs"
+            logger.info("listening on %s%s", where, pages)
             if (
                 self._settings.api_key is None
                 and self._settings.uds is None
