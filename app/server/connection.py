@@ -41,6 +41,7 @@ from penstock.backends.memory import budget
 from ..http.access import Access
 from ..http.access import logger as access_logger
 from ..http.errors import status_of
+from ..http.events import ENDLESS
 from ..http.upload import UploadNotes
 from .asgi import AsgiRequest
 from .chunks import ChunkedBody, ChunksError
@@ -282,6 +283,20 @@ class Connection(asyncio.Protocol):
             self.deadline = min(self.deadline, self._loop.time() + self._settings.drain_grace)
         if self._request is not None:
             self._request.keep_alive = False
+            self._drop_slow_watcher(self._request)
+
+    def _drop_slow_watcher(self, request: AsgiRequest | Direct) -> bool:
+        """Close the connection of a client that watches and does not read: a drain does not wait
+        for it. Return whether it was closed.
+        """
+        if (
+            isinstance(request, AsgiRequest)
+            and ENDLESS in request.scope
+            and self._transport.get_write_buffer_size()
+        ):
+            self._transport.abort()
+            return True
+        return False
 
     # Reading a head.
 
@@ -633,7 +648,7 @@ class Connection(asyncio.Protocol):
         self._writable.clear()
 
     def answered(self, keep_alive: bool) -> None:
-        self._request = None
+        request, self._request = self._request, None
         head, self._head = self._head, NO_HEAD
         self._server_state.total_requests += 1
         state = self.state
@@ -642,6 +657,8 @@ class Connection(asyncio.Protocol):
         if keep_alive and state is ANSWERING:
             self._become_idle()
         elif not keep_alive:
+            if self._shared.draining and request is not None and self._drop_slow_watcher(request):
+                return
             if head.keep_alive or state is BODY or self._buffer:
                 self._linger()
             else:

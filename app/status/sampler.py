@@ -16,7 +16,8 @@ import orjson
 from penstock.backends.errors import PenstockError
 from penstock.pipelines.repository import Repository
 
-from .snapshot import INTERVAL_SECONDS, Snapshots, Totals
+from .snapshot import INTERVAL_SECONDS, Snapshots
+from .totals import Totals
 
 logger = logging.getLogger("penstock.status")
 

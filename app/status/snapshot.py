@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import penstock
 from penstock.backends.memory import budget
@@ -22,6 +22,9 @@ from penstock.pipelines.repository import Repository
 
 from ..settings import Settings
 from .description import describe
+from .totals import NodeTotals, PipelineTotals, Totals, nodes_of, totals_of
+
+Mood = Literal["idle", "calm", "busy", "refusing", "loading", "down"]
 
 INTERVAL_SECONDS = 1.0
 """How often watchers get a snapshot."""
@@ -36,32 +39,7 @@ NOT_LOADED = "it could not be loaded: the server's log has the reason"
 """The reason of a failed pipeline. The true one names files and code: it is for the operator."""
 
 
-class NodeTotals(NamedTuple):
-    """What a node has done since it was loaded. `busy_seconds` includes what runs now."""
-
-    items: int = 0
-    batches: int = 0
-    rows: int = 0
-    waits: int = 0
-    queue_seconds: float = 0.0
-    run_seconds: float = 0.0
-    busy_seconds: float = 0.0
-
-
-class PipelineTotals(NamedTuple):
-    """What a pipeline and its exposed nodes have done since it was loaded."""
-
-    succeeded: int = 0
-    failed: int = 0
-    refused: int = 0
-    nodes: Mapping[str, NodeTotals] = {}
-
-
-class Totals(NamedTuple):
-    """The totals of all pipelines, taken at a time on the sampler's clock, in seconds."""
-
-    at: float
-    pipelines: Mapping[Pipeline, PipelineTotals]
+NO_LATENCY = {"p50": None, "p90": None, "p99": None, "requests": None}
 
 
 class Snapshots:
@@ -115,7 +93,7 @@ class Snapshots:
                     shown |= _nothing(state)
                 else:
                     before = None if since is None else since.pipelines.get(pipeline)
-                    totals[pipeline] = now = _totals(pipeline)
+                    totals[pipeline] = now = totals_of(pipeline)
                     shown |= _activity(pipeline, state, now, before or PipelineTotals(), seconds)
                 pipelines.append(shown)
         snapshot = {
@@ -190,7 +168,7 @@ def _nothing(state: str) -> dict[str, Any]:
         "succeeded_per_s": None,
         "failed_per_s": None,
         "refused_per_s": None,
-        "latency_ms": None,
+        "latency_ms": NO_LATENCY,
         "nodes": [],
     }
 
@@ -200,24 +178,8 @@ def _activity(
 ) -> dict[str, Any]:
     """Return what a pipeline does, and what it did in the last `seconds` (0: unknown)."""
     doors = (pipeline, *pipeline.exposed)
-    lately = now.refused > before.refused and seconds > 0
-    if state == "loading":
-        mood = "loading"
-    elif state != "ready":
-        mood = "down"
-    elif pipeline.pressure or lately:
-        mood = "refusing"
-    elif any(
-        _is_busy(node, now.nodes[node.name], before.nodes.get(node.name, NodeTotals()), seconds)
-        for node in pipeline.nodes
-    ):
-        mood = "busy"
-    elif pipeline.in_flight or (seconds and now[:2] != before[:2]):
-        mood = "calm"
-    else:
-        mood = "idle"
     return {
-        "mood": mood,
+        "mood": _mood(pipeline, state, now, before, seconds),
         "in_flight": pipeline.in_flight,
         "max_requests": pipeline.config.max_requests,
         "succeeded": now.succeeded,
@@ -226,7 +188,7 @@ def _activity(
         "succeeded_per_s": _rate(now.succeeded - before.succeeded, seconds),
         "failed_per_s": _rate(now.failed - before.failed, seconds),
         "refused_per_s": _rate(now.refused - before.refused, seconds),
-        "latency_ms": None,
+        "latency_ms": NO_LATENCY,
         "nodes": [
             _node(
                 node,
@@ -235,22 +197,29 @@ def _activity(
                 before.nodes.get(node.name, NodeTotals()),
                 seconds,
             )
-            for node in _nodes(pipeline)
+            for node in nodes_of(pipeline)
         ],
     }
 
 
-def _nodes(pipeline: Pipeline) -> tuple[Node | CompositeNode, ...]:
-    return (*pipeline.nodes, *pipeline.composites)
-
-
-def _is_busy(node: Node, now: NodeTotals, before: NodeTotals, seconds: float) -> bool:
-    """Return whether more than a batch is queued, or no executor was idle in the interval."""
-    scheduler = node.scheduler
-    if scheduler.queued > scheduler.max:
-        return True
-    ran = now.busy_seconds - before.busy_seconds
-    return seconds > 0 and ran >= BUSY_SHARE * seconds * max(1, node.executor_count)
+def _mood(
+    pipeline: Pipeline, state: str, now: PipelineTotals, before: PipelineTotals, seconds: float
+) -> Mood:
+    """Say in a word how a pipeline feels."""
+    if state == "loading":
+        return "loading"
+    if state != "ready":
+        return "down"
+    if pipeline.pressure or (seconds and now.refused > before.refused):
+        return "refusing"
+    if any(
+        node.scheduler.queued > node.scheduler.max
+        or now.nodes[node.name].share_since(before.nodes.get(node.name)) >= BUSY_SHARE
+        for node in pipeline.nodes
+    ):
+        return "busy"
+    ended = seconds and (now.succeeded, now.failed) != (before.succeeded, before.failed)
+    return "calm" if pipeline.in_flight or ended else "idle"
 
 
 def _node(
@@ -304,38 +273,6 @@ def _executors(node: Node, pipeline: Pipeline) -> list[dict[str, Any]]:
                 state = "idle"
         shown.append({"name": name, "state": state, "ms": ms, "device": device})
     return shown
-
-
-def _totals(pipeline: Pipeline) -> PipelineTotals:
-    succeeded = failed = refused = 0
-    for door in (pipeline, *pipeline.exposed):
-        succeeded += door.statistics.succeeded
-        failed += sum(door.statistics.failures.values())
-        refused += sum(door.refused.values())
-    nodes = {node.name: _totals_of_node(node) for node in _nodes(pipeline)}
-    return PipelineTotals(succeeded, failed, refused, nodes)
-
-
-def _totals_of_node(node: Node | CompositeNode) -> NodeTotals:
-    statistics = node.statistics
-    batches = rows = 0
-    for size, (count, _) in statistics.sizes.items():
-        batches += int(count)
-        rows += size * int(count)
-    ran = statistics.batch_seconds.sum
-    running = 0.0
-    if isinstance(node, Node) and node.scheduler.running:
-        now = time.monotonic()
-        running = sum(now - batch.started for batch in node.scheduler.running.values())
-    return NodeTotals(
-        sum(statistics.outcomes.values()),
-        batches,
-        rows,
-        statistics.queue_seconds.count,
-        statistics.queue_seconds.sum,
-        ran,
-        ran + running,
-    )
 
 
 def _sums(counts: list[dict[str, int]]) -> dict[str, int]:

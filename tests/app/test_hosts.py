@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from penstock import create_app, lifespan
+from penstock import Settings, create_app, lifespan
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
@@ -454,6 +454,18 @@ def server(request: Any, running: Any) -> Any:
         return hypercorn
     loop, http = (*request.param.split(", ")[1:], "httptools")[:2]
     return lambda app: running(app, loop=loop, http=http)
+
+
+def test_a_client_that_watches_a_server_and_leaves(server: Any) -> None:
+    app = create_app({"net": {"backend": "Identity"}}, settings=Settings(max_watchers=1))
+    with server(app) as client:
+        for _ in range(2):
+            status = 503
+            while status == 503:  # the server has not seen yet that the first has left
+                headers = {"accept": "text/event-stream"}
+                with client.stream("GET", "/status", headers=headers) as watching:
+                    status = watching.status_code
+                    assert status == 503 or next(watching.iter_lines()) == "event: status"
 
 
 def test_a_server(server: Any, digits: Path, digit: bytes) -> None:
