@@ -19,6 +19,7 @@ import penstock
 from penstock.backends.memory import limited
 from penstock.pipelines.repository import Repository
 
+from .history.ring import History
 from .http.assets import Pages
 from .http.auth import Authenticate
 from .http.errors import install_handlers
@@ -71,7 +72,8 @@ def create_app(
     """
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
-    predict = Predict(repository, settings, _fetch(settings))
+    history = _history(settings, repository)
+    predict = Predict(repository, settings, _fetch(settings), history)
     metrics = Metrics(repository, settings.ready_when)
     protected = settings.api_key is not None
     restriction = restriction_of(settings.restricted_api)
@@ -111,7 +113,11 @@ def create_app(
         middleware=[
             *middleware,
             *checks,
-            Middleware(HotRoutes, predict=predict, protocol=protocol_app(repository, settings)),
+            Middleware(
+                HotRoutes,
+                predict=predict,
+                protocol=protocol_app(repository, settings, history),
+            ),
         ],
         docs_url=None,
         redoc_url=None,
@@ -121,6 +127,7 @@ def create_app(
     )
     app.state.penstock = repository
     app.state.metrics = metrics
+    app.state.history = history
     install_handlers(app)
     _guard_document(app, restriction)
     app.include_router(routes(repository, settings, predict, metrics, Status(repository, settings)))
@@ -202,7 +209,8 @@ def create_router(
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
     api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
-    predict = Predict(repository, settings, _fetch(settings))
+    history = _history(settings, repository)
+    predict = Predict(repository, settings, _fetch(settings), history)
     api_router.include_router(socket_routes(predict.rules))
     api_router.include_router(typed_routes(repository, settings, predict))
     api_router.include_router(
@@ -214,7 +222,8 @@ def create_router(
             Status(repository, settings),
         )
     )
-    api_router.include_router(protocol_router(protocol_app(repository, settings), settings))
+    protocol = protocol_app(repository, settings, history)
+    api_router.include_router(protocol_router(protocol, settings))
     return api_router
 
 
@@ -245,6 +254,14 @@ def _repository(source: Any, labels: str | os.PathLike[str] | None, strict: bool
     if isinstance(source, Repository):
         return source
     return Repository.read(source, labels=labels, strict=strict)
+
+
+def _history(settings: Settings, repository: Repository) -> History | None:
+    """Make the history of an app, whose pipelines then note what explains a request."""
+    if not settings.request_history:
+        return None
+    repository.note_batches()
+    return History(settings.request_history)
 
 
 def _fetch(settings: Settings) -> Fetch | None:

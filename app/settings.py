@@ -290,6 +290,13 @@ class Settings(BaseSettings):
         description="Most bytes of log lines that wait to be written. More are dropped.",
     )
     access_log: bool = Field(default=False, description="Log a line for every request.")
+    request_history: int = Field(
+        default=4096,
+        ge=0,
+        le=1 << 20,
+        description="How many of the last requests are remembered, of all pipelines together, to "
+        "explain why one was slow; 0: none.",
+    )
 
     @model_validator(mode="after")
     def _check_tls(self) -> Settings:

@@ -66,6 +66,8 @@ class Pipeline:
         self._is_running: Callable[[], bool]
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config, clock)
+        self.pace = self._admission.pace
+        self._notes = False
         self._files = config_files(config)
         self._loops = config.loop
         self._limit = config.timeout
@@ -115,6 +117,8 @@ class Pipeline:
         )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
+        if self._notes:
+            self.note_batches()
         self._admission.exposed = [exposed._join(self) for exposed in self.exposed]
         try:
             await graph.start()
@@ -144,7 +148,19 @@ class Pipeline:
         self._admission = admission = NodeAdmission(
             whole._admission, self.config, self.nodes or whole.nodes
         )
+        self.pace = admission.pace
         return admission
+
+    def note_batches(self) -> None:
+        """Note of each batch why it started, and of each composite's item where its parts were.
+
+        For those who explain a request afterwards, by `Submission.visits`.
+        """
+        self._notes = True
+        for node in self.nodes:
+            node.scheduler.notes = True
+        for composite in self.composites:
+            composite.notes = True
 
     async def close(self, timeout: float = 10.0) -> None:
         """Close the pipeline: refuse new requests, let those in flight end, and end the threads.

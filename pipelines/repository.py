@@ -77,6 +77,7 @@ class Repository:
         self.state = "created"  # then loading, ready, draining, closed
         self.directory = directory
         self._strict = strict
+        self._notes_batches = False
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
         self.on_close: set[Callable[[], None]] = set()
@@ -142,6 +143,12 @@ class Repository:
     def __repr__(self) -> str:
         states = ", ".join(f"{name} {state}" for name, state in self.states().items())
         return f"<Repository {self.state}: {states or 'empty'}>"
+
+    def note_batches(self) -> None:
+        """Let all pipelines, those to come too, note what explains a request afterwards."""
+        self._notes_batches = True
+        for pipeline in (*self.served, *self._loading.values()):
+            pipeline.note_batches()
 
     # reading
 
@@ -531,6 +538,8 @@ class Repository:
             for config in configs:
                 pipeline = Pipeline(config)
                 pipeline.others = self.get
+                if self._notes_batches:
+                    pipeline.note_batches()
                 started.append(pipeline)
             for pipeline in started:
                 self._loading[name, pipeline.config.version] = pipeline

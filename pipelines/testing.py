@@ -96,7 +96,10 @@ class FakeExecutor:
     """
 
     def __init__(self, max: int = 1, device_group: DeviceGroup | None = None) -> None:  # noqa: A002  the scheduler's word
+        self.name = "fake"
+        self.device = ""
         self.max = max
+        self.freed = 0.0
         self.ready = True
         self.device_group = DeviceGroup("fake") if device_group is None else device_group
         self.batches: list[Batch] = []

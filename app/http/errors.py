@@ -31,6 +31,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.text import encodable, message_of
 
+from ..history.record import Failure
 from .paths import sort_allow
 from .request_id import request_id_of
 
@@ -223,6 +224,11 @@ def detail_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return NO_MEMORY_DETAIL
     return message_of(error) if code_of(error) != "internal" else INTERNAL_DETAIL
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return the code of an exception and what a client may know, for the history."""
+    return Failure(code_of(error), detail_of(error))
 
 
 def problem_object(error: BaseException, request_id: str = "") -> dict[str, Any]:

@@ -26,7 +26,8 @@ from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
 from penstock.pipelines.runs.trace import Trace
 
-from .errors import log_failure, problem_object
+from ..history.record import CLIENT_LEFT_STATUS, Failure
+from .errors import failure_of, log_failure, problem_object
 from .render import write_item
 
 logger = logging.getLogger("penstock.http")
@@ -88,6 +89,8 @@ class EventStream:
         self._trace = trace
         self._parts = 0
         self._ended = False
+        self.status = CLIENT_LEFT_STATUS  # until the last event is sent
+        self.failure: Failure | None = None  # what the last event says
         if isinstance(run, StreamRun):
             run.read()
 
@@ -109,6 +112,7 @@ class EventStream:
             while not self._ended:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 event = await self._next_event()
+            self.status = 200
             await send({"type": "http.response.body", "body": event})
         except OSError:
             return  # the client has left: servers of ASGI 2.4 report it like this
@@ -139,6 +143,7 @@ class EventStream:
             return self._end() if part is None else await self._event(part)
         except Exception as error:
             log_failure(error, self._request_id, self._pipeline.name)
+            self.failure = failure_of(error)
             last = self._last("error", problem_object(error, self._request_id))
             forget_frames(error)
             return last

@@ -21,12 +21,14 @@ from penstock.backends.errors import InvalidRequest, PenstockError, forget_frame
 from penstock.backends.item import Item
 from penstock.pipelines.runs.run import Submission
 
+from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
+from ..history.ring import History
 from ..settings import Settings
 from .access import follow
 from .auth import client_of
 from .body import ClientLeft, must_close, read_rest
 from .compression import inflate
-from .errors import Problem, log_failure, problem
+from .errors import Problem, failure_of, log_failure, problem
 from .events import EventStream
 from .exchange import Exchange, Watch, leave
 from .helper_thread import on_helper_thread
@@ -106,10 +108,14 @@ class Predict:
     """
 
     def __init__(
-        self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None = None
+        self,
+        pipelines: Pipelines,
+        settings: Settings,
+        fetch: Fetch | None = None,
+        history: History | None = None,
     ) -> None:
-        """`fetch`: None if images by URL are not allowed."""
-        self.rules = PredictRules(pipelines, settings, fetch)
+        """`fetch`: None if images by URL are not allowed. `history`: None if none is kept."""
+        self.rules = PredictRules(pipelines, settings, fetch, history)
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
@@ -146,11 +152,17 @@ class Predict:
         )
         memory = call.memory
         follow(scope, call, exchange)
+        door: Door = "batch" if many else "predict"
+        status: int = CLIENT_LEFT_STATUS
+        failure: Failure | None = None
         try:
             call.begin()
             if (streamed := call.pipeline.stream_input) is not None:
                 self._watch.end(exchange)  # it has a timer of its own
-                answer = await answer_streamed(call, streamed, exchange, scope, send)
+                door = "stream"
+                status, failure, answer = await answer_streamed(
+                    call, streamed, exchange, scope, send
+                )
                 if answer is not None:
                     answer[1].append((b"x-request-id", call.request_id.encode("ascii")))
                 return answer
@@ -173,7 +185,7 @@ class Predict:
                 )
                 del body, message  # `memory` has the items alone
                 call.ready(loop.time())
-                text = await self._answer_many(call, items, exchange)
+                text, failure = await self._answer_many(call, items, exchange)
                 answer = 200, [JSON_HEADER, (b"content-length", b"%d" % len(text))], text
             else:
                 read = await on_helper_thread(call.read, body) if takes_long else call.read(body)
@@ -187,21 +199,26 @@ class Predict:
                 if exchange.helper is not None:
                     exchange.listen()
                 if call.head.asks_for_events:
+                    door = "stream"
                     events = EventStream(run, call.pipeline, call.request_id, call.trace, memory)
                     await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
+                    status, failure = events.status, events.failure
                     return None
                 item = await run.future
                 written = call.write(item, run)
                 if written is None:
                     written = await call.write_large(item, run)
                 answer = success(written, server_timing(run))
+            status = answer[0]
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
                 late = InvalidRequest(
                     f"the body did not arrive within {self._settings.body_timeout:g} s "
                     "(body_timeout)"
                 )
+                failure = failure_of(late)
                 answer = problem(late, call.request_id)
+                status = answer[0]
             elif exchange.task.cancelling():
                 raise  # the server, or a host, cancels the request itself
             else:  # the watch dropped the items
@@ -209,11 +226,16 @@ class Predict:
         except ClientLeft:
             answer = client_left()
         except Exception as error:
+            failure = failure_of(error)
             answer = call.failure(error)
+            status = answer[0]
         finally:
             # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
             leave(exchange.runs, memory)
+            if self.rules.history is not None:
+                runs = [run for run in exchange.runs if not isinstance(run, _Fetching)]
+                call.remember(door, status, failure, cast("list[Submission]", runs))
         headers = answer[1]
         headers.append((b"x-request-id", call.request_id.encode("ascii")))
         if exchange.unread and (exchange.timed_out or must_close(scope)):
@@ -245,12 +267,14 @@ class Predict:
 
     async def _answer_many(
         self, call: PredictCall, items: Sequence[Item], exchange: Exchange
-    ) -> bytes:
-        """Answer several items.
+    ) -> tuple[bytes, Failure | None]:
+        """Answer several items. Return the body, and what the first that failed failed with.
 
         If one is refused or fails, a problem stands in its place. Raises the error of the first if
         none was admitted.
         """
+        failed = 0
+        first: Failure | None = None
         outcomes: list[Submission | Exception] = []
         runs: list[Submission] = []
         exchange.runs = runs  # so that the caller leaves them, whatever happens from here on
@@ -283,13 +307,17 @@ class Predict:
                     raise item["error"]
                 written = await write_item(item, outcome, call.pipeline, call.memory)
             except PenstockError as error:
+                failed += 1
+                first = first or failure_of(error)
                 log_failure(error, call.request_id, call.pipeline.name)
                 written = problem(error, call.request_id)[2]
                 forget_frames(error)
             size += len(written)
             results.append(written)
         call.memory.resize(call.memory.size + size, "an answer")  # they are joined
-        return b'{"results":[%b]}' % b",".join(results)
+        if first is not None:
+            first = Failure(first.code, f"{failed} of {len(items)} items: {first.detail}")
+        return b'{"results":[%b]}' % b",".join(results), first
 
 
 class _Fetching:

@@ -10,7 +10,7 @@ callbacks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,8 @@ from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.runs.trace import Trace
 
+from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
+from ..history.ring import History
 from ..settings import Settings
 from .auth import check_trace
 from .body import reserve_body, small_body
@@ -42,14 +44,6 @@ from .request_id import choose_request_id, new_request_id
 from .restriction import restriction_of
 
 JSON_HEADER = (b"content-type", b"application/json")
-
-
-CLIENT_LEFT_STATUS = 499
-"""nginx's status for a client that left.
-
-The client reads no answer, but a host's middleware may wait for one, and would take its absence for
-a failure.
-"""
 
 
 class Pipelines(Protocol):
@@ -67,13 +61,14 @@ Fetch = Callable[[str, float | None, Reservation], Awaitable[bytes]]
 class PredictRules:
     """The settings and helpers that all predict requests of an app share.
 
-    `fetch`: None if images by URL are not allowed.
+    `fetch`: None if images by URL are not allowed. `history`: None if no requests are remembered.
     """
 
     __slots__ = (
         "_readers",
         "fetch",
         "has_key",
+        "history",
         "json",
         "max_body",
         "max_images",
@@ -82,8 +77,15 @@ class PredictRules:
         "settings",
     )
 
-    def __init__(self, pipelines: Pipelines, settings: Settings, fetch: Fetch | None) -> None:
+    def __init__(
+        self,
+        pipelines: Pipelines,
+        settings: Settings,
+        fetch: Fetch | None,
+        history: History | None,
+    ) -> None:
         self.pipelines = pipelines
+        self.history = history
         self.settings = settings
         # Looked up in `settings` they would cost each request some hundred nanoseconds (pydantic).
         self.max_body = settings.max_body
@@ -298,6 +300,31 @@ class PredictCall(Run):
         """Return the pipeline's name, for the log; None if there is none of the asked name."""
         pipeline: Pipeline | None = getattr(self, "pipeline", None)
         return None if pipeline is None else pipeline.name
+
+    def remember(
+        self,
+        door: Door,
+        status: int,
+        failure: Failure | None,
+        runs: Iterable[Submission],
+    ) -> None:
+        """Put the request, which ends now, into the history, if there is one.
+
+        A request without a good key leaves no trace.
+        """
+        history = self.rules.history
+        if history is not None and status != 401:
+            pipeline: Pipeline | None = getattr(self, "pipeline", None)
+            pace = None if pipeline is None else pipeline.pace
+            history.add(
+                self.request_id,
+                pace,
+                door=door,
+                status=status,
+                failure=failure,
+                started=self.first_byte,
+                runs=runs,
+            )
 
     def _trace(self, wanted: bytes) -> Trace | None:
         """Make the request's trace; None if `wanted`, its Penstock-Trace, is 0.

@@ -19,9 +19,10 @@ from penstock.pipelines.config.definition import Port
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import StreamRun
 
+from ..history.record import CLIENT_LEFT_STATUS, Failure
 from ..settings import Settings
 from .auth import check_key, client_of
-from .errors import log_failure
+from .errors import failure_of, log_failure
 from .exchange import UploadTimer, leave
 from .handshake import FellSilent, accept_message, check_origin, close_message
 from .paths import path_of
@@ -29,6 +30,9 @@ from .predict_call import PredictCall, PredictHead, PredictRules
 from .render import write_item
 from .request_id import request_id_of
 from .upload import InputReading
+
+SWITCHED_STATUS = 101
+"""The status of every socket that was accepted, as the access log has it."""
 
 END = {"end": True}
 MAX_END_CHARACTERS = 64
@@ -63,6 +67,8 @@ class StreamSockets:
         messages: Messages | None = None
         runs: tuple[Submission, ...] = ()
         call: PredictCall | None = None
+        status = CLIENT_LEFT_STATUS
+        failure: Failure | None = None
         try:
             check_origin(scope, settings)
             check_key(scope, settings)
@@ -92,6 +98,7 @@ class StreamSockets:
             runs = (run,)
             messages.start(run)
             await _send_parts(run, call, send)
+            status = SWITCHED_STATUS
         except OSError:
             return None  # the client has left: servers of ASGI 2.4 report it like this
         except asyncio.CancelledError:
@@ -100,6 +107,7 @@ class StreamSockets:
                 raise  # the server, or a host, cancels the request itself
             return None  # the client has left
         except Exception as error:
+            status, failure = SWITCHED_STATUS, failure_of(error)
             log_failure(error, request_id, name)
             close = close_message(error)
             forget_frames(error)
@@ -109,6 +117,7 @@ class StreamSockets:
                 messages.stop()
             if call is not None:
                 leave(runs, call.memory)
+                call.remember("socket", status, failure, runs)
         return {"type": "websocket.close", "code": 1000}
 
 

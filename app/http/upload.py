@@ -18,9 +18,10 @@ from penstock.pipelines.config.definition import Port
 from penstock.pipelines.runs.graph_run import GraphRun
 from penstock.pipelines.runs.run import Run, Submission
 
+from ..history.record import Failure
 from ..settings import Settings
 from .body import announced_bytes, must_close
-from .errors import Problem
+from .errors import Problem, failure_of
 from .events import EventStream
 from .exchange import Exchange, UploadTimer
 from .input_stream import InputStream
@@ -180,11 +181,13 @@ def check_head(call: PredictCall) -> None:
 
 async def answer_streamed(
     call: PredictCall, port: Port, exchange: Exchange, scope: Scope, send: Send
-) -> Problem | None:
+) -> tuple[int, Failure | None, Problem | None]:
     """Answer a request after its `begin`, while its body is read as the input `port`.
 
-    The caller leaves the runs of `exchange`. Returns None if the answer has been sent, as events.
+    The caller leaves the runs of `exchange`. Returns the status, what the request failed with, and
+    the answer; None for that if it has been sent, as events.
     """
+    failure: Failure | None = None
     upload = Upload(scope, exchange.receive, port, call.rules.settings, call.media.charset)
     try:
         check_head(call)
@@ -201,7 +204,7 @@ async def answer_streamed(
         if call.head.asks_for_events:
             events = EventStream(run, call.pipeline, call.request_id, call.trace, call.memory)
             await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
-            return None
+            return events.status, events.failure, None
         item = await run.future
         written = call.write(item, run)
         if written is None:
@@ -213,9 +216,10 @@ async def answer_streamed(
             raise  # the server, or a host, cancels the request itself
         answer = client_left()
     except Exception as error:
+        failure = failure_of(error)
         answer = call.failure(error)
     finally:
         upload.stop()
     if upload.unread and must_close(scope):
         answer[1].append((b"connection", b"close"))
-    return answer
+    return answer[0], failure, answer

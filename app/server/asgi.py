@@ -13,8 +13,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from ..history.record import CLIENT_LEFT_STATUS
 from ..http.access import Access
-from ..http.predict_call import CLIENT_LEFT_STATUS
 from ..http.request_id import request_id_of
 from ..http.upload import UploadNotes
 

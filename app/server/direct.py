@@ -11,20 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
 
+from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
 from ..http.access import Access
 from ..http.auth import check_key, client_of
 from ..http.errors import Problem, Unauthorized
-from ..http.predict_call import (
-    CLIENT_LEFT_STATUS,
-    client_left,
-)
+from ..http.predict_call import client_left
 from ..v2.call import BodyParts
 from ..v2.infer.response import Headers
 from .asgi import JOIN_BELOW_BYTES, STATUS_LINES, Wire
@@ -50,6 +48,7 @@ class Direct:
     """An answer leaves in one piece."""
     failed = None
     streamed = False
+    door: Door
 
     # Fields of the subclasses: of several bases only one may have slots.
     _access: Access | None
@@ -102,6 +101,16 @@ class Direct:
     @abstractmethod
     def failure(self, error: BaseException) -> Problem:
         """Make the answer to a request that ended with `error`."""
+
+    @abstractmethod
+    def failure_of(self, error: BaseException) -> Failure:
+        """Return what the history says of a request that ended with `error`."""
+
+    @abstractmethod
+    def remember(
+        self, door: Door, status: int, failure: Failure | None, runs: Iterable[Submission]
+    ) -> None:
+        """Put the request, which ends now, into the history."""
 
     @abstractmethod
     def pipeline_name(self) -> str | None:
@@ -169,6 +178,8 @@ class Direct:
         run, self._run = self._run, None
         if self._access is not None:
             self._log_access(status, 0, run)
+        if self.rules.history is not None:
+            self._remember(status, None, run)
         if run is not None:
             run.leave()
             self._release()
@@ -206,16 +217,24 @@ class Direct:
 
     def _fail(self, error: BaseException) -> None:
         self._done = True
-        self._send(self.failure(error))
+        failure = None if self.rules.history is None else self.failure_of(error)
+        self._send(self.failure(error), failure)
 
-    def _send(self, answer: Problem) -> None:
+    def _send(self, answer: Problem, failure: Failure | None = None) -> None:
         status, headers, body = answer
-        self._send_lines(status, lines_of(headers), body)
+        self._send_lines(status, lines_of(headers), body, failure=failure)
 
     def _send_lines(
-        self, status: int, lines: bytes, body: bytes, blobs: Sequence[bytes | memoryview] = ()
+        self,
+        status: int,
+        lines: bytes,
+        body: bytes,
+        blobs: Sequence[bytes | memoryview] = (),
+        failure: Failure | None = None,
     ) -> None:
         """Send the answer. `lines` are its own headers. The body goes on with `blobs`."""
+        if self.rules.history is not None and self.wire is not None:
+            self._remember(status, failure, self._run)
         head = b"%b%b%bx-request-id: %b\r\n" % (
             STATUS_LINES[status],
             self._default_head,
@@ -227,7 +246,10 @@ class Direct:
     def _send_head(
         self, status: int, head: bytes, body: bytes, blobs: Sequence[bytes | memoryview] = ()
     ) -> None:
-        """Write the answer, once, unless the client has left. `head` lacks its last line."""
+        """Write the answer, once, unless the client has left. `head` lacks its last line.
+
+        The caller has remembered the request.
+        """
         wire, self.wire = self.wire, None
         run, self._run = self._run, None
         if wire is None:
@@ -247,6 +269,10 @@ class Direct:
         except Exception:
             logger.exception("request %s could not be answered", self.request_id)
             wire.break_off()
+
+    def _remember(self, status: int, failure: Failure | None, run: Submission | None) -> None:
+        """Put the request, which ends now, into the history."""
+        self.remember(self.door, status, failure, () if run is None else (run,))
 
     def _log_access(self, status: int, size: int, run: Submission | None) -> None:
         access, self._access = self._access, None

@@ -11,11 +11,12 @@ from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.runs.run import Submission, as_future
 
+from ..history.record import Door, Failure
 from ..http.body import reserve_body
 from ..http.compression import COMPRESS_OFF_LOOP_BYTES, deflate
 from ..http.errors import Problem, log_failure
 from ..http.helper_thread import on_helper_thread
-from ..v2.call import BodyParts, error_answer, split
+from ..v2.call import BodyParts, error_answer, failure_of, split
 from ..v2.encoding import lasting
 from ..v2.infer.infer_call import InferCall, InferHead
 from ..v2.infer.response import Chosen, Written, takes_long
@@ -28,6 +29,8 @@ class DirectInfer(InferCall, Direct):
     """An infer request."""
 
     __slots__ = (*SLOTS, "_protocol")
+
+    door: Door = "v2"
 
     def __init__(self, protocol: ProtocolApp, head: InferHead, client: str | None) -> None:
         super().__init__(protocol.infer.rules, head, Reservation(budget), client=client)
@@ -156,6 +159,9 @@ class DirectInfer(InferCall, Direct):
         else:
             blobs = [lasting(blob) for blob in written.blobs]
             self._send_lines(200, written.lines(), written.text, blobs)
+
+    def failure_of(self, error: BaseException) -> Failure:
+        return failure_of(error)
 
     def failure(self, error: BaseException) -> Problem:
         log_failure(error, self.request_id, self.head.names["model"])

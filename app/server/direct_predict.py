@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from penstock.backends.item import Item
 from penstock.pipelines.runs.run import ENDED, Submission
 
+from ..history.record import Door, Failure
+from ..http.errors import failure_of
 from ..http.helper_thread import on_helper_thread
 from ..http.predict_call import PredictCall, server_timing, timing_of_batch
 from ..http.render import write_small
@@ -30,6 +33,8 @@ class DirectPredict(PredictCall, Direct):
     """A predict request with one item."""
 
     __slots__ = SLOTS
+
+    door: Door = "predict"
 
     _begin = PredictCall.begin  # pyright: ignore[reportAssignmentType]  it is a base of this class
 
@@ -92,7 +97,29 @@ class DirectPredict(PredictCall, Direct):
     def _succeed(self, body: bytes, run: Submission) -> None:
         start = _heads.get(self._default_head) or _head_of_json(self._default_head)
         batch = self.batch
+        history = self.rules.history
         if run is self and self.stages is None and batch is not None:
+            if history is not None and self.wire is not None:
+                if batch.parts is None:  # as `remember`, without its calls: this is the hot path
+                    now = monotonic()
+                    pace = self.pipeline.pace
+                    first_byte, enqueued = self.first_byte, self.enqueued
+                    record = (
+                        self.request_id,
+                        pace,
+                        self.door,
+                        first_byte,
+                        enqueued,
+                        now,
+                        batch,
+                        self.rows,
+                        pace.mean,
+                    )
+                    history.append(record)
+                    if now - (first_byte or enqueued) > pace.slow:
+                        history.append_slow(record)
+                else:
+                    self._remember(200, None, run)
             # One node, the usual case: all in one `%`, which costs half of three.
             before, after = batch.memo or timing_of_batch(batch)
             head = b"%b%d\r\nserver-timing: %b%.3f%b\r\nx-request-id: %b\r\n" % (
@@ -104,6 +131,8 @@ class DirectPredict(PredictCall, Direct):
                 self.request_id.encode(),
             )
         else:
+            if history is not None and self.wire is not None:
+                self._remember(200, None, run)
             head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
                 start,
                 len(body),
@@ -111,6 +140,9 @@ class DirectPredict(PredictCall, Direct):
                 self.request_id.encode(),
             )
         self._send_head(200, head, body)
+
+    def failure_of(self, error: BaseException) -> Failure:
+        return failure_of(error)
 
     def _release(self) -> None:
         self.future = ENDED

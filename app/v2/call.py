@@ -17,13 +17,21 @@ from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation, budget
 
+from ..history.record import Failure
 from ..http.body import (
     JOIN_OFF_LOOP_BYTES,
     ClientLeft,
     Pieces,
     reserve_body,
 )
-from ..http.errors import LOGGED_STATUSES, code_of, detail_of, retry_headers, status_of
+from ..http.errors import (
+    CODE_BY_STATUS,
+    LOGGED_STATUSES,
+    code_of,
+    detail_of,
+    retry_headers,
+    status_of,
+)
 from ..http.exchange import UploadTimer
 from ..http.helper_thread import PARSE_OFF_LOOP_BYTES, on_helper_thread
 from ..http.json_text import JsonLimits, kind_of, parse_json
@@ -72,11 +80,13 @@ class ProtocolCall:
     a part that the path leaves out. `body_was_read` is true once the whole body has been received.
     `body_was_late` is true after the body took longer than `body_timeout`: the rest of it is not
     waited for, and the connection has to close. `memory` is what the call holds, its body for one.
+    `ended`: called at the end with the answer's status and what the call failed with.
     """
 
     __slots__ = (
         "body_was_late",
         "body_was_read",
+        "ended",
         "memory",
         "names",
         "receive",
@@ -92,6 +102,7 @@ class ProtocolCall:
         self.settings = settings
         self.body_was_read = False
         self.body_was_late = False
+        self.ended: Callable[[int, Failure | None], None] | None = None
         self.receive = receive
         self.memory = Reservation(budget)
 
@@ -266,6 +277,14 @@ def split(body: bytes, head: int | None, memory: Reservation) -> tuple[bytes, me
 def _check_head(head: int | None, size: int) -> None:
     if head is not None and head > size:
         raise InvalidRequest(f"inference header size should be in range (0, {size}), got: {head}")
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return the code of an error and what its client may know, for the history."""
+    if isinstance(error, ProtocolError):
+        code = "invalid_request" if error.protocol_status < 500 else "internal"
+        return Failure(CODE_BY_STATUS.get(error.protocol_status, code), str(error))
+    return Failure(code_of(error), detail_of(error))
 
 
 def json_answer(document: Any, status: int = 200) -> ProtocolAnswer:

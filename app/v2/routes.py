@@ -16,13 +16,23 @@ from starlette.types import Receive, Scope, Send
 from penstock.backends.errors import forget_frames
 from penstock.pipelines.repository import Repository
 
+from ..history.record import Failure
+from ..history.ring import History
 from ..http.body import ClientLeft, must_close
 from ..http.errors import log_failure
 from ..http.paths import path_of
 from ..http.request_id import request_id_of
 from ..http.restriction import restriction_of
 from ..settings import Settings
-from .call import ProtocolAnswer, ProtocolCall, Route, error_answer, error_with, json_answer
+from .call import (
+    ProtocolAnswer,
+    ProtocolCall,
+    Route,
+    error_answer,
+    error_with,
+    failure_of,
+    json_answer,
+)
 from .health import health_routes
 from .infer.handler import Infer
 from .models.description import description_routes
@@ -85,6 +95,7 @@ class ProtocolApp:
     ) -> None:
         """Answer a request. `path` is the path below a router's prefix; None: the request's own."""
         call: ProtocolCall | None = None
+        failure: Failure | None = None
         try:
             route, names = self._find(scope["method"], path_of(scope) if path is None else path)
             self.guard(route.group, scope)
@@ -103,10 +114,14 @@ class ProtocolApp:
             log_failure(
                 error, request_id_of(scope), None if call is None else call.names.get("model")
             )
+            failure = failure_of(error)
             answer = error_answer(error)
             if call is not None:
                 call.memory.close()
             forget_frames(error)
+        if call is not None and call.ended is not None:
+            call.ended(answer.status, failure)
+            call.ended = None  # it holds the request
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))
@@ -178,11 +193,16 @@ async def respond(scope: Scope, send: Send, answer: ProtocolAnswer, close: bool 
     )
 
 
-def protocol_app(repository: Repository, settings: Settings) -> ProtocolApp:
-    """Return the protocol's app for the pipelines of a repository."""
+def protocol_app(
+    repository: Repository, settings: Settings, history: History | None = None
+) -> ProtocolApp:
+    """Return the protocol's app for the pipelines of a repository.
+
+    `history`: None if no requests are remembered.
+    """
     models = Models(repository)
     memory = SharedMemory(settings.map_shared_memory, settings.max_shared_memory_regions)
-    infer = Infer(models, settings, memory)
+    infer = Infer(models, settings, memory, history)
     # The table is searched in this order, after infer, which is by far the most frequent: the
     # statistics' /v2/models/stats has to come before the description's /v2/models/{model}.
     routes: Sequence[Route] = (

@@ -47,6 +47,7 @@ class CompositeNode:
     ) -> None:
         self.config = config
         self.name = config.name
+        self.notes = False  # True: its batches have the visits of their parts
         self.statistics = NodeStatistics()
         self.waiting: dict[Entry, tuple[Batch, Callable[[], object]]] = {}
         self._loop = loop
@@ -131,8 +132,7 @@ class CompositeNode:
         batch, _ = waiting
         batch.ended = self._clock()
         self.statistics.observe_batch(batch)
-        batch.entries.clear()
-        batch.outcomes.clear()
+        batch.forget()
         return batch
 
     def discard(self, entry: Entry) -> None:

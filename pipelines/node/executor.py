@@ -79,8 +79,10 @@ class Executor:
         "_spec",
         "_thread",
         "clock",
+        "device",
         "device_group",
         "failures",
+        "freed",
         "loaded",
         "max",
         "min",
@@ -103,7 +105,9 @@ class Executor:
     ) -> None:
         self.name = name
         self.device_group = device_group
-        self.min = self.max = 1  # set by the owner once the backend is loaded
+        self.device = ""  # the accelerator that its backend took; set by the owner, as are the next
+        self.freed = 0.0  # when its last batch had ended, or it was loaded
+        self.min = self.max = 1
         # A `pipe` that its backend has called and that has not answered (loop_thread.py).
         self.waits_for: object = None
         self.loaded = False

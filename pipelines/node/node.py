@@ -534,10 +534,7 @@ class Node:
                 entry.finish(outcome, batch, now)
             except Exception as error:  # one result's fault must not cost its neighbours theirs
                 fail_undelivered(entry, error, self._log_extra)
-        # Entries refer to their batch for its times. If the batch kept its entries, that would be a
-        # cycle, and images would stay in memory until the garbage collector runs.
-        batch.entries.clear()
-        batch.outcomes.clear()
+        batch.forget()
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:
         """Take a new executor into use.
@@ -554,6 +551,7 @@ class Node:
         instance_group = self.config.instance_groups[self._executors[executor][0]]
         executor.min = max(low, instance_group.min or 1)
         executor.max = instance_group.bound(high)
+        executor.device, executor.freed = device, self._clock()
         executor.loaded = True
         self.signature = signature = executor.signature
         self.counted = signature if signature is not None and signature.has_rows else None
@@ -635,6 +633,7 @@ class Node:
 
     def executor_revived(self, executor: Executor) -> None:
         """Use an executor again whose child process was replaced."""
+        executor.freed = self._clock()
         self._changed()
 
     def executor_stopped(self, executor: Executor) -> None:

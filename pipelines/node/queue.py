@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from penstock.backends.errors import BackendError
 from penstock.backends.item import Item
@@ -108,6 +108,52 @@ class Entry:
         raise NotImplementedError
 
 
+class BatchStart(NamedTuple):
+    """How a batch came to start. Times are seconds of the node's clock.
+
+    `executor`: its name. `device`: the accelerator that it took, or "". `decided`: the time of the
+    decision. `freed`: when the executor became free: its last batch had ended, or it was loaded.
+    `oldest`: when the entry was queued that goes first. `queued`: the rows that queued with its
+    shape key, those of the batch among them. `left`: the rows that queued at the node afterwards.
+    `limit`: the most rows that it could have had, `max` unless admission bounds it (rule 6).
+    `running` and `idle`: how many other executors of the node ran and were idle. `shared`: one of
+    them ran on its device. `turns`: clients took turns. `held`: from when until when rule 9 held
+    the node since its last batch. `taken`: the rows of all batches that the node has started since
+    it began to note them, with this one. `usual`: the seconds of a recent batch.
+    """
+
+    executor: str
+    device: str
+    max: int
+    decided: float
+    freed: float
+    oldest: float
+    queued: int
+    left: int
+    limit: int
+    running: int
+    idle: int
+    shared: bool
+    turns: bool
+    held: tuple[float, float] | None
+    taken: int
+    usual: float
+
+    @property
+    def rule(self) -> str:
+        """The rule of docs/explanation/scheduling.md that started it.
+
+        `full` or `late` (overdue after `batching_timeout`): a device was partly busy (rule 2).
+        `downstream`: rule 9 no longer held the node. `freed`: an executor became free (rule 1).
+        `idle`: one was idle when the entry came.
+        """
+        if self.shared:
+            return "full" if self.queued >= self.max else "late"
+        if self.held is not None and self.held[1] >= max(self.oldest, self.freed):
+            return "downstream"
+        return "freed" if self.freed > self.oldest else "idle"
+
+
 class Batch:
     """The entries that run together on one executor. Times are seconds of the node's clock.
 
@@ -118,7 +164,10 @@ class Batch:
     `begun`: the thread has taken the batch. `alone`: the position of the entry that runs alone
     after the batch failed, else None. `watched`: when what runs now began; `stuck_after` counts
     from there. `hung`: it was stuck once, so its seconds say nothing of other batches. `memo`: what
-    the first who answers an item has made for all of them.
+    the first who answers an item has made for all of them. `start`: if the node notes it; None for
+    a composite's. `pieces`: what an engine did in it, by name, with the seconds. `parts`: the
+    visits of the parts that a composite sent to other nodes, if it notes them; each with the
+    position of its part. `more_parts` counts those that are not among them.
     """
 
     __slots__ = (
@@ -129,9 +178,13 @@ class Batch:
         "executor",
         "hung",
         "memo",
+        "more_parts",
         "node",
         "outcomes",
+        "parts",
+        "pieces",
         "size",
+        "start",
         "started",
         "stuck",
         "watched",
@@ -141,7 +194,7 @@ class Batch:
         self, node: str, executor: Any, entries: list[Entry], size: int, started: float
     ) -> None:
         self.node = node
-        self.executor = executor
+        self.executor: Any = executor
         self.entries = entries
         self.outcomes: list[Any] = [entry.item.copy() for entry in entries]
         self.size = size
@@ -153,6 +206,36 @@ class Batch:
         self.memo: Any = None
         self.alone: int | None = None
         self.stuck = False
+        self.start: BatchStart | None = None
+        self.pieces: tuple[tuple[str, float], ...] = ()
+        self.parts: list[tuple[int, Sequence[Visit]]] | None = None
+        self.more_parts = 0
+
+    def forget(self) -> None:
+        """Let go of its entries, items and executor. What refers to it from now on needs its times.
+
+        Entries refer to their batch: if that kept them, there would be a cycle, and images would
+        stay in memory until the garbage collector runs.
+        """
+        self.entries = NO_ENTRIES
+        self.outcomes = NO_OUTCOMES
+        self.executor = None
+
+
+NO_ENTRIES: list[Entry] = []
+NO_OUTCOMES: list[Any] = []
+"""What a batch has that has been delivered: nothing may be added."""
+
+
+class Visit(NamedTuple):
+    """One item at one node: when it was queued there, and its batch.
+
+    No batch: the request ended before it had run there. Times are seconds of the node's clock.
+    """
+
+    node: str
+    enqueued: float
+    batch: Batch | None
 
 
 class Bucket:

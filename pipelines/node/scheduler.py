@@ -16,7 +16,7 @@ from penstock.backends.errors import BackendError
 from ..overload.door import Pressure
 from ..overload.estimate import Estimate
 from .outflow import Outflow
-from .queue import NEVER, Batch, Bucket, Entry, fail_all
+from .queue import NEVER, Batch, BatchStart, Bucket, Entry, fail_all
 
 
 class DeviceGroup:
@@ -33,9 +33,15 @@ class DeviceGroup:
 
 
 class Startable(Protocol):
-    """The part of an executor that the decision needs."""
+    """The part of an executor that the decision needs.
 
+    `freed`: when its last batch had ended, or it was loaded; kept if the node notes batches.
+    """
+
+    name: str
+    device: str
     device_group: DeviceGroup
+    freed: float
     max: int
 
     @property
@@ -51,14 +57,18 @@ class Scheduler:
     during a decision: `on_expired` with each entry whose deadline or `queue_timeout` came while it
     queued, `on_stuck` with each batch that has run for `stuck_after`, and `on_start` with each
     batch as it starts. They may queue more entries.
+
+    `notes`: each batch gets a `BatchStart`.
     """
 
     __slots__ = (
         "_arrivals",
+        "_held",
         "_idle_at",
         "_keyless",
         "_spare",
         "_spare_at",
+        "_taken",
         "_times_out",
         "_was_idle",
         "batching_timeout",
@@ -69,6 +79,7 @@ class Scheduler:
         "levels",
         "max",
         "name",
+        "notes",
         "on_expired",
         "on_start",
         "on_stuck",
@@ -126,6 +137,9 @@ class Scheduler:
         # The levels below this index could have had more of the last batch.
         self._spare = 0
         self._spare_at = [-NEVER] * self.levels  # by level: until when that was so
+        self.notes = False
+        self._held: tuple[float, float] | None = None  # by rule 9, since the last batch
+        self._taken = 0
 
     def __repr__(self) -> str:
         active, idle = len(self.running), len(self.idle)
@@ -172,7 +186,9 @@ class Scheduler:
 
     def release(self, executor: Startable) -> None:
         """Make the executor idle: its batch has ended."""
-        del self.running[executor]
+        batch = self.running.pop(executor)
+        if self.notes:
+            executor.freed = batch.ended
         executor.device_group.busy -= 1
         self.idle.append(executor)
         if not self.buckets and executor.ready:  # there may be no decision before something comes
@@ -212,6 +228,8 @@ class Scheduler:
         if pressure.sorts or self.takes_turns:
             self._order(now)
         if self.outflow.bytes and self.outflow.full:  # rule 9
+            if self.notes and self.buckets:
+                self._held = now if self._held is None else self._held[0], NEVER
             return self._next_wake(now)
         while self.idle and self.buckets:
             choice = self._choose(now)
@@ -219,10 +237,12 @@ class Scheduler:
                 break
             bucket, executor = choice
             queued = bucket.size
+            limit = executor.max
             if bucket.takes_turns or self.queued > pressure.base:
-                entries, size = bucket.take(*self._limits(executor.max, bucket.head.size))
+                limit, good = self._limits(limit, bucket.head.size)
+                entries, size = bucket.take(limit, good)
             else:
-                entries, size = bucket.take(executor.max)
+                entries, size = bucket.take(limit)
             self._settle(bucket, queued - bucket.size)
             if entries:  # empty if all their callers have left
                 lowest = entries[-1].priority
@@ -230,7 +250,14 @@ class Scheduler:
                     lowest = self.levels
                 if lowest or self._spare:
                     self._note_spare(lowest, now)
-                self._start(executor, entries, size, now)
+                start = None
+                if self.notes:
+                    self._taken += size
+                    oldest = entries[0].enqueued
+                    start = self._noted(
+                        executor, bucket, now, oldest=oldest, queued=queued, limit=limit
+                    )
+                self._start(executor, entries, size, now, start)
         self._was_idle = False
         for executor in self.idle:  # not `any`: this is the hot path
             if executor.ready:
@@ -281,7 +308,50 @@ class Scheduler:
             return now
         return max(self._idle_at, self._spare_at[level])
 
-    def _start(self, executor: Startable, entries: list[Entry], size: int, now: float) -> None:
+    def _noted(
+        self,
+        executor: Startable,
+        bucket: Bucket,
+        now: float,
+        *,
+        oldest: float,
+        queued: int,
+        limit: int,
+    ) -> BatchStart:
+        """Note why a batch of a bucket starts now."""
+        if (held := self._held) is not None:
+            held, self._held = (held[0], now), None
+        # A tuple's own constructor: the one of a named tuple is Python, and costs twice as much.
+        return tuple.__new__(
+            BatchStart,
+            (
+                executor.name,
+                executor.device,
+                executor.max,
+                now,
+                executor.freed,
+                oldest,
+                queued,
+                self.queued,
+                limit,
+                len(self.running),
+                len(self.idle) - 1,
+                executor.device_group.busy > 0,
+                bucket.takes_turns,
+                held,
+                self._taken,
+                self.estimate.recent,
+            ),
+        )
+
+    def _start(
+        self,
+        executor: Startable,
+        entries: list[Entry],
+        size: int,
+        now: float,
+        start: BatchStart | None = None,
+    ) -> None:
         try:
             batch = Batch(self.name, executor, entries, size, now)  # copies the items
         except Exception as error:  # MemoryError: these entries are out of their bucket already
@@ -294,6 +364,7 @@ class Scheduler:
 
             fail_all(entries, failure)
             raise
+        batch.start = start
         self.idle.remove(executor)
         executor.device_group.busy += 1
         self.running[executor] = batch

@@ -19,6 +19,7 @@ from ..node.statistics import RequestStatistics
 from ..overload.door import Door, LevelEndings, Pressure, retry_after
 from ..overload.rates import Rates
 from ..overload.ticket import Ticket
+from .pace import Pace
 
 RESERVED_DIVISOR = 8
 """An eighth of `max_requests` is for clients that have less than their share inside."""
@@ -51,6 +52,7 @@ class Admission:
         "exposed",
         "max_requests",
         "nodes",
+        "pace",
         "pressure",
         "rates",
         "refused",
@@ -68,6 +70,7 @@ class Admission:
         self.draining: asyncio.Future[None] | None = None
         self.refused = {"queue_full": 0, "overloaded": 0}
         self.requests = RequestStatistics(clock)
+        self.pace = Pace(config.name, config.version)
         self.rates = Rates(config.max_wait, config.timeout)
         self.run_time = 0.0  # seconds that an item spends running, over all nodes
         self.pressure = Pressure()
@@ -113,9 +116,11 @@ class Admission:
         for door in self.pressure.doors:
             door.note()
         self._take_rates()
+        self.pace.observe(self.requests, now)
         self.pressure.target = self.requests.patience = self.rates.target
         for exposed in self.exposed:
             exposed._take_rates()
+            exposed.pace.observe(exposed.requests, now)
             exposed.requests.patience = self.rates.target
         for level, door in enumerate(self.pressure.doors):
             door.observe(self._idle_until(level + 1, now), self.rates.base, now)

@@ -16,11 +16,11 @@ from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of, repr_of
 
 from ..node.outflow import Outflow, bytes_of, bytes_of_all
-from ..node.queue import Batch, Entry, Outcome
+from ..node.queue import Batch, Entry, Outcome, Visit
 from ..node.statistics import covered, kind_of_failure
 from ..overload.ticket import Ticket
 from .plan import EntryPoint, PlanNode
-from .run import Run, Stage, as_soft_failure
+from .run import Run, Stage, as_soft_failure, timings_of
 
 
 class NodeVisit(Entry):
@@ -47,10 +47,10 @@ class NodeVisit(Entry):
         if type(outcome) is dict and "error" in outcome:
             soft = True
             as_soft_failure(outcome)
-        if self not in run.visits:  # dropped while it ran
+        if self not in run.entries:  # dropped while it ran
             count("cancelled")
             return
-        del run.visits[self]
+        del run.entries[self]
         run.stages.append((plan_node.name, self.enqueued, batch))
         if run.trace is not None:
             run.trace.ran(plan_node.name, self.enqueued, batch, outcome)
@@ -83,8 +83,9 @@ class NodeVisit(Entry):
 
     def fail(self, error: BaseException) -> None:
         self.release()
-        if self in self.run.visits:
-            del self.run.visits[self]
+        if self in self.run.entries:
+            del self.run.entries[self]
+            self.run.dropped.append(Visit(self.plan_node.name, self.enqueued, None))
             self.run.fail(error)
 
 
@@ -97,6 +98,8 @@ class GraphRun:
         "client",
         "data",
         "deadline",
+        "dropped",
+        "entries",
         "entry_point",
         "future",
         "item",
@@ -109,7 +112,6 @@ class GraphRun:
         "stages",
         "ticket",
         "trace",
-        "visits",
         "waiting",
     )
 
@@ -132,8 +134,9 @@ class GraphRun:
         self.waiting = entry_point.waiting.copy()
         self.leaves = entry_point.leaves  # how many have not been passed yet
         self.outputs: dict[PlanNode, Item] = {}  # what left the nodes that some `map` reads
-        self.visits: dict[NodeVisit, None] = {}
+        self.entries: dict[NodeVisit, None] = {}
         self.stages: list[tuple[str, float, Batch]] = []
+        self.dropped: list[Visit] = []  # what had not ended when the request did
         self.came = 0.0
 
     @property
@@ -156,7 +159,7 @@ class GraphRun:
 
     def _run(self, plan_node: PlanNode, item: Item, now: float, outflow: Outflow | None) -> None:
         visit = NodeVisit(self, plan_node, item, outflow)
-        self.visits[visit] = None
+        self.entries[visit] = None
         if outflow is not None:
             # What later nodes map is held meanwhile, whichever node the item queues at.
             outputs = self.outputs
@@ -172,7 +175,7 @@ class GraphRun:
         """
         # A queue, not recursion: a chain of skips may be long.
         edges: deque[tuple[PlanNode, Item]] = deque()
-        left, result, visits = plan_node, item, len(self.visits)
+        left, result, entries = plan_node, item, len(self.entries)
         self._leave((plan_node,), item, edges)
         waiting = self.waiting
         while edges and not self.ended:
@@ -189,13 +192,13 @@ class GraphRun:
                     # A filter raised it. That includes CancelledError, which cancels nothing here:
                     # this is not a task.
                     self.fail(_filter_failure(plan_node, readable(error)))
-        if left.kept and 0 < len(self.visits) == visits and left.outflow is not None:
+        if left.kept and 0 < len(self.entries) == entries and left.outflow is not None:
             self._wait_at_join(result)
 
     def _wait_at_join(self, item: Item) -> None:
         """Count a result that waits for the request's other branches where one of them is."""
         size = bytes_of(item)
-        for visit in self.visits:
+        for visit in self.entries:
             if visit.outflow is not None:
                 if visit.charge is not None:
                     size += visit.charge[1]
@@ -316,10 +319,11 @@ class GraphRun:
 
     def drop(self) -> None:
         """Drop the request from all queues."""
-        for visit in list(self.visits):
+        for visit in list(self.entries):
+            self.dropped.append(Visit(visit.plan_node.name, visit.enqueued, None))
             visit.release()
             visit.plan_node.node.discard(visit)
-        self.visits.clear()
+        self.entries.clear()
         self.outputs.clear()
 
     def _end(self, failure: str) -> None:
@@ -337,11 +341,11 @@ class GraphRun:
         ran = covered((batch.started, batch.ended) for _, _, batch in self.stages)
         return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 
+    def visits(self) -> list[Visit]:
+        return [*(Visit(*stage) for stage in self.stages), *self.dropped]
+
     def timings(self) -> list[Stage]:
-        return [
-            Stage(name, batch.started - queued, batch.ended - batch.started, batch.size)
-            for name, queued, batch in self.stages
-        ]
+        return timings_of(self.visits())
 
 
 def _filter_failure(plan_node: PlanNode, cause: BaseException) -> BackendError:

@@ -12,11 +12,15 @@ from penstock.backends.item import Item
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import repr_of
 
+from ..node.queue import Visit
 from ..node.statistics import kind_of_failure
 from .admission import Admission
 from .inside import Inside
 from .plan import EntryPoint
 from .run import PARTS, Run, Stage, Submission, as_future
+
+MAX_PASSED = 64
+"""No further rounds are added to the visits of a request that has so many."""
 
 Enter = Callable[[EntryPoint, Run, float], Submission]
 """Start a run at an entry point, at a time in seconds."""
@@ -36,6 +40,7 @@ class Rounds:
         "_enter",
         "_entry_points",
         "_max_rounds",
+        "_passed",
         "_queued",
         "_request",
         "_round",
@@ -61,6 +66,7 @@ class Rounds:
         self._enter = enter
         self._round = 0
         self._queued = self._computed = 0.0  # seconds of the rounds before this one
+        self._passed: list[Visit] = []  # in these rounds, the first ones
         self._clock = admission.requests.clock
         self._came: float
         self._run: Submission
@@ -119,6 +125,8 @@ class Rounds:
             )
         else:
             self._queued, self._computed = self.spent()
+            if len(self._passed) < MAX_PASSED:
+                self._passed += self._run.visits()
             item.pop(PARTS, None)
             item["data"] = item.pop("result")
             self._start_round(entry_point, item, self._clock())
@@ -132,6 +140,9 @@ class Rounds:
         return self.future.cancel()
 
     # what the caller uses
+
+    def visits(self) -> list[Visit]:
+        return [*self._passed, *self._run.visits()]
 
     def timings(self) -> list[Stage]:
         """Return the stages of the last round."""

@@ -12,7 +12,7 @@ from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of
 
 from ..node.outflow import SMALL_BYTES, bytes_of
-from ..node.queue import Batch, Entry, Outcome
+from ..node.queue import Batch, Entry, Outcome, Visit
 from ..node.statistics import kind_of_failure
 from ..overload.ticket import Ticket
 from .admission import Admission
@@ -78,6 +78,12 @@ class Submission(Protocol):
     @property
     def rows(self) -> int:
         """The rows that admission and the statistics count."""
+        ...
+
+    def visits(self) -> list[Visit]:
+        """Return where the item has been: the nodes that it has passed, in order, and those where
+        it queued or ran when the request ended.
+        """
         ...
 
     def timings(self) -> list[Stage]:
@@ -225,20 +231,24 @@ class Run(Entry):
         finally:  # whatever the caller's future raises, the request has ended
             self.leave(kind_of_failure(error))
 
+    def visits(self) -> list[Visit]:
+        passed = self.stages or []
+        visits = [Visit(batch.node, enqueued, batch) for batch, enqueued in passed]
+        # Each node that it has passed on the way is in `stages`. If its last batch is there too, it
+        # has not passed the node where it is.
+        batch = None if passed and passed[-1][0] is self.batch else self.batch
+        node = self.plan_node.name if batch is None else batch.node
+        visits.append(Visit(node, self.enqueued, batch))
+        return visits
+
     def timings(self) -> list[Stage]:
-        stages = self.stages or []
-        if self.batch is not None:
-            stages = [*stages, (self.batch, self.enqueued)]
-        return [
-            Stage(batch.node, batch.started - queued, batch.ended - batch.started, batch.size)
-            for batch, queued in stages
-        ]
+        return timings_of(self.visits())
 
     def spent(self) -> tuple[float, float]:
-        queued, computed = _sums(self.stages or ())
-        if (batch := self.batch) is not None:
-            queued += batch.started - self.enqueued
-            computed += batch.ended - batch.started
+        queued = computed = 0.0
+        for _, wait, run, _ in self.timings():
+            queued += wait
+            computed += run
         return queued, computed
 
     @property
@@ -269,6 +279,15 @@ class EmptyRun(Run):
         def __init__(self) -> None: ...
     else:
         __init__ = object.__init__
+
+
+def timings_of(visits: Iterable[Visit]) -> list[Stage]:
+    """Return the stages of the visits that have ended."""
+    return [
+        Stage(node, batch.started - enqueued, batch.ended - batch.started, batch.size)
+        for node, enqueued, batch in visits
+        if batch is not None
+    ]
 
 
 def _sums(stages: Iterable[tuple[Batch, float]]) -> tuple[float, float]:

@@ -73,7 +73,7 @@ class StreamRun(GraphRun):
 
     def end_stream(self, visit: NodeVisit, batch: Batch, error: InvalidInput | None) -> None:
         """End the stream: the node has yielded all values, or could not read on (`error`)."""
-        self.visits.pop(visit, None)
+        self.entries.pop(visit, None)
         visit.release()
         self.stages.append((self._source.name, visit.enqueued, batch))
         if self.trace is not None:
@@ -103,9 +103,9 @@ class StreamRun(GraphRun):
 
     def _drop_part(self) -> None:
         """Drop what a part has left in parallel branches when it ended by Break."""
-        for visit in list(self.visits):
+        for visit in list(self.entries):
             if visit.plan_node is not self._source:
-                del self.visits[visit]
+                del self.entries[visit]
                 visit.release()
                 visit.plan_node.node.discard(visit)
 

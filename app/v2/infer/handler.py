@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import cast
 
+from penstock.pipelines.runs.run import Submission
+
+from ...history.ring import History
 from ...http.access import follow
 from ...http.auth import client_of
 from ...http.body import ClientLeft
@@ -27,8 +31,14 @@ from .response import takes_long
 class Infer:
     """The handler of infer requests."""
 
-    def __init__(self, models: Models, settings: Settings, regions: SharedMemory) -> None:
-        self.rules = InferRules(models, settings, regions)
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        regions: SharedMemory,
+        history: History | None = None,
+    ) -> None:
+        self.rules = InferRules(models, settings, regions, history)
         pattern = "/v2/models/{model}[/versions/{version}]/infer"
         self.route = Route("POST", pattern, "inference", self.infer)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,6 +64,11 @@ class Infer:
         )
         scope["penstock.request_id"] = infer.request_id
         follow(scope, infer, exchange)
+        if self.rules.history is not None:
+            # When the answer is known, which is not here.
+            call.ended = lambda status, failure: infer.remember(
+                "v2", status, failure, cast("Sequence[Submission]", exchange.runs)
+            )
         try:
             infer.begin()
             await self._read(call, infer, exchange)

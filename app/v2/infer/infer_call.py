@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
 
+from ...history.record import Door, Failure
+from ...history.ring import History
 from ...http.body import is_discarded
 from ...http.compression import choose_encoding, window_of
 from ...http.json_text import JsonLimits, parse_json, parsed_bytes
@@ -44,10 +46,18 @@ JSON_LENGTH_HEADER = b"inference-header-content-length"
 class InferRules:
     """The settings and helpers that all infer requests of an app share."""
 
-    __slots__ = ("has_key", "json", "max_body", "models", "regions", "settings")
+    __slots__ = ("has_key", "history", "json", "max_body", "models", "regions", "settings")
 
-    def __init__(self, models: Models, settings: Settings, regions: SharedMemory) -> None:
+    def __init__(
+        self,
+        models: Models,
+        settings: Settings,
+        regions: SharedMemory,
+        history: History | None,
+    ) -> None:
+        """`history`: None if no requests are remembered."""
         self.models = models
+        self.history = history
         self.settings = settings
         self.max_body = settings.max_body  # as in `PredictRules`
         self.has_key = settings.api_key is not None
@@ -208,6 +218,28 @@ class InferCall:
     def take_back(self) -> None:
         """Count a request as failed that could not be written."""
         self.model.pipeline.statistics.take_back(self.request.rows)
+
+    def remember(
+        self, door: Door, status: int, failure: Failure | None, runs: Iterable[Submission]
+    ) -> None:
+        """Put the request, which ends now, into the history, if there is one.
+
+        A request without a good key leaves no trace.
+        """
+        history = self.rules.history
+        if history is not None and status != 401:
+            model: Model | None = getattr(self, "model", None)
+            pace = None if model is None else model.pipeline.pace
+            began: float = getattr(self, "_began", 0.0)
+            history.add(
+                self.request_id,
+                pace,
+                door=door,
+                status=status,
+                failure=failure,
+                started=began,
+                runs=runs,
+            )
 
     def pipeline_name(self) -> str | None:
         """Return the model's name, for the log; None if there is none of the asked name."""

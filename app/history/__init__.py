@@ -1,0 +1,1 @@
+"""The last requests, and why each took the time that it took."""

@@ -1,0 +1,228 @@
+"""The ring of the last requests of a server, of all its pipelines together.
+
+What a usual request costs is one tuple and one `append` (`Quick`). Everything else is made when
+somebody asks. docs/explanation/performance.md has the cost.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from heapq import merge
+from itertools import islice
+from time import monotonic
+from typing import TypeAlias
+
+from penstock.pipelines.node.queue import Batch
+from penstock.pipelines.runs.pace import Pace, slow_from
+from penstock.pipelines.runs.run import Submission
+
+from .record import (
+    MAX_CODE_CHARACTERS,
+    MAX_DETAIL_CHARACTERS,
+    Door,
+    Failure,
+    ItemVisit,
+    Record,
+    outcome_of,
+    visits_of,
+)
+
+MAX_KEPT = 200
+"""So many slow requests are kept, and as many failed ones, however many quick ones follow."""
+
+VISIT_BYTES = 800
+"""About what a visit holds, if no other request was in its batch: the batch, its times, its texts.
+"""
+
+RECORD_BYTES = 600
+"""About what a record holds besides."""
+
+BYTES_PER_REQUEST = 2048
+"""The ring's share for each of `size` requests that are not `Quick`."""
+
+KEPT_BYTES = 2 << 20
+"""The most that slow requests may hold, and failed ones."""
+
+Quick: TypeAlias = tuple[str, Pace, Door, float, float, float, Batch, int, float]
+"""A good request that passed one node: id, pace, door, first byte (0: it came at once), when it was
+queued, when its answer was ready, its batch, its rows, and the mean time of others."""
+
+
+class Shelf:
+    """The newest records, at most `most` of them and of about `most_bytes` together."""
+
+    __slots__ = ("_bytes", "_most", "_most_bytes", "_records")
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._records: deque[tuple[int, Record]] = deque()
+        self._bytes = 0
+        self._most = most
+        self._most_bytes = most_bytes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Iterate over the records, the oldest first."""
+        for _, record in self._records:
+            yield record
+
+    def __reversed__(self) -> Iterator[Record]:
+        for _, record in reversed(self._records):
+            yield record
+
+    def add(self, record: Record, size: int) -> None:
+        records = self._records
+        records.append((size, record))
+        self._bytes += size
+        while len(records) > self._most or self._bytes > self._most_bytes:
+            gone, _ = records.popleft()
+            self._bytes -= gone
+
+
+class History:
+    """The last requests of a server.
+
+    It remembers the last `size` of them, or fewer if they passed many nodes, and the last slow and
+    failed ones. Use it on one event loop at a time.
+    """
+
+    __slots__ = (
+        "_failed",
+        "_others",
+        "_quick",
+        "_quick_slow",
+        "_slow",
+        "append",
+        "append_slow",
+        "size",
+    )
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._quick: deque[Quick] = deque(maxlen=size)
+        self._others = Shelf(size, size * BYTES_PER_REQUEST)
+        self._slow = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
+        self._failed = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
+        self._quick_slow: deque[Quick] = deque(maxlen=min(MAX_KEPT, size))
+        self.append: Callable[[Quick], None] = self._quick.append
+        """Remember a request. One that was slow (`Pace.slow`) is passed to `append_slow` too."""
+        self.append_slow: Callable[[Quick], None] = self._quick_slow.append
+
+    def add(
+        self,
+        request_id: str,
+        pace: Pace | None,
+        *,
+        door: Door,
+        status: int,
+        failure: Failure | None,
+        started: float,
+        runs: Iterable[Submission],
+    ) -> None:
+        """Remember a request that ends now.
+
+        `started`: 0 if it is not known; then it is the time when the first run was queued.
+        """
+        now = monotonic()
+        runs = tuple(runs)
+        visits, more = visits_of(runs)
+        started = started or (visits[0].enqueued if visits else now)
+        seconds = now - started
+        outcome = outcome_of(status, failure)
+        slow = outcome != "refused" and pace is not None and seconds > pace.slow
+        if failure is not None:
+            failure = Failure(
+                failure.code[:MAX_CODE_CHARACTERS], failure.detail[:MAX_DETAIL_CHARACTERS]
+            )
+        record = Record(
+            request_id,
+            pace,
+            door,
+            status,
+            failure,
+            started,
+            now,
+            sum(run.rows for run in runs),
+            slow,
+            0.0 if pace is None else pace.mean,
+            visits,
+            more,
+        )
+        size = _bytes_of(record)
+        self._others.add(record, size)
+        if slow or outcome == "expired":
+            self._slow.add(record, size)
+        if outcome == "failed":
+            self._failed.add(record, size)
+
+    def recent(self) -> Iterator[Record]:
+        """Iterate over the last `size` requests, the newest first."""
+        others = reversed(self._others)
+        quick = map(_record_of, reversed(self._quick))
+        newest = merge(others, quick, key=_ended, reverse=True)
+        return islice(newest, self.size)
+
+    def slow(self) -> Iterator[Record]:
+        """Iterate over the last requests that were slow or came to their deadline, newest first."""
+        quick = map(_record_of, reversed(self._quick_slow))
+        return merge(reversed(self._slow), quick, key=_ended, reverse=True)
+
+    def failed(self) -> Iterator[Record]:
+        """Iterate over the last requests that failed by our fault, the newest first."""
+        return reversed(self._failed)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Iterate over all requests that are remembered, the newest first."""
+        last = 0.0
+        for record in merge(self.recent(), self.slow(), self.failed(), key=_ended, reverse=True):
+            if record.ended != last:  # one record may be in all three
+                yield record
+            last = record.ended
+
+    def find(self, request_id: str) -> Record | None:
+        """Return the newest request with this id."""
+        return next((record for record in self if record.id == request_id), None)
+
+    def mates_of(self, batch: Batch) -> Iterator[Record]:
+        """Iterate over the remembered requests that ran in a batch."""
+        for record in self:
+            if any(visit.batch is batch for visit in record.walk()):
+                yield record
+
+    def __len__(self) -> int:
+        """The number of requests that `recent` has."""
+        return min(self.size, len(self._quick) + len(self._others))
+
+
+def _ended(record: Record) -> float:
+    return record.ended
+
+
+def _record_of(quick: Quick) -> Record:
+    request_id, pace, door, first_byte, enqueued, ended, batch, rows, mean = quick
+    started = first_byte or enqueued
+    return Record(
+        request_id,
+        pace,
+        door,
+        200,
+        None,
+        started,
+        ended,
+        rows,
+        ended - started > slow_from(mean),
+        mean,
+        (ItemVisit(0, None, batch.node, enqueued, batch),),
+        0,
+    )
+
+
+def _bytes_of(record: Record) -> int:
+    """Return about how many bytes a record keeps in memory."""
+    size = RECORD_BYTES + sum(VISIT_BYTES for visit in record.walk())
+    if record.failure is not None:
+        size += sys.getsizeof(record.failure.detail)
+    return size
