@@ -2,76 +2,50 @@
 /** The graph of a pipeline: nodes as cards, edges as pipes, a node's details. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm/standalone.module.js";
 import { count, ms, plural, rate } from "./format.js";
-import { fit } from "./layout.js";
-
-/**
- * @typedef {import("./status.js").Pipeline} Pipeline
- * @typedef {import("./status.js").GraphNode} GraphNode
- * @typedef {import("./status.js").LiveNode} LiveNode
- * @typedef {import("./status.js").Executor} Executor
- * @typedef {import("./layout.js").Pipe} Pipe
- * @typedef {import("./layout.js").Place} Place
- */
+import { fit, NODE } from "./layout.js";
 
 const OTHERS = 460; // pixels of the screen's height for the top bar, the heading and the charts
-const USUAL = ["swap", "Run"]; // filters that are not worth a label
+const PADDING = 48;
 const SQUARES = 4; // more executors are a number
+const USUAL_FILTERS = ["swap", "Run"]; // not worth a label
 const STATES = ["stuck", "restarting", "loading", "running", "idle"]; // the most urgent first
-
-/** @type {LiveNode} */
-const NOTHING = {
-  name: "", queued: 0, items: 0, batches: 0, items_per_s: null, batches_per_s: null,
-  batch_size: null, queue_ms: null, run_ms: null, executors: [],
-};
+/** @type {any} */
+const NOTHING = { queued: 0, batch_size: null, executors: [] };
 
 /**
- * @param {{pipeline: Pipeline, open: string | null, onOpen: (node: string | null) => void}} props
+ * @param {{pipeline: import("./status.js").Pipeline, open: string | null,
+ *   onOpen: (node: string | null) => void}} props
  */
 export function GraphView({ pipeline, open, onOpen }) {
-  const box = useRef(/** @type {HTMLElement | null} */ (null));
+  const box = useRef();
   const { width, room } = useRoom(box);
-  const graph = pipeline.graph ?? { nodes: [], edges: [] };
-  const shape = JSON.stringify([graph.nodes.map((node) => node.name), graph.edges]);
-  const { layout, scale } = useMemo(() => fit(graph, width - 48, room), [shape, width, room]);
-  const live = new Map(pipeline.nodes.map((node) => [node.name, node]));
-  const flow = (/** @type {string} */ name) => live.get(name)?.items_per_s ?? 0;
-  const [w, h] = [layout.width, layout.height];
-  return html`
-    <section class="graph panel" aria-label="Graph" ref=${box} tabindex=${w * scale > width ? 0 : undefined}>
-      <div class="drawing" style=${{ width: `${w * scale}px`, height: `${h * scale}px` }}>
-        <div class="scaled" style=${{ width: `${w}px`, height: `${h}px`, transform: `scale(${scale})` }}>
-          <svg width=${w} height=${h} viewBox="0 0 ${w} ${h}" aria-hidden="true">
-            ${layout.pipes.map((/** @type {Pipe} */ pipe) => {
-              const items = pipe.kind === "out" ? flow(pipe.from) : flow(pipe.to);
-              return html`<${PipeView} key=${`${pipe.from}>${pipe.to} ${pipe.kind}`} pipe=${pipe} items=${items} />`;
-            })}
-          </svg>
-          <ol>
-            ${layout.places.map((/** @type {Place} */ place) => {
-              const node = /** @type {GraphNode} */ (graph.nodes.find((one) => one.name === place.name));
-              return html`<li key=${place.name} style=${{ left: `${place.left}px`, top: `${place.top}px` }}>
-                <${NodeCard} node=${node} live=${live.get(place.name) ?? NOTHING}
-                  open=${open === place.name} onOpen=${onOpen} />
-              </li>`;
-            })}
-          </ol>
-        </div>
+  const { nodes, edges } = pipeline.graph;
+  const names = JSON.stringify([nodes.map((node) => node.name), edges]);
+  const { scale, centres, pipes, ...size } = useMemo(() => fit(pipeline.graph, width - PADDING, room), [names, width, room]);
+  const [w, h] = [size.width, size.height];
+  const live = Object.fromEntries(pipeline.nodes.map((node) => [node.name, node]));
+  return html`<section class="graph panel" aria-label="Graph" ref=${box} tabindex=${w * scale > width ? 0 : undefined}>
+    <div class="drawing" style=${{ width: `${w * scale}px`, height: `${h * scale}px` }}>
+      <div style=${{ width: `${w}px`, height: `${h}px`, transform: `scale(${scale})` }}>
+        <svg width=${w} height=${h} aria-hidden="true">${pipes.map((pipe) => html`<${Pipe}
+          key=${`${pipe.from}>${pipe.to} ${pipe.kind}`} ...${pipe} items=${live[pipe.to]?.items_per_s} />`)}</svg>
+        <ol>${nodes.map((node) => {
+          const { x, y } = centres.get(node.name);
+          return html`<li key=${node.name} style=${{ left: `${x - NODE.width / 2}px`, top: `${y - NODE.height / 2}px` }}>
+            <${Card} node=${node} live=${live[node.name] ?? NOTHING} open=${open === node.name} onOpen=${onOpen} /></li>`;
+        })}</ol>
       </div>
-    </section>`;
+    </div>
+  </section>`;
 }
 
-/**
- * The width of an element, and the height that it may have beside what else is on the screen.
- * @param {{current: HTMLElement | null}} box
- */
+/** The width of an element, and the height that it may have beside what else is on the screen. */
 function useRoom(box) {
   const [size, setSize] = useState({ width: 0, room: 0 });
   useLayoutEffect(() => {
-    const element = /** @type {HTMLElement} */ (box.current);
-    const measure = () => setSize({ width: element.clientWidth, room: Math.max(240, innerHeight - OTHERS) });
-    measure();
+    const measure = () => setSize({ width: box.current.clientWidth, room: Math.max(240, innerHeight - OTHERS) });
     const observer = new ResizeObserver(measure);
-    observer.observe(element);
+    observer.observe(box.current);
     addEventListener("resize", measure);
     return () => {
       observer.disconnect();
@@ -81,106 +55,73 @@ function useRoom(box) {
   return size;
 }
 
-/**
- * @param {{pipe: Pipe, items: number}} props
- */
-function PipeView({ pipe, items }) {
-  const bore = pipe.kind === "map" ? 1 : items > 0 ? Math.min(14, Math.round(3 + 3.2 * Math.log10(1 + items))) : 3;
-  const { x, y } = pipe.middle;
-  return html`<g class="pipe ${pipe.kind}">
-    <path class="wall" d=${pipe.path} stroke-width=${bore + 2} />
-    <path class="bore" d=${pipe.path} stroke-width=${bore} />
-    ${items > 0 && html`<path class="water" d=${pipe.path} stroke-width=${bore} />`}
-    ${pipe.filter && !USUAL.includes(pipe.filter) && html`<text x=${x} y=${y}>${pipe.filter}</text>`}
+function Pipe({ path, middle, kind, filter, items }) {
+  const bore = items > 0 ? Math.min(14, Math.round(3 + 3.2 * Math.log10(1 + items))) : 3;
+  return html`<g class="pipe ${kind}">
+    <path class="wall" d=${path} stroke-width=${bore + 2} />
+    <path class="bore" d=${path} stroke-width=${bore} />
+    ${items > 0 && html`<path class="water" d=${path} stroke-width=${bore} />`}
+    ${filter && !USUAL_FILTERS.includes(filter) && html`<text x=${middle.x} y=${middle.y}>${filter}</text>`}
   </g>`;
 }
 
-/**
- * How full the gauge is: half with one batch waiting for each instance, never quite full.
- * @param {GraphNode} node
- * @param {number} queued
- */
-const level = (node, queued) => queued / (queued + Math.max(1, node.max * node.instances));
-
-/**
- * @param {{node: GraphNode, live: LiveNode, open: boolean, onOpen: (node: string | null) => void}} props
- */
-function NodeCard({ node, live, open, onOpen }) {
-  const fill = { height: `${Math.round(level(node, live.queued) * 100)}%` };
-  return html`<button class="node" id="node-${node.name}" aria-label=${spoken(node, live)}
-      aria-expanded=${open} aria-controls="details" title=${node.name}
-      onClick=${() => onOpen(open ? null : node.name)}>
-    <span class="gauge"><i style=${fill}></i></span>
-    <span class="row"><b class="cut">${node.name}</b><${Squares} executors=${live.executors} /></span>
-    <span class="row"><span class="cut">${node.backend}</span>${
-      live.queued > 0 && html`<span class="waiting">${count(live.queued)} waiting</span>`}</span>
-    <span class="row numbers"><span>${rate(live.items_per_s)}</span><span>${batch(node, live)}</span><span>${ms(live.run_ms)}</span></span>
+function Card({ node, live, open, onOpen }) {
+  const { name, backend, max, instances } = node;
+  const { queued, batch_size, executors } = live;
+  // Half full with a batch waiting for each instance, never quite full.
+  const level = queued / (queued + Math.max(1, max * instances));
+  const batch = batch_size === null ? `max ${max}` : `${batch_size.toFixed(1)} of ${max}`;
+  const states = STATES.map((state) => [executors.filter((one) => one.state === state).length, state]);
+  const busy = states.filter(([number]) => number).map((pair) => pair.join(" ")).join(", ");
+  const label = `${name}, ${backend}, ${queued} waiting, ${rate(live.items_per_s)}, runs ${ms(live.run_ms)}, instances: ${busy || "none"}`;
+  return html`<button class="node" id="node-${name}" aria-label=${label} aria-expanded=${open} title=${name}
+      onClick=${() => onOpen(open ? null : name)}>
+    <span class="gauge"><i style=${{ height: `${Math.round(level * 100)}%` }}></i></span>
+    <span class="row"><b class="cut">${name}</b><${Squares} executors=${executors} /></span>
+    <span class="row"><span class="cut">${backend}</span>${queued > 0 && html`<span class="waiting">${count(queued)} waiting</span>`}</span>
+    <span class="numbers"><span>${rate(live.items_per_s)}</span><span>${max > 1 && batch}</span><span>${ms(live.run_ms)}</span></span>
   </button>`;
 }
 
-/** @param {{executors: Executor[]}} props */
 function Squares({ executors }) {
-  const many = executors.length > SQUARES;
-  const urgent = (/** @type {Executor} */ { state }) => STATES.indexOf(state);
-  const shown = many ? executors.toSorted((a, b) => urgent(a) - urgent(b)) : executors;
-  return html`<span class="squares">
-    ${shown.slice(0, SQUARES).map(({ name, state }) => html`<i key=${name} class=${state}></i>`)}
-    ${many && html`<span>+${executors.length - SQUARES}</span>`}
-  </span>`;
+  const more = executors.length - SQUARES;
+  const urgency = ({ state }) => STATES.indexOf(state);
+  const shown = more > 0 ? executors.toSorted((a, b) => urgency(a) - urgency(b)).slice(0, SQUARES) : executors;
+  return html`<span class="squares">${shown.map(({ name, state }) => html`<i key=${name} class=${state}></i>`)}
+    ${more > 0 && html`<span>+${more}</span>`}</span>`;
 }
 
 /**
- * @param {GraphNode} node
- * @param {LiveNode} live
+ * @param {{node: import("./status.js").GraphNode, live?: import("./status.js").LiveNode,
+ *   onClose: () => void}} props
  */
-function batch(node, live) {
-  if (live.batch_size === null) return node.max > 1 ? `max ${node.max}` : "";
-  return node.max > 1 ? `${live.batch_size.toFixed(1)} of ${node.max}` : "";
-}
-
-/**
- * @param {GraphNode} node
- * @param {LiveNode} live
- */
-function spoken(node, live) {
-  const states = STATES.map((state) => [state, live.executors.filter((one) => one.state === state).length]);
-  const executors = states.filter(([, number]) => number).map(([state, number]) => `${number} ${state}`);
-  const parts = [`${node.name}, ${node.backend}`, `${live.queued} waiting`, `${rate(live.items_per_s)}`];
-  if (live.run_ms !== null) parts.push(`runs ${ms(live.run_ms)}`);
-  if (executors.length) parts.push(`instances: ${executors.join(", ")}`);
-  return parts.join(", ");
-}
-
-/**
- * @param {{node: GraphNode, live: LiveNode | undefined, onClose: () => void}} props
- */
-export function Details({ node, live = NOTHING, onClose }) {
-  const box = useRef(/** @type {HTMLElement | null} */ (null));
-  useEffect(() => box.current?.scrollIntoView({ block: "nearest" }), [node.name]);
+export function Details({ node, live, onClose }) {
+  const box = useRef();
+  useEffect(() => box.current.scrollIntoView({ block: "nearest" }), [node.name]);
   useEffect(() => {
-    const listen = (/** @type {KeyboardEvent} */ event) => {
-      if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]")) onClose();
-    };
+    const listen = ({ key }) => key === "Escape" && !document.querySelector("dialog[open]") && onClose();
     addEventListener("keydown", listen);
     return () => removeEventListener("keydown", listen);
   }, [onClose]);
+  const { batching_timeout_ms: window } = node;
+  const { executors, ...now } = live ?? NOTHING;
   const facts = [
-    ["Rate", rate(live.items_per_s), `${rate(live.batches_per_s)} in batches`],
-    ["Batch", live.batch_size === null ? "–" : live.batch_size.toFixed(1), `at most ${node.max}`],
-    ["Waits", ms(live.queue_ms), `${count(live.queued)} waiting now`],
-    ["Runs", ms(live.run_ms), "per batch"],
-    ["Batch window", ms(node.batching_timeout_ms), node.batching_timeout_ms ? "to fill a batch" : "a batch never waits"],
-    ["Since the start", count(live.items), `in ${plural(live.batches, "batch", "batches")}`],
+    ["Rate", rate(now.items_per_s), `${rate(now.batches_per_s)} in batches`],
+    ["Batch", now.batch_size?.toFixed(1) ?? "–", `at most ${node.max}`],
+    ["Waits", ms(now.queue_ms), `${count(now.queued)} waiting now`],
+    ["Runs", ms(now.run_ms), "per batch"],
+    ["Batch window", ms(window), window ? "to fill a batch" : "a batch never waits"],
+    ["Since the start", count(now.items), `in ${plural(now.batches, "batch", "batches")}`],
   ];
-  return html`<section class="details card" id="details" ref=${box} aria-label="Node ${node.name}">
+  return html`<section class="details card" ref=${box} aria-label="Node ${node.name}">
     <header><h2 class="cut" title=${node.name}>${node.name}</h2><span class="pill">${node.backend}</span>
       <button class="button quiet small" onClick=${onClose}>Close</button></header>
-    <dl class="figures">${facts.map(([name, value, hint]) => html`<div key=${name}>
+    <dl>${facts.map(([name, value, hint]) => html`<div key=${name}>
       <dt>${name}</dt><dd>${value}</dd><dd class="hint">${hint}</dd></div>`)}</dl>
     <code class="code">${node.expression}</code>
-    ${live.executors.length > 0 && html`<div class="instances"><table>
-      <thead><tr><th>Instance</th><th>State</th><th>For</th><th>Device</th></tr></thead>
-      <tbody>${live.executors.map((one) => html`<tr key=${one.name}>
+    ${executors.length > 0 && html`<div class="instances"><table>
+      <thead><tr><th>Instance</th><th>State</th><th class="num">For</th><th>Device</th></tr></thead>
+      <tbody>${executors.map((one) => html`<tr key=${one.name}>
         <td class="mono">${one.name}</td>
         <td><span class="squares"><i class=${one.state}></i></span> ${one.state}</td>
         <td class="num">${one.state === "idle" ? "" : ms(one.ms)}</td>

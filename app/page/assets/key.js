@@ -1,36 +1,30 @@
 // @ts-check
-/** The dialog that asks for the API key, shows that one is in use, and forgets it. */
+/** The dialog that asks for the API key, and forgets it; a button in the top bar opens it too. */
 import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
 import { api } from "./api.js";
 
-/**
- * @typedef {{wrong: boolean, answer: (key: string | null) => void}} Question
- */
-
-/** The button in the top bar, and the dialog that opens by itself when a call needs a key. */
 export function Key() {
-  const [question, setQuestion] = useState(/** @type {Question | null} */ (null));
+  const [question, setQuestion] = useState(null);
   useEffect(() => {
     api.askKey = (wrong) =>
       new Promise((resolve) => {
-        setQuestion({ wrong, answer: (/** @type {string | null} */ key) => (setQuestion(null), resolve(key)) });
+        const answer = (key) => (setQuestion(null), resolve(key));
+        setQuestion({ wrong, answer });
       });
   }, []);
   return html`
-    ${api.key !== null && html`<button class="button quiet" onClick=${() => void api.unlock()} title="The API key in use">Key</button>`}
-    ${question && html`<${KeyDialog} ...${question} />`}`;
+    ${api.key !== null && html`<button class="button quiet" title="The API key in use" onClick=${() => api.unlock()}>Key</button>`}
+    ${question && html`<${Dialog} ...${question} />`}`;
 }
 
-/** @param {Question} props */
-function KeyDialog({ wrong, answer }) {
-  const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  const input = useRef(/** @type {HTMLInputElement | null} */ (null));
+function Dialog({ wrong, answer }) {
+  const dialog = useRef();
+  const input = useRef();
   const kept = api.key !== null;
-  useEffect(() => dialog.current?.showModal(), []);
-  const submit = (/** @type {Event} */ event) => {
+  useEffect(() => dialog.current.showModal(), []);
+  const submit = (event) => {
     event.preventDefault();
-    const key = input.current?.value.trim();
-    if (key) answer(key);
+    answer(input.current.value.trim());
   };
   const forget = () => {
     api.key = null;
@@ -40,9 +34,8 @@ function KeyDialog({ wrong, answer }) {
     <form onSubmit=${submit}>
       <h2 id="key-title">${kept && !wrong ? "API key" : "This server asks for an API key"}</h2>
       ${wrong && html`<p class="error" role="alert">The server did not accept that key.</p>`}
-      <label>API key <input class="field mono" type="password" ref=${input} autocomplete="off"
-        spellcheck=${false} required aria-describedby="key-hint" autofocus /></label>
-      <p class="hint" id="key-hint">${kept && !wrong ? "A key is in use. " : ""}It stays in this tab and is forgotten when the tab is closed.</p>
+      <label>API key <input class="field mono" type="password" ref=${input} autocomplete="off" required autofocus /></label>
+      <p class="hint">It stays in this tab, and is forgotten when the tab is closed.</p>
       <div class="actions">
         ${kept && html`<button type="button" class="button" onClick=${forget}>Forget it</button>`}
         <button type="button" class="button" onClick=${() => answer(null)}>Cancel</button>

@@ -7,35 +7,28 @@ import { MOODS } from "./status.js";
 
 const MANY = 12; // more pipelines than this get a field to search in
 
-/**
- * @param {{pipelines: import("./status.js").Pipeline[], chosen: string | null, tab: string}} props
- *   `tab` is kept when another pipeline is chosen
- */
-export function Rail({ pipelines, chosen, tab }) {
+/** @param {{pipelines: import("./status.js").Pipeline[], chosen: string, link: (name: string) => string}} props */
+export function Rail({ pipelines, chosen, link }) {
   const [text, setText] = useState("");
-  const wanted = text.trim().toLowerCase();
-  const found = pipelines.filter(({ name }) => name.toLowerCase().includes(wanted));
+  const found = pipelines.filter(({ name }) => name.toLowerCase().includes(text.trim().toLowerCase()));
   return html`<nav class="rail" aria-label="Pipelines">
     ${pipelines.length > MANY && html`<input class="field" type="search" aria-label="Find a pipeline"
-      placeholder="Find one of ${pipelines.length}" value=${text}
-      onInput=${(/** @type {any} */ event) => setText(event.target.value)} />`}
-    <ul>${found.map((pipeline) => html`<li key=${pipeline.name}><${Entry} pipeline=${pipeline}
-      chosen=${pipeline.name === chosen} tab=${tab} /></li>`)}</ul>
-    ${found.length === 0 && html`<p class="hint">No pipeline is called so.</p>`}
+      placeholder="Find one of ${pipelines.length}" value=${text} onInput=${(event) => setText(event.target.value)} />`}
+    <ul>${found.map((pipeline) => html`<li key=${pipeline.name}>
+      <${Entry} pipeline=${pipeline} chosen=${pipeline.name === chosen} href=${link(pipeline.name)} /></li>`)}</ul>
+    ${!found.length && html`<p class="hint">No pipeline is called so.</p>`}
   </nav>`;
 }
 
-/** @param {{pipeline: import("./status.js").Pipeline, chosen: boolean, tab: string}} props */
-function Entry({ pipeline, chosen, tab }) {
+function Entry({ pipeline, chosen, href }) {
   const { name, mood, succeeded_per_s, latency_ms } = pipeline;
-  const path = `#/p/${encodeURIComponent(name)}${tab === "graph" ? "" : `/${tab}`}`;
-  const link = useRef();
+  const element = useRef();
   useEffect(() => {
-    if (chosen) link.current.scrollIntoView({ block: "nearest", inline: "nearest" });
+    if (chosen) element.current.scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [chosen]);
-  const busy = mood === "calm" || mood === "busy" || mood === "refusing";
-  return html`<a href=${path} ref=${link} title=${name} aria-current=${chosen ? "page" : undefined}>
+  const works = ["calm", "busy", "refusing"].includes(mood);
+  return html`<a href=${href} ref=${element} title=${name} aria-current=${chosen ? "page" : undefined}>
     <${MoodMark} mood=${mood} /><span class="name cut">${name}</span>
-    <span class="live"><span>${MOODS[mood]}</span>${busy && html`<span>${rate(succeeded_per_s)}</span><span>${ms(latency_ms?.p50)}</span>`}</span>
+    <span class="live"><span>${MOODS[mood]}</span>${works && html`<span>${rate(succeeded_per_s)}</span><span>${ms(latency_ms?.p50)}</span>`}</span>
   </a>`;
 }

@@ -2,34 +2,26 @@
 /**
  * What GET /status answers, and how a pipeline feels, in words.
  *
- * @typedef {"idle" | "calm" | "busy" | "refusing" | "loading" | "down"} Mood
- * @typedef {{name: string, state: "idle" | "running" | "loading" | "restarting" | "stuck",
- *   ms: number | null, device: string}} Executor
- * @typedef {{name: string, queued: number, items: number, batches: number,
- *   items_per_s: number | null, batches_per_s: number | null, batch_size: number | null,
- *   queue_ms: number | null, run_ms: number | null, executors: Executor[]}} LiveNode
- * @typedef {{name: string, version: string, state: string, reason: string, mood: Mood,
- *   loading: {node: string, text: string}[], in_flight: number, max_requests: number,
- *   succeeded: number, failed: Record<string, number>, refused: Record<string, number>,
- *   succeeded_per_s: number | null, failed_per_s: number | null, refused_per_s: number | null,
- *   latency_ms: {p50: number, p90: number, p99: number, requests: number} | null,
- *   nodes: LiveNode[]}} Live
- * @typedef {{name: string, backend: string, expression: string, max: number, min: number,
- *   instances: number, batching_timeout_ms: number}} GraphNode
- * @typedef {{from: string, to: string, kind: "next" | "calls" | "map", filter: string | null,
- *   label?: string}} GraphEdge
+ * @typedef {{name: string, state: string, ms: number | null, device: string}} Executor
+ * @typedef {{name: string, queued: number, items: number, batches: number, items_per_s: number,
+ *   batches_per_s: number, batch_size: number, queue_ms: number, run_ms: number,
+ *   executors: Executor[]}} LiveNode numbers of the last interval are null if nothing ran
+ * @typedef {{name: string, backend: string, expression: string, max: number, instances: number,
+ *   batching_timeout_ms: number}} GraphNode
+ * @typedef {{from: string, to: string, kind: string, filter: string | null}} GraphEdge
  * @typedef {{nodes: GraphNode[], edges: GraphEdge[]}} Graph
- * @typedef {{description?: string, versions?: string[], inputs?: {name: string, kind: string}[],
- *   outputs?: {name: string, kind: string}[], graph?: Graph}} Described what does not change
- * @typedef {Live & Described} Pipeline
+ * @typedef {{name: string, version: string, state: string, reason: string, mood: string,
+ *   loading: {node: string, text: string}[], in_flight: number, succeeded: number,
+ *   failed: Record<string, number>, refused: Record<string, number>, succeeded_per_s: number,
+ *   failed_per_s: number, refused_per_s: number, latency_ms: Record<string, number | null> | null,
+ *   nodes: LiveNode[], description?: string, versions?: string[],
+ *   inputs?: {name: string, kind: string}[], graph?: Graph}} Pipeline what is optional never
+ *   changes, and does not come with events
  * @typedef {{time_s: number, uptime_s: number, version: string, generation: number,
- *   ready: boolean, reason: string, request_history: number,
- *   memory: {used_bytes: number, limit_bytes: number | null, refused: number},
- *   pipelines: Live[]}} Status
+ *   ready: boolean, reason: string, memory: Record<string, number>, pipelines: Pipeline[]}} Status
  */
 import { count, ms, plural, rate } from "./format.js";
 
-/** @type {Record<Mood, string>} */
 export const MOODS = {
   idle: "Idle",
   calm: "Calm",
@@ -39,58 +31,28 @@ export const MOODS = {
   down: "Down",
 };
 
-/**
- * Return one sentence that says how the pipeline feels.
- * @param {Live} pipeline
- */
+/** Return a sentence that says how the pipeline feels. @param {Pipeline} pipeline */
 export function feeling(pipeline) {
-  const { mood } = pipeline;
+  const { mood, succeeded, in_flight, nodes } = pipeline;
   if (mood === "down") return pipeline.reason || `The pipeline is ${pipeline.state}.`;
   if (mood === "loading") return pipeline.loading.map(progress).join("; ") || "It starts.";
-  if (mood === "idle") return idle(pipeline);
-  const { succeeded_per_s, latency_ms } = pipeline;
-  const sentence = [`${rate(succeeded_per_s, " requests")} answered`];
-  if (latency_ms) sentence.push(`half of them within ${ms(latency_ms.p50)}`);
-  if (mood === "refusing") sentence.push(`${rate(pipeline.refused_per_s)} refused`);
-  else if (mood === "busy") sentence.push(...longestQueue(pipeline));
-  if (pipeline.failed_per_s) sentence.push(`${rate(pipeline.failed_per_s)} failed`);
-  return `${sentence.join(", ")}.`;
+  if (mood === "idle") {
+    if (in_flight) return `${plural(in_flight, "request")} in flight.`;
+    return succeeded ? `No requests now; ${count(succeeded)} answered since the start.` : "No traffic yet.";
+  }
+  const parts = [`${rate(pipeline.succeeded_per_s, " requests")} answered`];
+  const half = pipeline.latency_ms?.p50;
+  if (half != null) parts.push(`half of them within ${ms(half)}`);
+  if (mood === "refusing") parts.push(`${rate(pipeline.refused_per_s)} refused`);
+  if (pipeline.failed_per_s) parts.push(`${rate(pipeline.failed_per_s)} failed`);
+  const most = nodes.toSorted((a, b) => b.queued - a.queued)[0];
+  if (mood === "busy" && most?.queued) parts.push(`${count(most.queued)} waiting at ${most.name}`);
+  return `${parts.join(", ")}.`;
 }
 
-/** @param {{node: string, text: string}} step */
 export const progress = ({ node, text }) => (node ? `${node}: ${text}` : text);
 
-/** @param {Live} pipeline */
-function idle({ succeeded, in_flight }) {
-  if (in_flight) return `${plural(in_flight, "request")} in flight, none answered in the last second.`;
-  if (succeeded) return `No requests now; ${count(succeeded)} answered since the server started.`;
-  return "No traffic yet.";
-}
-
-/**
- * @param {Live} pipeline
- * @returns {string[]}
- */
-function longestQueue({ nodes }) {
-  const node = nodes.reduce((most, other) => (other.queued > most.queued ? other : most), nodes[0]);
-  return node?.queued ? [`${count(node.queued)} waiting at ${node.name}`] : [];
-}
-
-/**
- * Return the sum of counters such as `refused`.
- * @param {Record<string, number>} counters
- */
-export function total(counters) {
-  return Object.values(counters).reduce((sum, value) => sum + value, 0);
-}
-
-/**
- * Join what changes and what does not.
- * @param {Live[]} live
- * @param {Described[]} described
- * @returns {Pipeline[]}
- */
-export function merge(live, described) {
-  const byName = new Map(described.map((one) => [/** @type {any} */ (one).name, one]));
-  return live.map((pipeline) => ({ ...byName.get(pipeline.name), ...pipeline }));
+/** Whether no request ever came. @param {Pipeline} pipeline */
+export function untouched({ succeeded, in_flight, failed, refused }) {
+  return ![succeeded, in_flight, ...Object.values(failed), ...Object.values(refused)].some(Boolean);
 }
