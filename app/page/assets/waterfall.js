@@ -44,7 +44,7 @@ function RowOf({ row, depth, end, longest }) {
   const [all, setAll] = useState(false);
   /** @type {Row[]} */
   const some = all ? parts : longestOf(parts, UNFOLDED_PARTS);
-  return html`<li class=${row === longest && "longest"}>
+  return html`<li class=${row === longest && (waited > ran ? "longest waited" : "longest")}>
     <button class="waterfall-grid" aria-label="${name}${part ? ` ${part}` : ""}: ${row.words}"
       aria-expanded=${visit ? open : undefined} onClick=${() => setOpen(visit && !open)}>
       <span class="waterfall-name" style=${{ "--depth": depth }}><span class="cut">${name}</span>
@@ -95,7 +95,8 @@ function laidOut({ ms: end, nodes, spans }) {
   visits.forEach((row) => (visits[row.visit.part_of ?? -1]?.parts ?? rows).push(row));
   rows.sort((one, other) => one.from - other.from);
   const leaves = [...visits, ...rows].filter((row) => !row.parts.length);
-  return { rows, longest: longestOf(leaves, 1)[0], end: Math.max(end, 0.01) };
+  const [longest] = longestOf(leaves, 1);
+  return { rows, longest, end: Math.max(end, 0.01) };
 }
 
 /**
@@ -109,7 +110,8 @@ function rowOf(visit, end) {
   const stretches = [];
   let at = from;
   for (const { why, ms: lasted } of visit.waits) {
-    stretches.push({ kind: "wait", from: at, to: (at += lasted), label: WAITED_FOR[why] });
+    const label = start !== null && WAITED_FOR[why]; // an unfinished visit may have run
+    stretches.push({ kind: "wait", from: at, to: (at += lasted), label });
   }
   if (start !== null) {
     const label = batch?.rows > 1 && `batch of ${batch.rows}`;

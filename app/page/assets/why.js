@@ -7,6 +7,7 @@ import { hrefOf, Waterfall } from "./waterfall.js";
 
 const REFRESH_MS = 2000;
 const LISTED = 50;
+const USUAL_SERVER = "http://127.0.0.1:8000"; // of `penstock why`
 const LONG_SENTENCE = 140; // an error's text
 
 /**
@@ -141,7 +142,8 @@ function Answer({ request }) {
   const times = outcome === "ok" && usual ? request.ms / usual : 0;
   const items = rows > 1 && plural(rows, "item");
   const facts = [pipeline && `${pipeline} ${version}`, door, items, code, clock(request)];
-  const command = `penstock why ${id}`;
+  const server = new URL(".", location.href).href.slice(0, -1);
+  const command = `penstock why ${id}${server === USUAL_SERVER ? "" : ` --url ${server}`}`;
   const copies = [["id", id], ["command", command], ["JSON", JSON.stringify(request, null, 2)]];
   const copy = async (/** @type {string} */ what, /** @type {string} */ text) =>
     say((await copyText(text)) ? `Copied the ${what}.` : "This browser did not copy it.");
