@@ -37,6 +37,9 @@ http {{
         location / {{
             proxy_pass http://127.0.0.1:{server};
         }}
+        location /cut/ {{
+            proxy_pass http://127.0.0.1:{server}/;
+        }}
     }}
 }}
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import socket
 import ssl
 import stat
@@ -18,6 +19,8 @@ from penstock.app.factory import create_app
 from penstock.app.server.listeners import ListenError, listen
 from penstock.app.server.tls import TlsError, tls_context
 from penstock.app.settings import Settings, unknown_variables
+
+from .conftest import nginx
 
 
 def has_ipv6() -> bool:
@@ -204,6 +207,30 @@ def test_a_root_path_may_be_in_the_request_or_cut_off(
         for page in ("/", "/docs"):  # their links are relative
             assert client.get(f"{prefix}{page}").status_code == 200
         assert client.get("/models").headers["location"] == "./models/"
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_the_pages_work_behind_a_proxy_that_cuts_the_path_or_leaves_it(
+    running: Any, digits: Path, tmp_path: Path
+) -> None:
+    command = shutil.which("nginx")
+    assert command is not None
+    with (
+        running(create_app(digits), http="penstock", root_path="/models") as server,
+        nginx(command, server.base_url.port, tmp_path) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", follow_redirects=True) as client,
+    ):
+        for prefix in ("/cut", "/models"):
+            page = client.get(f"{prefix}/")
+            assert "page/main.js" in page.text and page.url.path == f"{prefix}/"
+            for path in ("page/main.js", "docs", "docs/assets/docs.js", "openapi.json"):
+                assert client.get(f"{prefix}/{path}").status_code == 200
+            script = client.get(f"{prefix}/page/main.js")
+            assert script.headers["content-encoding"] == "gzip"
+            known = {"If-None-Match": script.headers["etag"]}
+            assert client.get(f"{prefix}/page/main.js", headers=known).status_code == 304
+        # nginx itself leads from /cut to /cut/. /models is ours.
+        assert client.get("/models").url == f"http://127.0.0.1:{port}/models/"
 
 
 def test_variables_that_are_no_settings_are_told_with_the_nearest_name() -> None:
