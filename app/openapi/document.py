@@ -170,6 +170,7 @@ class OpenAPI:
         paths |= protocol_paths(settings)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}
+        components["responses"] = {**components.get("responses", {}), **share_problems(paths)}
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
@@ -352,6 +353,23 @@ def problems(codes: Iterable[str]) -> dict[str, Any]:
             "value": {**example, "request_id": "4be09a1c-7"}
         }
     return responses
+
+
+def share_problems(paths: dict[str, Any]) -> dict[str, Any]:
+    """Replace each response of `problems` in operations by a reference, and return the components.
+
+    Without that, they are two thirds of the document. Generated clients stay the same.
+    """
+    shared: dict[str, Any] = {}
+    for operations in paths.values():
+        for operation in operations.values():
+            responses = operation["responses"]
+            for status, response in responses.items():
+                if PROBLEM_MEDIA_TYPE in response.get("content", {}):
+                    name = f"Problem_{response['description'].replace(', ', '_or_')}"
+                    shared[name] = response
+                    responses[status] = {"$ref": f"#/components/responses/{name}"}
+    return shared
 
 
 def inlined(value: Any, schemas: Mapping[str, Schema], inside: tuple[str, ...] = ()) -> Any:

@@ -61,6 +61,15 @@ def check(document: Any, schema: Any, value: Any) -> None:
     )
 
 
+def responses_of(document: Any, path: str, method: str = "post") -> Any:
+    """Return an operation's responses, with those that it refers to in their place."""
+    shared = document["components"]["responses"]
+    return {
+        status: shared[response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+        for status, response in document["paths"][path][method]["responses"].items()
+    }
+
+
 def test_operations_and_names(running: Any, digits: Path) -> None:
     with running(create_app([digits, kinds()])) as client:
         document = document_of(client)
@@ -119,8 +128,7 @@ def test_answers_match_the_document(running: Any, digits: Path, digit: bytes) ->
     with running(create_app(digits)) as client:
         document = document_of(client)
         single, batch = (
-            document["paths"][path]["post"]["responses"]
-            for path in ("/predict/digits", "/predict/digits/batch")
+            responses_of(document, path) for path in ("/predict/digits", "/predict/digits/batch")
         )
         answer = client.post("/predict/digits", content=digit)
         check(document, single["200"]["content"]["application/json"]["schema"], answer.json())
@@ -194,7 +202,7 @@ def test_every_kind_has_a_type(running: Any) -> None:
 def test_errors_have_an_example_for_each_code(running: Any, digits: Path) -> None:
     with running(create_app(digits)) as client:
         document = document_of(client)
-    responses = document["paths"]["/predict/digits"]["post"]["responses"]
+    responses = responses_of(document, "/predict/digits")
     assert list(responses) == ["200", "400", "404", "413", "415", "422", "429", "500", "503", "504"]
     assert (
         "Retry-After" in responses["429"]["headers"]
@@ -206,6 +214,10 @@ def test_errors_have_an_example_for_each_code(running: Any, digits: Path) -> Non
         for code, example in content["examples"].items():
             check(document, content["schema"], example["value"])
             assert example["value"]["code"] == code and str(example["value"]["status"]) == status
+        reference = document["paths"]["/predict/digits"]["post"]["responses"][status]
+        others = document["paths"]["/predict/digits/batch"]["post"]["responses"]
+        assert others.get(status, reference) == reference  # written once, however many pipelines
+        assert list(reference) == ["$ref"]
 
 
 def test_keys_and_tokens(running: Any, digits: Path) -> None:
