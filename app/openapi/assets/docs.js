@@ -98,6 +98,7 @@ function show(description, key) {
     domNode: docs,
     deepLinking: true,
     displayRequestDuration: true,
+    syntaxHighlight: { theme: "monokai" }, // the numbers of the default are too dark to read
     defaultModelsExpandDepth: 0,
     validatorUrl: null, // it would send the document to another server
     plugins: [collapsedErrors],

@@ -98,7 +98,7 @@ function Squares({ executors }) {
 export function Details({ node, live, onClose }) {
   const box = useRef();
   useEffect(() => box.current.scrollIntoView({ block: "nearest" }), [node.name]);
-  useEffect(() => {
+  useLayoutEffect(() => { // before it is drawn: a quick Escape counts, too
     const listen = ({ key }) => key === "Escape" && !document.querySelector("dialog[open]") && onClose();
     addEventListener("keydown", listen);
     return () => removeEventListener("keydown", listen);

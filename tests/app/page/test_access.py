@@ -1,0 +1,96 @@
+"""The page with an API key, below a root path, and while the server is away; in Chromium."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Any
+
+import httpx
+import pytest
+from playwright.async_api import Page, expect
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from penstock import create_app
+
+from ...ports import free_port
+from ..conftest import spawning
+from .conftest import KEY, PIPELINES, Visiting
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+WORDS = PIPELINES / "words.toml"
+
+
+async def enter(page: Page, key: str) -> None:
+    """Answer the page's question for the key."""
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("API key").fill(key)
+    await page.keyboard.press("Enter")
+
+
+async def test_the_page_asks_for_the_key_and_uses_it_below_a_root_path(
+    visiting: Visiting, guarded: httpx.Client
+) -> None:
+    url = f"{str(guarded.base_url).rstrip('/')}/models"
+    async with visiting(url, 401) as visited:
+        page = visited.page
+        await page.goto(f"{url}/")
+        dialog = page.get_by_role("dialog", name=re.compile("API key"))
+        await expect(dialog).to_be_visible()
+        await enter(page, "wrong")
+        await expect(dialog.get_by_role("alert")).to_contain_text("did not accept")
+        await enter(page, KEY)
+        await expect(dialog).to_be_hidden()
+        await expect(page.get_by_text("Ready, 1 pipeline")).to_be_visible()
+        await page.goto(f"{url}/#/p/words/try")
+        await page.get_by_role("button", name="Send", exact=True).click()
+        await expect(page.get_by_role("region", name="Answer")).to_contain_text("200 OK")
+        curl = page.get_by_role("tabpanel", name="curl")
+        await expect(curl).to_contain_text("Authorization: Bearer $PENSTOCK_API_KEY")
+        await expect(curl).to_contain_text(f"{url}/predict/words")
+        assert KEY not in await page.content()
+
+
+async def test_without_the_key_the_page_says_so(visiting: Visiting, guarded: httpx.Client) -> None:
+    async with visiting(str(guarded.base_url), 401) as visited:
+        page = visited.page
+        await page.goto(f"{visited.url}/")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_text("API key needed")).to_be_visible()
+        await page.get_by_role("button", name="Enter the key").click()
+        await enter(page, KEY)
+        await expect(page.get_by_text("Ready, 1 pipeline")).to_be_visible()
+
+
+async def test_the_page_works_in_another_application(visiting: Visiting, running: Any) -> None:
+    penstock = create_app(WORDS)
+    host = Starlette(routes=[Mount("/inside", penstock)], lifespan=penstock.router.lifespan_context)
+    with running(host) as client:
+        async with visiting(f"{str(client.base_url).rstrip('/')}/inside") as visited:
+            await visited.open("#/p/words/try")
+            await visited.page.get_by_role("button", name="Send", exact=True).click()
+            answer = visited.page.get_by_role("region", name="Answer")
+            await expect(answer).to_contain_text("200 OK")
+
+
+async def test_the_page_comes_back_with_the_server(visiting: Visiting) -> None:
+    port = free_port()
+    with spawning() as spawn:
+
+        def serve() -> Any:
+            process = spawn("serve", WORDS, "--port", port)
+            process.wait_for("ready after")
+            return process
+
+        process = serve()
+        async with visiting(f"http://127.0.0.1:{port}") as visited:
+            await visited.open()
+            process.process.send_signal(signal.SIGTERM)
+            await expect(visited.page.get_by_text("Disconnected")).to_be_visible()
+            assert process.end() == 0
+            serve()
+            await expect(visited.page.get_by_text("Ready, 1 pipeline")).to_be_visible()
+            await expect(visited.page.get_by_text("The server was restarted")).to_be_visible()
