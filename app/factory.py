@@ -130,7 +130,10 @@ def create_app(
     app.state.history = history
     install_handlers(app)
     _guard_document(app, restriction)
-    app.include_router(routes(repository, settings, predict, metrics, Status(repository, settings)))
+    status = Status(repository, settings)
+    app.include_router(
+        routes(repository, settings, predict, metrics=metrics, status=status, history=history)
+    )
     pages.follow(app.router)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
@@ -218,8 +221,9 @@ def create_router(
             repository,
             settings,
             predict,
-            Metrics(repository, settings.ready_when),
-            Status(repository, settings),
+            metrics=Metrics(repository, settings.ready_when),
+            status=Status(repository, settings),
+            history=history,
         )
     )
     protocol = protocol_app(repository, settings, history)

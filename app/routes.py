@@ -17,8 +17,11 @@ from starlette.types import Receive, Scope, Send
 from penstock.backends.errors import BackendError, PenstockError
 from penstock.pipelines.repository import VERSION_SEPARATOR, Repository
 
+from .history.answers import explain_request, list_requests
+from .history.ring import History
 from .http.auth import check_admin, check_key
 from .http.errors import LoadFailed, problem_response
+from .http.helper_thread import on_helper_thread
 from .http.paths import WholePathRoute
 from .http.predict_call import PredictRules
 from .http.request_id import request_id_of
@@ -83,8 +86,10 @@ def routes(
     repository: Repository,
     settings: Settings,
     predict: Predictor,
+    *,
     metrics: Metrics,
     status: Status,
+    history: History | None,
 ) -> APIRouter:
     """Make all ordinary routes, on a router without a lifespan."""
 
@@ -95,6 +100,9 @@ def routes(
         check_admin(request.scope, settings)
 
     restriction = restriction_of(settings.restricted_api)
+
+    def remembered() -> History | None:
+        return None if history is None else history.copy()
 
     def group(name: str) -> Any:
         async def allowed(request: Request) -> None:
@@ -138,6 +146,18 @@ def routes(
     @router.api_route("/status", methods=["GET", "HEAD"], dependencies=[group("statistics")])
     async def show_status(request: Request) -> Response:
         return status.answer(request.scope)
+
+    @router.get("/requests/", dependencies=[group("trace")])
+    @router.get("/requests", dependencies=[group("trace")])
+    async def requests(request: Request) -> Response:
+        query = request.query_params
+        asked = query.get("pipeline"), query.get("kind"), query.get("limit")
+        return JSONResponse(await on_helper_thread(list_requests, remembered(), *asked))
+
+    # A path: an id may have slashes.
+    @router.get("/requests/{request_id:path}", dependencies=[group("trace")])
+    async def explain(request_id: str) -> Response:
+        return JSONResponse(await on_helper_thread(explain_request, remembered(), request_id))
 
     @router.get("/pipelines/", dependencies=[group("model-repository")])
     @router.get("/pipelines", dependencies=[group("model-repository")])

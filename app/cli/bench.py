@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from .options import Headers, headers_of
 from .output import fail
 
 if TYPE_CHECKING:  # imported when it runs: other commands need none of it
@@ -80,14 +81,7 @@ def bench_command(
     warm_up: Annotated[
         int, typer.Option(metavar="N", min=0, help="Requests to send first, not counted.")
     ] = 16,
-    header: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Header to send, 'Name: value'; or @FILE, a file of such lines, which `ps` does "
-            "not show. May be repeated.",
-        ),
-    ] = None,
+    header: Headers = None,
     pid: Annotated[
         int | None,
         typer.Option(
@@ -169,7 +163,7 @@ def bench_command(
         )
     if verify and plot is not None:
         raise typer.BadParameter("--plot and --verify exclude each other")
-    headers = dict(_header(text) for given in header or () for text in _lines(given))
+    headers = headers_of(header)
     is_url = target.startswith(("http://", "https://"))
     if not is_url and Path(target).is_dir():
         raise typer.BadParameter(f"{target} is a directory: expected one pipeline file, or a URL")
@@ -272,25 +266,6 @@ def _verify(
         typer.echo(line)
     if not verified:
         raise typer.Exit(1)
-
-
-def _lines(given: str) -> list[str]:
-    """Return the headers that an option gives: itself, or the lines of the file @FILE."""
-    if not given.startswith("@"):
-        return [given]
-    try:
-        text = Path(given[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise typer.BadParameter(f"--header: {given[1:]} can't be read: {reason}") from None
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise typer.BadParameter(f"--header: {text!r} is not a header: expected 'Name: value'")
-    return name.strip(), value.strip()
 
 
 def _server_of(url: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +12,7 @@ import typer
 
 from penstock.pipelines.config.presets import ImageOptions
 
-from ..settings import read_secret
-from .options import Labels, read_repository
+from .options import Labels, Token, TokenFile, authorization, given_token, read_repository
 from .output import fail, file_error, shortened
 
 if TYPE_CHECKING:  # imported when it runs: other commands need none of it
@@ -64,27 +62,12 @@ def call_command(
         typer.Option(
             "--trace",
             help="Print what each node did, to standard error. Backends that would run in a "
-            "process of their own run on a thread for it.",
+            "process of their own run on a thread for it. A server gives its trace to the admin "
+            "token alone.",
         ),
     ] = False,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="API key of the server; or its admin token, which may ask for a trace. Here ps "
-            "shows it to all users of this machine: better set the environment variable "
-            "(PENSTOCK_API_KEY for a key), or use --token-file.",
-            envvar="PENSTOCK_ADMIN_TOKEN",
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File with what --token takes, on one line.",
-            envvar="PENSTOCK_ADMIN_TOKEN_FILE",
-        ),
-    ] = None,
+    token: Token = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Send one image, or what else the pipeline takes, and print the answer as JSON.
 
@@ -103,9 +86,8 @@ def call_command(
     try:
         if target.startswith(("http://", "https://")):
             body = value.encode() if isinstance(value, str) else value
-            if token_file is not None and token is None:
-                token = read_secret("--token-file", token_file).get_secret_value()
-            asyncio.run(_call_url(target, body, token, traced=trace, full=full))
+            given = given_token(token, token_file)
+            asyncio.run(_call_url(target, body, given, traced=trace, full=full))
         else:
             path = Path(target)
             asyncio.run(_call_file(path, pipeline, value, image, labels, traced=trace, full=full))
@@ -224,8 +206,7 @@ async def _call_url(url: str, body: bytes, token: str | None, *, traced: bool, f
     from ..bench.report import OK
     from .trace import trace_lines
 
-    key = os.environ.get("PENSTOCK_API_KEY") if token is None else token
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = authorization(token)
     if traced and token is not None:
         headers["Penstock-Trace"] = "1"
     client = HttpClient(url, headers, read_headers=True)

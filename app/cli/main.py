@@ -28,6 +28,7 @@ from .init import init_command
 from .options import Labels, Source, read_repository, with_image, with_settings
 from .output import fail
 from .signals import hold_signals_back
+from .why import why_command
 
 command_line = typer.Typer(
     name="penstock",
@@ -204,6 +205,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "schema": schema,
     "init": with_image(init_command),
     "call": with_image(call_command),
+    "why": why_command,
     "backends": backends,
     "bench": bench_command,
     "build": build_command,

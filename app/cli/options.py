@@ -6,6 +6,7 @@ A setting's default and description are written down once, in `Settings`.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -25,7 +26,7 @@ from penstock.pipelines.config.presets import (
     read_size,
 )
 
-from ..settings import PREFIX, Settings
+from ..settings import PREFIX, Settings, read_secret
 
 if TYPE_CHECKING:  # imported when a command runs
     from penstock.pipelines.repository import Repository
@@ -43,6 +44,73 @@ Labels = Annotated[
         metavar="FILE", help="For a bare .onnx model: file with its classes' names, one per line."
     ),
 ]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="API key or admin token of the server. Here ps shows it to all users of this "
+        "machine: better set the environment variable (PENSTOCK_API_KEY for a key), or use "
+        "--token-file.",
+        envvar="PENSTOCK_ADMIN_TOKEN",
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with what --token takes, on one line.",
+        envvar="PENSTOCK_ADMIN_TOKEN_FILE",
+    ),
+]
+
+Headers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Header to send, 'Name: value'; or @FILE, a file of such lines, which `ps` does "
+        "not show. May be repeated.",
+    ),
+]
+
+
+def headers_of(given: list[str] | None) -> dict[str, str]:
+    """Return the headers that the option --header gives, by name."""
+    return dict(_header(text) for one in given or () for text in _lines(one))
+
+
+def _lines(given: str) -> list[str]:
+    """Return the headers that an option gives: itself, or the lines of the file @FILE."""
+    if not given.startswith("@"):
+        return [given]
+    try:
+        text = Path(given[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise typer.BadParameter(f"--header: {given[1:]} can't be read: {reason}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise typer.BadParameter(f"--header: {text!r} is not a header: expected 'Name: value'")
+    return name.strip(), value.strip()
+
+
+def given_token(token: str | None, token_file: Path | None) -> str | None:
+    """Return what --token or --token-file gives.
+
+    Raises ValueError for a file that can't be read.
+    """
+    if token is None and token_file is not None:
+        return read_secret("--token-file", token_file).get_secret_value()
+    return token
+
+
+def authorization(token: str | None) -> dict[str, str]:
+    """Return the header that carries a token; if there is none, the environment's API key."""
+    key = os.environ.get("PENSTOCK_API_KEY") if token is None else token
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def with_image(command: Callable[..., None]) -> Callable[..., None]:

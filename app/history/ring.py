@@ -73,6 +73,11 @@ class Shelf:
         for _, record in reversed(self._records):
             yield record
 
+    def copy(self) -> Shelf:
+        copied = Shelf(self._most, self._most_bytes)
+        copied._records = self._records.copy()
+        return copied
+
     def add(self, record: Record, size: int) -> None:
         records = self._records
         records.append((size, record))
@@ -157,6 +162,15 @@ class History:
             self._slow.add(record, size)
         if outcome == "failed":
             self._failed.add(record, size)
+
+    def copy(self) -> History:
+        """Return what is remembered now, to be read on another thread."""
+        copied = History(self.size)
+        copied._quick = self._quick.copy()
+        copied._others = self._others.copy()
+        copied._slow = self._slow.copy()
+        copied._failed = self._failed.copy()
+        return copied
 
     def recent(self) -> Iterator[Record]:
         """Iterate over the last `size` requests, the newest first."""

@@ -90,6 +90,18 @@ STATUSES: dict[str, CodeStatuses] = {
     "not_found": CodeStatuses(
         404, 404, example="there is no pipeline 'digit', did you mean 'digits'?"
     ),
+    "unknown_request": CodeStatuses(
+        404,
+        404,
+        example="no request 'photo-1' is remembered: 812 of the last 4096 are (request_history), "
+        "the oldest from 62.4 s ago",
+    ),
+    "history_off": CodeStatuses(
+        404,
+        404,
+        example="no requests are remembered: the operator has turned that off "
+        "(request_history = 0)",
+    ),
     "method_not_allowed": CodeStatuses(
         405, 405, example="GET is not allowed here: use POST or PUT"
     ),

@@ -34,6 +34,7 @@ from .bodies import (
 from .json_schemas import PortSchemas
 from .kinds import described, schema_of
 from .protocol import PROTOCOL_SCHEMAS, SERVER_NOT_READY, protocol_paths
+from .requests import REQUEST_SCHEMAS, request_paths
 from .schema import (
     FLAG,
     TEXT,
@@ -156,6 +157,7 @@ class OpenAPI:
             **(URL_BODIES if by_url else {}),
             **SERVER_SCHEMAS,
             **STATUS_SCHEMAS,
+            **(REQUEST_SCHEMAS if settings.request_history else {}),
             **PROTOCOL_SCHEMAS,
         }
         paths: dict[str, Any] = {}
@@ -167,6 +169,8 @@ class OpenAPI:
                 schemas |= schemas_of(one.config, version)
                 paths |= paths_of(one.config, protected, by_url, traced, version)
         paths |= server_paths(protected, administrable)
+        if settings.request_history:
+            paths |= request_paths(problems, protected)
         paths |= protocol_paths(settings)
         components = document.setdefault("components", {})
         components["schemas"] = {**components.get("schemas", {}), **dict(sorted(schemas.items()))}

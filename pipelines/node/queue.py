@@ -119,7 +119,8 @@ class BatchStart(NamedTuple):
     `running` and `idle`: how many other executors of the node ran and were idle. `shared`: one of
     them ran on its device. `turns`: clients took turns. `held`: from when until when rule 9 held
     the node since its last batch. `taken`: the rows of all batches that the node has started since
-    it began to note them, with this one. `usual`: the seconds of a recent batch.
+    it began to note them, with this one. `usual`: the seconds of a recent batch. The node's
+    `batching_timeout` is in seconds.
     """
 
     executor: str
@@ -138,6 +139,7 @@ class BatchStart(NamedTuple):
     held: tuple[float, float] | None
     taken: int
     usual: float
+    batching_timeout: float
 
     @property
     def rule(self) -> str:

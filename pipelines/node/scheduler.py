@@ -341,6 +341,7 @@ class Scheduler:
                 held,
                 self._taken,
                 self.estimate.recent,
+                self.batching_timeout,
             ),
         )
 

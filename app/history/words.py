@@ -1,0 +1,185 @@
+"""The words in which a request's way is told. Each sentence is true by itself and has its unit."""
+
+from __future__ import annotations
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+def time_text(ms: float) -> str:
+    """Write a time: less than 0.1 ms, 11.2 ms, 312 ms, 1.25 s."""
+    if ms < 0.05:
+        return "less than 0.1 ms"
+    if ms < 99.95:
+        return f"{ms:.1f} ms"
+    if ms < 999.5:
+        return f"{ms:.0f} ms"
+    return f"{ms / 1000:.3g} s" if ms < 99_950 else f"{ms / 1000:.0f} s"
+
+
+def count_text(count: int, noun: str) -> str:
+    """Write a number of things: 1 row, 8 rows."""
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def ordinal(number: int) -> str:
+    """Return the word for the position `number`, from 0 on."""
+    return ORDINALS[number] if number < len(ORDINALS) else f"{number + 1}th"
+
+
+# why an item waited
+
+QUEUED = "in its queue"
+
+
+def for_instance(number: int | None, running: int, instances: int) -> str:
+    """`number`: of the instance that ran it, from 0 on; None if that is not known. `running`: how
+    many other of the node's `instances` ran a batch when it became free.
+    """
+    if instances <= 1:
+        return "for its only instance to be free"
+    one = "an instance" if number is None else f"the {ordinal(number)} of {instances} instances"
+    if running < instances - 1:
+        return f"for {one} to be free"
+    return f"for {one}: {'both' if instances == 2 else f'all {instances}'} were busy"
+
+
+def behind(rows: int) -> str:
+    return f"behind {count_text(rows, 'row')} that went before it"
+
+
+def for_more_items(timeout_ms: float) -> str:
+    return (
+        "for more items: another instance ran on its device, and a batch that is not full then "
+        f"waits for up to {timeout_ms:g} ms (batching_timeout)"
+    )
+
+
+def for_downstream() -> str:
+    return (
+        "because its results that the nodes after it have not finished held more than an eighth of "
+        "max_memory"
+    )
+
+
+def for_loop() -> str:
+    return "until the event loop and the instance's thread came to it"
+
+
+def unfinished(node: str, ms: float, rows: int) -> str:
+    """`rows`: how many others were started there meanwhile."""
+    others = f"; {count_text(rows, 'other row')} started there meanwhile" if rows else ""
+    return f"Queued or ran {time_text(ms)} at node {node}, until the request ended{others}."
+
+
+# batches
+
+
+def rule_words(rule: str, timeout_ms: float) -> str:
+    """Say why a batch started when it did. `rule`: as `BatchStart.rule`."""
+    return {
+        "idle": "It started at once: an instance was idle.",
+        "freed": "It started as soon as an instance was free.",
+        "full": "It started because it was full, while another instance ran on its device.",
+        "late": f"It started {timeout_ms:g} ms after its first item (batching_timeout), while "
+        "another instance ran on its device.",
+        "downstream": "It started when the nodes after it had room again.",
+    }.get(rule, "")
+
+
+def bounded(limit: int, most: int) -> str:
+    return (
+        f"It could have {limit} of {count_text(most, 'row')}, because more came than can be "
+        "answered in time."
+    )
+
+
+def in_batch(rows: int, others: int | None) -> str:
+    """`others`: how many other requests ran in it; None if that is not known."""
+    if others:
+        return f"in a batch of {rows} with {count_text(others, 'other')}"
+    return "alone" if rows == 1 else f"in a batch of {count_text(rows, 'row')}"
+
+
+def ran(node: str, ms: float, batch: str) -> str:
+    return f"Ran {time_text(ms)} at node {node} {batch}".rstrip() + "."
+
+
+def ran_long(node: str, ms: float, batch: str, usual_ms: float) -> str:
+    return (
+        f"Ran {time_text(ms)} at node {node} {batch}; batches there took {time_text(usual_ms)} "
+        "lately."
+    )
+
+
+def ran_again(node: str, rows: int) -> str:
+    if rows == 1:
+        return f"Ran twice at node {node}: the first time it failed."
+    batch = f"Its batch of {count_text(rows, 'row')} at node {node}"
+    return f"{batch} failed, so its items ran again one by one."
+
+
+# outside of nodes
+
+
+def received(ms: float) -> str:
+    return f"Its body took {time_text(ms)} to come and to be read."
+
+
+def answered(ms: float) -> str:
+    return f"Its answer took {time_text(ms)} to be made, after the last node."
+
+
+def no_node(ms: float) -> str:
+    return f"It came to no node within {time_text(ms)}."
+
+
+def between(ms: float) -> str:
+    return f"Between nodes it took {time_text(ms)}."
+
+
+# how it ended
+
+
+def refused(code: str, detail: str) -> str:
+    advice = {
+        "queue_full": "Send it again after the seconds in Retry-After.",
+        "overloaded": "Send it again after the seconds in Retry-After, or with a later deadline.",
+        "memory_full": "Send it again after the seconds in Retry-After, or send less at a time.",
+        "not_ready": "Send it again when /health/ready answers 200.",
+    }.get(code, "")
+    return f"Refused: {_clause(detail) or code}. {advice}".rstrip()
+
+
+def failed(code: str, detail: str, in_part: bool) -> str:
+    what = "A part of it failed" if in_part else "Failed"
+    return f"{what}: {_clause(detail) or code} ({code})." if code else f"{what}."
+
+
+def bad_input(code: str, detail: str) -> str:
+    return f"Not a request that can be answered: {_clause(detail) or code} ({code})."
+
+
+def expired(detail: str) -> str:
+    return f"Its deadline passed: {_clause(detail)}." if detail else "Its deadline passed."
+
+
+def left(ms: float) -> str:
+    return f"The client left after {time_text(ms)}, before it had an answer."
+
+
+def nothing_waited(ms: float, node: str, ran_ms: float) -> str:
+    """`node`: where it ran longest, "" if it came to none."""
+    if not node:
+        return f"Nothing waited for long: {time_text(ms)}, and it came to no node."
+    return (
+        f"Nothing waited for long: {time_text(ms)}, of which node {node} ran {time_text(ran_ms)}."
+    )
+
+
+def not_remembered(visits: int) -> str:
+    more = count_text(visits, "more visit")
+    return f"{more} of nodes by its items or parts {'is' if visits == 1 else 'are'} not remembered."
+
+
+def _clause(text: str) -> str:
+    return text.strip().rstrip(".")
