@@ -57,7 +57,7 @@ export function Charts({ columns, time_s }) {
           <dd>${unit(columns[column].at(index ?? -1))}</dd></div>`)}</dl></figcaption>
       <${Plot} unit=${unit} lines=${lines} columns=${columns} range=${range} onPoint=${setAt} />
     </figure>`)}
-    <p class="range hint"><span>${index === null ? "Now" : clock(columns.time[index])}</span>
+    <p class="range hint"><span>At ${clock(index === null ? time_s : columns.time[index])}</span>
       <span role="group" aria-label="Time shown">${[2, 10].map((choice) => html`<button key=${choice} class="button quiet small"
         aria-pressed=${choice === minutes} onClick=${() => setMinutes(choice)}>${choice} min</button>`)}</span></p>
   </section>`;
