@@ -76,7 +76,7 @@ function Card({ node, live, open, onOpen }) {
   const label = `${name}, ${backend}, ${queued} waiting, ${rate(live.items_per_s)}, runs ${ms(live.run_ms)}, instances: ${busy || "none"}`;
   return html`<button class="node" id="node-${name}" aria-label=${label} aria-expanded=${open} title=${name}
       onClick=${() => onOpen(open ? null : name)}>
-    <span class="gauge"><i style=${{ height: `${Math.round(level * 100)}%` }}></i></span>
+    <span class="gauge"><i style=${{ transform: `scaleY(${level.toFixed(2)})` }}></i></span>
     <span class="row"><b class="cut">${name}</b><${Squares} executors=${executors} /></span>
     <span class="row"><span class="cut">${backend}</span>${queued > 0 && html`<span class="waiting">${count(queued)} waiting</span>`}</span>
     <span class="numbers"><span>${rate(live.items_per_s)}</span><span>${max > 1 && batch}</span><span>${ms(live.run_ms)}</span></span>
