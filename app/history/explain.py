@@ -94,9 +94,8 @@ class Explanation:
     def _visits(self) -> Iterator[Object]:
         """Yield the visits of nodes, those of parts after the composite's that sent them."""
         position = 0
-        waiting: list[tuple[ItemVisit, int | None]] = [
-            (visit, None) for visit in reversed(self._record.visits)
-        ]
+        visits = sorted(self._record.visits, key=_order)
+        waiting: list[tuple[ItemVisit, int | None]] = [(visit, None) for visit in visits[::-1]]
         while waiting:
             visit, parent = waiting.pop()
             yield self._visit(visit, parent)
@@ -265,7 +264,10 @@ class Explanation:
         if not self._intervals:
             yield self._span("receive", 0, self._end, words.no_node(self._end / 1000))
         elif self._end > at:
-            yield self._span("answer", at, self._end, words.answered((self._end - at) / 1000))
+            rest = (self._end - at) / 1000
+            good = self._record.outcome == "ok"
+            text = words.answered(rest) if good else words.ended_after(rest)
+            yield self._span("answer", at, self._end, text)
 
     def _span(self, name: str, start: int, end: int, text: str) -> Object:
         self._causes.append(Cause((end - start) / 1000, ("", name), text))
@@ -287,10 +289,8 @@ class Explanation:
                 longest[cause.key] = cause
         for cause in sorted(longest.values(), reverse=True)[:MAX_SENTENCES]:
             count = counts[cause.key]
-            text = cause.words
-            if count > 1:
-                text = f"{text[:-1]} (the longest of {count} times)."
-            told.append(text)
+            several = count > 1 and cause.key[1] != "again"
+            told.append(words.longest(cause.words, count) if several else cause.words)
         run = max(self._ran, default=Cause(0.0, ("", ""), ""))
         if not told:
             told.append(words.nothing_waited(whole, run.key[0], run.ms))
@@ -314,6 +314,11 @@ class Explanation:
         if outcome == "bad input":
             return [words.bad_input(code, detail)]
         return [words.failed(code, detail, record.status < 400)]
+
+
+def _order(visit: ItemVisit) -> tuple[int, float]:
+    """Sort the visits of each item as it came to them: a stream is noted when it has ended."""
+    return visit.item, visit.enqueued
 
 
 def _number(executor: str) -> int | None:

@@ -129,6 +129,10 @@ def answered(ms: float) -> str:
     return f"Its answer took {time_text(ms)} to be made, after the last node."
 
 
+def ended_after(ms: float) -> str:
+    return f"After the last node it took {time_text(ms)} until the request ended."
+
+
 def no_node(ms: float) -> str:
     return f"It came to no node within {time_text(ms)}."
 
@@ -174,6 +178,11 @@ def nothing_waited(ms: float, node: str, ran_ms: float) -> str:
     return (
         f"Nothing waited for long: {time_text(ms)}, of which node {node} ran {time_text(ran_ms)}."
     )
+
+
+def longest(text: str, count: int) -> str:
+    """Say that a sentence is about the longest of `count` such times."""
+    return f"{text.removesuffix('.')} (the longest of {count} such times)."
 
 
 def not_remembered(visits: int) -> str:

@@ -316,6 +316,8 @@ def test_slow_bodies_and_answers() -> None:
         "Ran 10.0 ms at node net alone.",
     ]
     assert [span["name"] for span in made["spans"]] == ["receive", "answer"]
+    left = story(one._replace(status=499))
+    assert left["summary"][2] == ("After the last node it took 30.0 ms until the request ended.")
 
 
 def test_time_between_nodes() -> None:
@@ -398,6 +400,19 @@ def test_parts_of_a_composite() -> None:
     assert made["summary"][-1] == (
         "3 more visits of nodes by its items or parts are not remembered."
     )
+
+
+def test_visits_are_in_the_order_of_time_and_the_longest_of_several_is_told() -> None:
+    inner, outer = Batch("work", None, [], 1, 1.02), Batch("yields", None, [], 1, 1.0)
+    inner.ended, outer.ended = 1.03, 1.1
+    # A node that yields is noted when its stream has ended.
+    visits = [("work", 1.01, inner), ("work", 1.005, inner), ("yields", 1.0, outer)]
+    made = story(record("a", 1.0, 1.1, visits))
+    assert [visit["node"] for visit in made["nodes"]] == ["yields", "work", "work"]
+    assert made["summary"] == [
+        "Waited 15.0 ms at node work in its queue (the longest of 2 such times).",
+        "Ran 100 ms at node yields.",
+    ]
 
 
 def test_a_request_that_came_to_no_pipeline() -> None:
