@@ -20,7 +20,7 @@ from penstock.backends.memory import limited
 from penstock.pipelines.repository import Repository
 
 from .history.ring import History
-from .http.assets import Pages
+from .http.assets import Pages, is_public
 from .http.auth import Authenticate
 from .http.errors import install_handlers
 from .http.hosts import CORS_METHODS, EXPOSED_HEADERS, AllowedHosts
@@ -77,12 +77,8 @@ def create_app(
     metrics = Metrics(repository, settings.ready_when)
     protected = settings.api_key is not None
     restriction = restriction_of(settings.restricted_api)
-    pages = Pages(
-        {
-            **(page_assets(protected) if settings.page else {}),
-            **docs_assets(protected, settings.page, restriction),
-        }
-    )
+    page = Pages(page_assets(protected) if settings.page else {})
+    docs = Pages(docs_assets(protected, settings.page, restriction))
     checks: list[Middleware] = []
     if hosts := split(settings.allowed_hosts):
         checks.append(Middleware(AllowedHosts, hosts=hosts, protocol_error=error_answer))
@@ -103,10 +99,10 @@ def create_app(
                 Authenticate,
                 settings=settings,
                 protocol_error=error_answer,
-                is_public=pages.are_asked,
+                is_public=lambda scope: is_public(scope, app.router, page, docs),
             )
         )
-    app = _App(
+    app: _App = _App(
         title=title,
         version=penstock.__version__,
         lifespan=_lifespan(repository, settings),
@@ -130,11 +126,12 @@ def create_app(
     app.state.history = history
     install_handlers(app)
     _guard_document(app, restriction)
+    docs.lead(app.router, "/docs", "/docs/", "/docs/assets/{file:path}")
     status = Status(repository, settings)
     app.include_router(
         routes(repository, settings, predict, metrics=metrics, status=status, history=history)
     )
-    pages.follow(app.router)
+    page.follow(app.router)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .compression import accepted_codings
@@ -123,31 +123,31 @@ def assets_in(
 
 
 class Pages:
-    """Answers what no route of a router claims, if it is the path of an asset.
+    """An ASGI app that answers the paths of assets, and 404 otherwise.
 
-    Whole paths are looked up, so no `..` leads anywhere else. As it comes last, routes that a host
-    adds are never hidden, not even one at `/`.
+    Whole paths are looked up, so no `..` leads anywhere else.
     """
 
     def __init__(self, assets: Mapping[str, Asset]) -> None:
         self._assets = assets
-        self._router: Router | None = None
         self._otherwise: ASGIApp | None = None
 
+    def lead(self, router: Router, *paths: str) -> None:
+        """Answer these paths of a router. They come before all routes that it gets later."""
+        for path in paths:
+            router.routes.append(Route(path, self, include_in_schema=False))
+
     def follow(self, router: Router) -> None:
-        """Come after the routes of a router."""
-        self._router = router
+        """Answer what no route of a router claims, so that not even one at `/` is hidden."""
         self._otherwise = router.default
         router.default = self
 
-    def are_asked(self, scope: Scope) -> bool:
-        """Return whether this answers a request, with or without the API key."""
-        if scope["type"] != "http" or self._router is None:
+    def answer(self, scope: Scope) -> bool:
+        """Return whether a request is for one of the assets."""
+        if scope["type"] != "http":
             return False
         path = path_of(scope)
-        return (path in self._assets or self._target(scope, path) is not None) and not any(
-            route.matches(scope)[0] is not Match.NONE for route in self._router.routes
-        )
+        return path in self._assets or self._target(scope, path) is not None
 
     def _target(self, scope: Scope, path: str) -> str | None:
         """Return where a path with a slash too many or too few leads, relative to it.
@@ -161,14 +161,15 @@ class Pages:
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = path_of(scope)
-        target = self._target(scope, path)
-        if scope["type"] != "http" or (target is None and path not in self._assets):
-            assert self._otherwise is not None
+        if not self.answer(scope):
+            if self._otherwise is None:
+                raise HTTPException(404)
             await self._otherwise(scope, receive, send)
             return
         if scope["method"] not in {"GET", "HEAD"}:
             raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+        path = path_of(scope)
+        target = self._target(scope, path)
         headers = [(b"x-request-id", request_id_of(scope).encode())]
         if target is not None:
             headers += [(b"location", target.encode()), (b"content-length", b"0")]
@@ -200,6 +201,20 @@ class Pages:
         if packed:
             headers.append((b"content-encoding", b"gzip"))
         await _send(send, 200, headers, content if scope["method"] == "GET" else b"")
+
+
+def is_public(scope: Scope, router: Router, *pages: Pages) -> bool:
+    """Return whether a router leads a request to one of these pages, which need no API key.
+
+    A route of a host may have the same path.
+    """
+    asked = next((one for one in pages if one.answer(scope)), None)
+    if asked is None:
+        return False
+    for route in router.routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            return getattr(route, "app", None) is asked
+    return router.default is asked
 
 
 async def _send(

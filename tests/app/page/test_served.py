@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from penstock import create_app, create_router
@@ -180,6 +181,18 @@ async def test_a_page_of_the_host_at_the_same_path_is_not_hidden(key: SecretStr 
         # Nor is it public because ours would be.
         assert (await client.get("/")).status_code == (200 if key is None else 401)
         assert (await client.get("/page/main.js")).status_code == 200
+
+
+@pytest.mark.parametrize("key", [None, SecretStr("k3y")])
+async def test_a_site_of_the_host_hides_the_page_and_not_the_docs(key: SecretStr | None) -> None:
+    app = create_app(settings=Settings(api_key=key))
+    app.mount("/", PlainTextResponse("the host's"))
+    headers = {"Authorization": "Bearer k3y"}
+    async with client_of(app) as client:
+        for path in ("/", "/page/main.js"):
+            assert (await client.get(path, headers=headers)).text == "the host's"
+            assert (await client.get(path)).status_code == (200 if key is None else 401)
+        assert "swagger-ui" in (await client.get("/docs")).text
 
 
 async def test_below_a_root_path_that_the_proxy_leaves() -> None:
