@@ -1,4 +1,5 @@
 // @ts-check
+import { html, useState } from "./vendor/htm/standalone.module.js";
 
 /**
  * Copy a text. Return whether it worked: the clipboard's own API is for secure origins alone.
@@ -20,11 +21,17 @@ export async function copyText(text) {
   }
 }
 
-/**
- * Let the browser save a file.
- * @param {string} name
- * @param {Blob | string} content
- */
+/** A button that copies. @param {{what?: string, text: string}} props `what`: what the text is */
+export function Copy({ what = "", text }) {
+  const [said, say] = useState("");
+  const copy = async () => {
+    say((await copyText(text)) ? "Copied" : "Not allowed here");
+    setTimeout(() => say(""), 2000);
+  };
+  return html`<button type="button" class="button quiet small" onClick=${copy}><span aria-live="polite">${said || `Copy ${what}`.trim()}</span></button>`;
+}
+
+/** Let the browser save a file. @param {string} name @param {Blob | string} content */
 export function save(name, content) {
   const url = URL.createObjectURL(new Blob([content]));
   Object.assign(document.createElement("a"), { href: url, download: name }).click();

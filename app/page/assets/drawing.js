@@ -1,108 +1,75 @@
 // @ts-check
-/** Draws boxes, polygons, points and masks on an image. Colours of Okabe and Ito, which colour-blind people tell apart. */
+/** Draws what an answer holds on the image that was sent. */
 
 import { html, useEffect, useRef } from "./vendor/htm/standalone.module.js";
 import { percent } from "./format.js";
 
-/** @typedef {import("./shapes.js").Shape} Shape @typedef {import("./shapes.js").Mask} Mask */
-
+// Okabe and Ito's, which colour-blind people tell apart.
 const COLOURS = ["#56b4e9", "#e69f00", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2"];
 const MOST_LABELS = 12;
-
-/** A colour for each label, in the order of their coming. @param {{label: string}[]} things */
-export function coloursOf(things) {
-  const labels = [...new Set(things.map(({ label }) => label))];
-  return (/** @type {{label: string}} */ { label }) => COLOURS[labels.indexOf(label) % COLOURS.length];
-}
-
-/** @param {Shape} shape */
-const nameOf = ({ label, score }) => [label.length > 32 ? `${label.slice(0, 31)}…` : label, score === null ? "" : percent(score)].filter(Boolean).join(" ");
+const MOST_CHARACTERS = 32;
+const COVER = 160; // of 255: how much of the image a mask hides
 
 /**
  * What lies over an image of this size. `active`: the path that is marked.
- * @param {{size: {width: number, height: number}, shapes: Shape[], masks: Mask[], active: string,
+ * @param {import("./shapes.js").Found & {size: {width: number, height: number}, active: string,
  *   onActive: (path: string) => void, onShow: (path: string) => void}} props
  */
 export function Drawing({ size, shapes, masks, active, onActive, onShow }) {
-  const colour = coloursOf(shapes);
-  const radius = Math.max(size.width, size.height) / 120;
-  const name = (/** @type {Shape} */ shape, /** @type {number} */ index) => nameOf(shape) || String(index + 1);
+  const labels = [...new Set(shapes.map(({ label }) => label))];
   const drawn = shapes.map((shape, index) => {
-    const shared = {
-      key: index,
-      class: shape.path === active ? "shape active" : "shape",
-      stroke: colour(shape),
-      tabindex: 0,
-      role: "button",
-      "aria-label": `${name(shape, index)}: show it in the answer`,
-      onMouseEnter: () => onActive(shape.path),
-      onMouseLeave: () => onActive(""),
-      onFocus: () => onActive(shape.path),
-      onBlur: () => onActive(""),
-      onClick: () => onShow(shape.path),
-      onKeyDown: (/** @type {KeyboardEvent} */ event) => {
-        if (event.key === "Enter" || event.key === " ") {
-          event.preventDefault();
-          onShow(shape.path);
-        }
-      },
+    const { path, points, closed, label, score } = shape;
+    const text = [label.length > MOST_CHARACTERS ? `${label.slice(0, MOST_CHARACTERS)}…` : label, score === null ? "" : percent(score)].join(" ").trim();
+    const name = text || String(index + 1);
+    const colour = COLOURS[labels.indexOf(label) % COLOURS.length];
+    const isActive = path === active;
+    const corners = points.map((point) => point.join(",")).join(" ");
+    const show = (event) => {
+      if (event.type === "keydown" && event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      onShow(path);
     };
-    if (shape.kind === "points") {
-      return html`<g ...${shared}>${shape.points.map(([x, y]) => html`<circle cx=${x} cy=${y} r=${radius} fill=${colour(shape)} />`)}</g>`;
-    }
-    const points = shape.points.map((point) => point.join(",")).join(" ");
-    return html`<g ...${shared}><polygon class="halo" points=${points} /><polygon points=${points} /></g>`;
+    const mark = html`<g class=${isActive ? "shape active" : "shape"} stroke=${colour} fill=${colour} tabindex="0" role="button" aria-label=${`${name}: show it in the answer`}
+      onMouseEnter=${() => onActive(path)} onMouseLeave=${() => onActive("")} onFocus=${() => onActive(path)} onBlur=${() => onActive("")} onClick=${show} onKeyDown=${show}>
+      ${closed
+        ? html`<polygon class="halo" points=${corners} /><polygon points=${corners} />`
+        : points.map(([x, y]) => html`<circle cx=${x} cy=${y} r=${Math.max(size.width, size.height) / 120} />`)}</g>`;
+    if (!isActive && (!text || shapes.length > MOST_LABELS)) return [mark, null];
+    const part = (axis, of, pick) => Math.min(1, Math.max(0, pick(...points.map((point) => point[axis])) / of));
+    const [left, right, top] = [part(0, size.width, Math.min), part(0, size.width, Math.max), part(1, size.height, Math.min)];
+    const place = { top: `${top * 100}%`, borderColor: colour, ...(left < 0.6 ? { left: `${left * 100}%` } : { right: `${(1 - right) * 100}%` }) };
+    return [mark, html`<bdi class=${`shape-label ${top < 0.08 ? "inside" : ""} ${isActive ? "active" : ""}`} style=${place} aria-hidden="true">${name}</bdi>`];
   });
-  const labels = shapes.map((shape, index) => {
-    if (shape.path !== active && (shapes.length > MOST_LABELS || !nameOf(shape))) return null;
-    const x = Math.max(0, Math.min(...shape.points.map((point) => point[0])) / size.width);
-    const y = Math.max(0, Math.min(...shape.points.map((point) => point[1])) / size.height);
-    const place = { left: x < 0.6 ? `${x * 100}%` : "auto", right: x < 0.6 ? "auto" : `${Math.max(0, 1 - x) * 100}%`, top: `${y * 100}%`, borderColor: colour(shape) };
-    if (x >= 0.6) place.right = `${Math.max(0, 1 - Math.max(...shape.points.map((point) => point[0])) / size.width) * 100}%`;
-    return html`<bdi class=${`shape-label ${y < 0.08 ? "inside" : ""} ${shape.path === active ? "active" : ""}`} style=${place} aria-hidden="true">${name(shape, index)}</bdi>`;
-  });
-  return html`${masks.map((mask, index) => html`<${MaskLayer} key=${mask.path} mask=${mask} size=${size} index=${index} faint=${active !== "" && active !== mask.path} />`)}
-    <svg class="shapes" viewBox=${`0 0 ${size.width} ${size.height}`} preserveAspectRatio="none">${drawn}</svg>${labels}`;
+  return html`${masks.map((mask, index) => html`<${Mask} key=${mask.path} mask=${mask} size=${size} index=${index} faint=${active && active !== mask.path} />`)}
+    <svg class="shapes" viewBox=${`0 0 ${size.width} ${size.height}`} preserveAspectRatio="none">${drawn.map(([mark]) => mark)}</svg>${drawn.map(([, label]) => label)}`;
 }
 
-/** @param {{mask: Mask, size: {width: number, height: number}, index: number, faint: boolean}} props */
-function MaskLayer({ mask, size, index, faint }) {
-  const canvas = useRef(/** @type {HTMLCanvasElement | null} */ (null));
-  useEffect(() => paint(/** @type {HTMLCanvasElement} */ (canvas.current), mask, index), [mask]);
-  const [[x1, y1], [x2, y2]] = mask.place ?? [[0, 0], [size.width, size.height]];
-  const part = (/** @type {number} */ value, /** @type {number} */ whole) => `${(value / whole) * 100}%`;
-  const style = { left: part(x1, size.width), top: part(y1, size.height), width: part(x2 - x1, size.width), height: part(y2 - y1, size.height) };
-  return html`<canvas class="mask" ref=${canvas} style=${style} data-faint=${faint} role="img" aria-label=${`mask ${mask.label}`} />`;
+function Mask({ mask, size, index, faint }) {
+  const canvas = useRef(null);
+  useEffect(() => paint(canvas.current, mask, index), [mask]);
+  const box = mask.box ?? [[0, 0], [size.width, size.height]];
+  const range = (axis, whole) => [Math.min(...box.map((point) => point[axis])) / whole, Math.max(...box.map((point) => point[axis])) / whole];
+  const [[left, right], [top, bottom]] = [range(0, size.width), range(1, size.height)];
+  const style = { left: `${left * 100}%`, top: `${top * 100}%`, width: `${(right - left) * 100}%`, height: `${(bottom - top) * 100}%` };
+  return html`<canvas class="mask" ref=${canvas} style=${style} data-faint=${Boolean(faint)} role="img" aria-label=${mask.label || "mask"} />`;
 }
 
-/** @param {HTMLCanvasElement} canvas @param {Mask} mask @param {number} index of the mask: its colour */
+/** Classes have a colour each; other values are drawn from the least to the greatest. */
 function paint(canvas, { rows, classes }, index) {
-  const [width, height] = [rows[0].length, rows.length];
-  Object.assign(canvas, { width, height });
-  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const image = context.createImageData(width, height);
-  const colours = COLOURS.map((text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16)));
-  const [least, most] = classes ? [0, 1] : rangeOf(rows);
+  Object.assign(canvas, { width: rows[0].length, height: rows.length });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  let [least, most] = [0, 1];
+  if (!classes) for (const row of rows) for (const value of row) [least, most] = [Math.min(least, value), Math.max(most, value)];
+  const pixels = new DataView(image.data.buffer);
+  const colours = COLOURS.map((colour) => parseInt(colour.slice(1), 16) * 256);
   let at = 0;
   for (const row of rows) {
     for (const value of row) {
-      const [red, green, blue] = colours[(classes ? index + value - 1 + colours.length : index) % colours.length] ?? colours[0];
-      image.data[at] = red;
-      image.data[at + 1] = green;
-      image.data[at + 2] = blue;
-      image.data[at + 3] = classes ? (value ? 150 : 0) : (190 * (value - least)) / (most - least);
+      const colour = colours[(classes ? index + Math.abs(value) + COLOURS.length - 1 : index) % COLOURS.length];
+      pixels.setUint32(at, colour + (classes ? (value ? COVER : 0) : Math.round((COVER * (value - least)) / (most - least))));
       at += 4;
     }
   }
   context.putImageData(image, 0, 0);
-}
-
-/** 0 to 1 for probabilities, else the least and the greatest value. @param {number[][]} rows */
-function rangeOf(rows) {
-  let [least, most] = [0, 1];
-  for (const row of rows) for (const value of row) {
-    if (value < least) least = value;
-    if (value > most) most = value;
-  }
-  return [least, most];
 }

@@ -7,8 +7,8 @@ import { RATE, toInt16 } from "./sound.js";
 export function picture() {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: 640, height: 480 });
-  const draw = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const oval = (/** @type {string} */ colour, /** @type {number} */ x, /** @type {number} */ y, /** @type {number} */ w, /** @type {number} */ h) => {
+  const draw = canvas.getContext("2d");
+  const oval = (colour, x, y, w, h) => {
     draw.fillStyle = colour;
     draw.beginPath();
     draw.ellipse(x, y, w, h, 0, 0, 7);
@@ -38,7 +38,7 @@ export function picture() {
   draw.font = "600 48px sans-serif";
   draw.textAlign = "center";
   draw.fillText("PENSTOCK 42", 320, 82);
-  return new Promise((resolve) => canvas.toBlob((blob) => resolve(/** @type {Blob} */ (blob)), "image/jpeg", 0.92));
+  return new Promise((resolve) => canvas.toBlob((blob) => resolve(blob), "image/jpeg", 0.92));
 }
 
 /** Make 3 s of noise with two stretches that are like a voice. @returns {Int16Array} */

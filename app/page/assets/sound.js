@@ -27,7 +27,6 @@ export async function record() {
     throw new Error(`The microphone did not start (${name}). Choose a file instead.`);
   }
   const recorder = new MediaRecorder(stream);
-  /** @type {Blob[]} */
   const pieces = [];
   recorder.ondataavailable = ({ data }) => void pieces.push(data);
   const ended = new Promise((resolve) => (recorder.onstop = resolve));
@@ -66,18 +65,18 @@ export const toInt16 = (samples) => Int16Array.from(samples, (one) => Math.round
  * @param {Int16Array} samples
  * @returns {ArrayBuffer}
  */
-export function wavOf(samples, rate = RATE) {
+export function wavOf(samples) {
   const view = new DataView(new ArrayBuffer(HEADER_BYTES + samples.length * 2));
-  const text = (/** @type {number} */ at, /** @type {string} */ word) => [...word].forEach((one, index) => view.setUint8(at + index, one.charCodeAt(0)));
+  const text = (at, word) => [...word].forEach((one, index) => view.setUint8(at + index, one.charCodeAt(0)));
   text(0, "RIFF");
   view.setUint32(4, view.byteLength - 8, true);
   text(8, "WAVEfmt ");
   view.setUint32(16, 16, true); // bytes of the format
   view.setUint16(20, 1, true); // PCM
   view.setUint16(22, 1, true); // channels
-  view.setUint32(24, rate, true);
-  view.setUint32(28, rate * 2, true); // bytes a second
-  view.setUint16(32, 2, true); // bytes of a sample of all channels
+  view.setUint32(24, RATE, true);
+  view.setUint32(28, RATE * 2, true); // bytes a second
+  view.setUint16(32, 2, true); // bytes of a sample
   view.setUint16(34, 16, true); // bits of a sample
   text(36, "data");
   view.setUint32(40, samples.length * 2, true);

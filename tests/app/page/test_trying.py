@@ -114,7 +114,7 @@ async def test_a_failure_shows_its_problem(visit: Callable[..., Any]) -> None:
     ("pipeline", "shows"),
     [
         ("words", {"curl": '"words":3', "Python": "'words': 3", "TypeScript": "words: 3"}),
-        ("sums", {"curl": '"result":0.5', "Python": "'result': 0.5", "TypeScript": "result: 0.5"}),
+        ("sums", {"curl": '"result":1.0', "Python": "'result': 1.0", "TypeScript": "result: 1"}),
         ("boxes", dict.fromkeys(FILES, "quarter")),
     ],
 )

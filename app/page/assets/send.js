@@ -1,0 +1,106 @@
+// @ts-check
+/** Sends a request, once or many times, and reads what is answered. */
+
+import { parseExact } from "./json_text.js";
+import { initOf } from "./request.js";
+
+const AT_ONCE = 8;
+const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
+
+/**
+ * @typedef {{node: string, queue: number, run: number, batch: number}} Timing In milliseconds.
+ * @typedef {{status: number, id: string, ms: number, text: string, value: any, timing: Timing[],
+ *   retryAfter: string | null, parts: number | null, running: boolean}} Reply
+ *   `status` 0: none came. `value`: undefined if it is no JSON. `parts`: of events, how many came.
+ */
+
+/** Read a Server-Timing header. @param {string | null} header @returns {Timing[]} */
+export function timingOf(header) {
+  const nodes = {};
+  for (const [, what, node, duration, batch] of (header ?? "").matchAll(/(queue|run)\.([^;,]+);dur=([\d.]+)(?:;desc="batch (\d+)")?/g)) {
+    const found = (nodes[node] ??= { node, queue: 0, run: 0, batch: 0 });
+    found[what] += Number(duration);
+    found.batch = Number(batch ?? found.batch);
+  }
+  return Object.values(nodes);
+}
+
+/**
+ * Send a request and read its answer.
+ * @param {any} api
+ * @param {import("./request.js").Plan} plan
+ * @param {AbortSignal} signal
+ * @param {(reply: Reply) => void} [onPart]
+ * @returns {Promise<Reply | null>} what came before it was aborted; null: nothing
+ */
+export async function ask(api, plan, signal, onPart) {
+  const started = performance.now();
+  /** @type {Reply} */
+  const reply = { status: 0, id: "", ms: 0, text: "", value: undefined, timing: [], retryAfter: null, parts: null, running: true };
+  try {
+    const response = await api.fetch(plan.path, { ...initOf(plan), signal });
+    reply.status = response.status;
+    reply.id = response.headers.get("X-Request-Id") ?? "";
+    reply.timing = timingOf(response.headers.get("Server-Timing"));
+    reply.retryAfter = response.headers.get("Retry-After");
+    if (response.headers.get("Content-Type")?.startsWith("text/event-stream")) await readEvents(response, reply, onPart);
+    else {
+      reply.text = await response.text();
+      reply.value = parseExact(reply.text);
+    }
+  } catch (error) {
+    if (signal.aborted) {
+      if (!reply.status) return null;
+    } else if (!(error instanceof SyntaxError)) Object.assign(reply, { status: error.status ?? 0, value: error.problem ?? undefined, text: error.message });
+  }
+  return { ...reply, running: false, ms: performance.now() - started };
+}
+
+/** Read events: `value` is the list of their parts, or the problem that ended them. */
+async function readEvents(response, reply, onPart) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  Object.assign(reply, { value: [], parts: 0 });
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = /^data: (.*)$/m.exec(event)?.[1];
+      if (data === undefined || event.startsWith("event: end")) continue;
+      reply.text += `${data}\n`;
+      if (event.startsWith("event: error")) {
+        reply.value = JSON.parse(data);
+        reply.status = reply.value.status;
+      } else {
+        reply.parts += 1;
+        reply.value = [...reply.value, parseExact(data)].slice(-MOST_PARTS);
+      }
+    }
+    onPart?.({ ...reply });
+  }
+}
+
+/**
+ * Send a request many times, `AT_ONCE` at a time, and give all replies so far to `onReplies`.
+ * @param {any} api
+ * @param {import("./request.js").Plan} plan
+ * @param {AbortSignal} signal
+ * @param {number} times
+ * @param {(replies: Reply[], ms: number) => void} onReplies
+ */
+export async function askMany(api, plan, signal, times, onReplies) {
+  const started = performance.now();
+  const replies = [];
+  let left = times;
+  const one = async () => {
+    while (left-- > 0) {
+      const { text, value, ...reply } = (await ask(api, plan, signal)) ?? {};
+      if (signal.aborted) return;
+      replies.push(reply);
+      onReplies([...replies], performance.now() - started);
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, one));
+}
