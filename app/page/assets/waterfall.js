@@ -122,7 +122,7 @@ function rowOf(visit, end) {
       stretches.push({ kind, from: at, to: (at += piece.ms) });
     }
   }
-  const part = visit.part_of === null ? 0 : visit.item + 1;
+  const part = visit.part_of === null && !visit.item ? 0 : visit.item + 1;
   const waited = (start ?? stop) - from;
   const ran = start === null ? null : stop - start;
   return { name, words, part, from, waited, ran, stretches, visit, parts: [] };

@@ -12,18 +12,13 @@ const LONG_SENTENCE = 140; // an error's text
 
 /**
  * @typedef {typeof import("./api.js").api} Api
- * @typedef {any} Entry an entry of GET /requests: docs/reference/http.md
+ * @typedef {any} Entry of GET /requests: docs/reference/http.md
  */
 
 /** @type {Record<string, string>} */
 const SHADES = { ok: "calm", failed: "down", refused: "refusing", expired: "busy" };
-/** @type {Record<string, [string, string]>} a name, and what to say if there are none */
-const KINDS = {
-  "": ["Slow or failed", "Nothing was slow or failed yet."],
-  slow: ["Slow", "Nothing was slow yet."],
-  failed: ["Failed", "Nothing failed yet."],
-  recent: ["Recent", "No request yet. Send one under Try it."],
-};
+/** @type {Record<string, string>} */
+const KINDS = { "": "Slow or failed", slow: "Slow", failed: "Failed", recent: "Recent" };
 
 /** @param {Entry} request */
 const clock = (request) => new Date(request.time).toLocaleTimeString([], { hour12: false });
@@ -42,7 +37,27 @@ function Outcome({ request: { outcome, status, slow } }) {
 export function Requests({ pipeline, api, id }) {
   const name = pipeline?.name ?? "";
   const [kind, setKind] = useState("");
-  const { listed, failure, list } = useListed(api, name, kind);
+  const [listed, setListed] = useState(null);
+  const [failure, setFailure] = useState(null);
+  const list = useRef(/** @type {HTMLElement | null} */ (null));
+  useEffect(() => {
+    const query = new URLSearchParams({ limit: `${LISTED}`, ...(name && { pipeline: name }) });
+    if (kind) query.set("kind", kind);
+    const stop = new AbortController();
+    const show = (/** @type {any} */ found) => {
+      setFailure(null);
+      // Nothing moves under the pointer or the focus.
+      if (!list.current?.matches(":hover, :focus-within")) setListed(found);
+    };
+    const fail = (/** @type {any} */ error) => stop.signal.aborted || setFailure(error);
+    const read = () => api.get(`requests?${query}`, { signal: stop.signal }).then(show, fail);
+    void read();
+    const timer = setInterval(() => document.hidden || read(), REFRESH_MS);
+    return () => {
+      clearInterval(timer);
+      stop.abort();
+    };
+  }, [api, name, kind]);
   const ask = (/** @type {any} */ event) => {
     event.preventDefault();
     const wanted = event.target.elements.id.value.trim();
@@ -55,7 +70,7 @@ export function Requests({ pipeline, api, id }) {
       <button class="button">Why?</button>
     </form>
     <div role="group" aria-label="Which requests">${Object.entries(KINDS).map(
-      ([value, [words]]) => html`<button class="button quiet small" aria-pressed=${kind === value}
+      ([value, words]) => html`<button class="button quiet small" aria-pressed=${kind === value}
         onClick=${() => setKind(value)}>${words}</button>`,
     )}</div>
     ${failure && html`<${Trouble} failure=${failure} />`}
@@ -70,43 +85,10 @@ export function Requests({ pipeline, api, id }) {
               <span class="cut mono">${name ? "" : request.pipeline} ${request.id}</span></span>
           </a>
         </li>`)}</ol>
-      ${!listed.requests.length && html`<div class="empty"><p>${KINDS[kind][1]}</p>
+      ${!listed.requests.length && html`<div class="empty"><p>Nothing ${KINDS[kind].toLowerCase()} yet.</p>
         <p>A request is slow if it took more than 3 times as long as those of its pipeline lately.
           Look at any other by its id, <code>X-Request-Id</code> in its answer, or under Recent.</p></div>`}`}
   </section>`;
-}
-
-/**
- * Read the list again and again while the page is seen. While the pointer or the focus is in the
- * list (`list` refers to it), nothing moves there.
- * @param {Api} api
- * @param {string} pipeline
- * @param {string} kind
- */
-function useListed(api, pipeline, kind) {
-  const [listed, setListed] = useState(null);
-  const [failure, setFailure] = useState(null);
-  const list = useRef(/** @type {HTMLElement | null} */ (null));
-  useEffect(() => {
-    const query = new URLSearchParams({ limit: `${LISTED}`, ...(pipeline && { pipeline }) });
-    if (kind) query.set("kind", kind);
-    const stop = new AbortController();
-    const read = () =>
-      api.get(`requests?${query}`, { signal: stop.signal }).then(
-        (found) => {
-          setFailure(null);
-          if (!list.current?.matches(":hover, :focus-within")) setListed(found);
-        },
-        (error) => stop.signal.aborted || setFailure(error),
-      );
-    void read();
-    const timer = setInterval(() => document.hidden || read(), REFRESH_MS);
-    return () => {
-      clearInterval(timer);
-      stop.abort();
-    };
-  }, [api, pipeline, kind]);
-  return { listed, failure, list };
 }
 
 /**
