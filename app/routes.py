@@ -143,6 +143,7 @@ def routes(
         content, media_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": media_type})
 
+    @router.api_route("/status/", methods=["GET", "HEAD"], dependencies=[group("statistics")])
     @router.api_route("/status", methods=["GET", "HEAD"], dependencies=[group("statistics")])
     async def show_status(request: Request) -> Response:
         return status.answer(request.scope)

@@ -135,7 +135,7 @@ def _graph(config: PipelineConfig, plan: Plan, pipeline: Pipeline | None) -> dic
                 "from": edge.source,
                 "to": edge.target,
                 "kind": edge.kind,
-                "filter": plan.nodes[edge.target].filter_name if edge.kind == "next" else None,
+                "filter": plan.nodes[edge.target].config.filter if edge.kind == "next" else None,
                 "label": encodable(edge.label),
             }
             for edge in edges_of(config, plan)

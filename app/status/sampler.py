@@ -72,6 +72,7 @@ class Sampler:
         self._totals: Totals | None = None
         self._event = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         # Empty: the timer inherits no request's variables.
         self._context = contextvars.Context()
 
@@ -83,13 +84,18 @@ class Sampler:
 
         While the server drains or is closed it gets one snapshot.
         """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # One loop at a time serves an app. What an earlier one left has ended with it.
+            self.watchers.clear()
+            self._timer = self._totals = None
+            self._loop = loop
         if len(self.watchers) >= self._max_watchers:
             raise TooManyWatchers(
                 f"{self._max_watchers} clients watch the server already (max_watchers = "
                 f"{self._max_watchers}): try again later, or read /status without events"
             )
         if self._timer is None:
-            loop = asyncio.get_running_loop()
             self._sample(loop)
             self._set_timer(loop)
             self._repository.on_close.add(self.end)
@@ -122,6 +128,8 @@ class Sampler:
         self._timer = loop.call_later(INTERVAL_SECONDS, self._tick, loop, context=self._context)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is not self._loop:
+            return
         self._set_timer(loop)
         if _server_ends():
             self.end()

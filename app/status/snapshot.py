@@ -39,7 +39,7 @@ NOT_LOADED = "it could not be loaded: the server's log has the reason"
 """The reason of a failed pipeline. The true one names files and code: it is for the operator."""
 
 
-NO_LATENCY = {"p50": None, "p90": None, "p99": None, "requests": None}
+NO_LATENCY = {"p50": None, "p90": None, "p99": None, "requests": 0}
 
 
 class Snapshots:
@@ -214,12 +214,18 @@ def _mood(
         return "refusing"
     if any(
         node.scheduler.queued > node.scheduler.max
-        or now.nodes[node.name].share_since(before.nodes.get(node.name)) >= BUSY_SHARE
+        or _was_busy(now.nodes[node.name], before.nodes.get(node.name, NodeTotals()), seconds)
         for node in pipeline.nodes
     ):
         return "busy"
     ended = seconds and (now.succeeded, now.failed) != (before.succeeded, before.failed)
     return "calm" if pipeline.in_flight or ended else "idle"
+
+
+def _was_busy(now: NodeTotals, before: NodeTotals, seconds: float) -> bool:
+    """Return whether no executor of a node was idle in the last `seconds` (0: unknown)."""
+    share = BUSY_SHARE * seconds * now.executors
+    return 0 < share <= now.busy_seconds - before.busy_seconds
 
 
 def _node(

@@ -12,10 +12,8 @@ from penstock.pipelines.pipeline import Pipeline
 
 
 class NodeTotals(NamedTuple):
-    """What a node has done.
-
-    `busy_seconds` is the time that its executors ran, with what runs now, taken at `at` on their
-    clock, and `executors` how many there were.
+    """What a node has done. `busy_seconds` is the time that its executors ran, with what runs now,
+    and `executors` how many there are.
     """
 
     items: int = 0
@@ -25,15 +23,7 @@ class NodeTotals(NamedTuple):
     queue_seconds: float = 0.0
     run_seconds: float = 0.0
     busy_seconds: float = 0.0
-    at: float = 0.0
     executors: int = 0
-
-    def share_since(self, before: NodeTotals | None) -> float:
-        """Return the share of the time since `before` in which its executors ran, 0 to 1."""
-        if before is None or self.at <= before.at or not self.executors:
-            return 0.0
-        ran = self.busy_seconds - before.busy_seconds
-        return ran / (self.at - before.at) / self.executors
 
 
 class PipelineTotals(NamedTuple):
@@ -75,9 +65,9 @@ def _of_node(node: Node | CompositeNode) -> NodeTotals:
         batches += int(count)
         rows += size * int(count)
     ran = busy = statistics.batch_seconds.sum
-    now, executors = time.monotonic(), 0
+    executors = 0
     if isinstance(node, Node):
-        executors = node.executor_count
+        now, executors = time.monotonic(), node.executor_count
         for batch in node.scheduler.running.values():
             busy += max(0.0, now - batch.started)
     return NodeTotals(
@@ -88,6 +78,5 @@ def _of_node(node: Node | CompositeNode) -> NodeTotals:
         statistics.queue_seconds.sum,
         ran,
         busy,
-        now,
         executors,
     )

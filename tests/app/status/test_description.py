@@ -113,7 +113,7 @@ def test_the_graph() -> None:
     ]
     assert edges == [
         ("a", "b", "next", "Run"),
-        ("b", "c", "next", "swap"),
+        ("b", "c", "next", None),
         ("c", "d", "calls", None),
     ]
 

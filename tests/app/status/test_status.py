@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from fastapi import FastAPI
 
 from penstock import Settings, create_app, create_router, lifespan
+from penstock.app.status.snapshot import Snapshots
 from penstock.pipelines.config.load import load
+from penstock.pipelines.repository import Repository
 
 NAME = {"pipeline": {"name": "it", "description": "Gives back what comes."}}
 ECHO = {**NAME, "net": {"backend": "Identity"}}
@@ -54,6 +57,7 @@ async def test_head_and_other_methods() -> None:
     async with client_of(create_app(ECHO)) as client:
         head = await client.head("/status", headers={"accept": "text/event-stream"})
         assert head.status_code == 200 and head.headers["content-type"] == "application/json"
+        assert (await client.get("/status/")).status_code == 200
         post = await client.post("/status")
     assert post.status_code == 405 and post.headers["allow"] == "GET, HEAD"
 
@@ -127,3 +131,30 @@ async def test_a_reload_and_an_unload_change_the_generation() -> None:
     assert first["generation"] < second["generation"] < third["generation"]
     assert second["pipelines"][0]["description"] == "New."
     assert (third["pipelines"][0]["state"], third["pipelines"][0]["mood"]) == ("unloaded", "down")
+
+
+async def test_a_snapshot_is_cheap() -> None:
+    nodes = {f"n{i}": {"backend": "Identity", "next": f"n{i + 1}"} for i in range(9)}
+    configs = [
+        load({"pipeline": {"name": name}, **nodes, "n9": {"backend": "Identity"}})
+        for name in ("a", "b", "c")
+    ]
+    repository = Repository(configs)
+    await repository.start()
+    snapshots = Snapshots(repository, Settings())
+    _, totals = snapshots.take(None, 0.0)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        snapshots.take(totals, 1.0)
+    finally:
+        sys.setprofile(None)
+    await repository.close(0)
+    # Today 1,700: 0.2 ms. Whatever is done for each request or event that was, or reads a file,
+    # costs more.
+    assert calls < 3000
