@@ -127,7 +127,7 @@ def create_app(
     install_handlers(app)
     _guard_document(app, restriction)
     docs.lead(app.router, "/docs", "/docs/", "/docs/assets/{file:path}")
-    status = Status(repository, settings)
+    status = Status(repository, settings, history)
     app.include_router(
         routes(repository, settings, predict, metrics=metrics, status=status, history=history)
     )
@@ -219,7 +219,7 @@ def create_router(
             settings,
             predict,
             metrics=Metrics(repository, settings.ready_when),
-            status=Status(repository, settings),
+            status=Status(repository, settings, history),
             history=history,
         )
     )

@@ -27,6 +27,7 @@ STATUS_SCHEMAS: dict[str, Schema] = {
         generation=UNSIGNED,
         ready=FLAG,
         reason=TEXT,
+        request_history=UNSIGNED,
         interval_s=NUMBER,
         memory=reference("MemoryStatus"),
         pipelines=array_of(reference("PipelineStatus")),
@@ -67,6 +68,7 @@ STATUS_SCHEMAS: dict[str, Schema] = {
             succeeded_per_s=UNKNOWN_OR_NUMBER,
             failed_per_s=UNKNOWN_OR_NUMBER,
             refused_per_s=UNKNOWN_OR_NUMBER,
+            latency_ms=reference("LatencyStatus"),
             nodes=array_of(reference("NodeStatus")),
             versions=array_of(TEXT),
             description=TEXT,
@@ -79,6 +81,9 @@ STATUS_SCHEMAS: dict[str, Schema] = {
             graph=reference("GraphStatus"),
         )
     },
+    "LatencyStatus": _all_of(
+        p50=UNKNOWN_OR_NUMBER, p90=UNKNOWN_OR_NUMBER, p99=UNKNOWN_OR_NUMBER, requests=UNSIGNED
+    ),
     "LoadingNode": _all_of(node=TEXT, text=TEXT),
     "NodeStatus": _all_of(
         name=TEXT,

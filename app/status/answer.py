@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.pipelines.repository import Repository
 
+from ..history.ring import History
 from ..http.errors import problem_response
 from ..http.events import ENDLESS, EVENT_HEADERS, wants_events
 from ..http.request_id import request_id_of
@@ -22,8 +23,8 @@ from .snapshot import Snapshots
 class Status:
     """Answers `/status` for one app."""
 
-    def __init__(self, repository: Repository, settings: Settings) -> None:
-        self._snapshots = Snapshots(repository, settings)
+    def __init__(self, repository: Repository, settings: Settings, history: History | None) -> None:
+        self._snapshots = Snapshots(repository, settings, history)
         self.sampler = Sampler(repository, self._snapshots, settings.max_watchers)
 
     def answer(self, scope: Scope) -> Response:

@@ -5,6 +5,7 @@ It is made on the event loop, of counters that are kept anyway. Nothing here run
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,7 +20,9 @@ from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import RequestStatistics
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
+from penstock.pipelines.runs.pace import Pace
 
+from ..history.ring import History
 from ..settings import Settings
 from .description import describe
 from .totals import NodeTotals, PipelineTotals, Totals, nodes_of, totals_of
@@ -39,14 +42,17 @@ NOT_LOADED = "it could not be loaded: the server's log has the reason"
 """The reason of a failed pipeline. The true one names files and code: it is for the operator."""
 
 
-NO_LATENCY = {"p50": None, "p90": None, "p99": None, "requests": 0}
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 class Snapshots:
     """Makes the snapshots of one server."""
 
-    def __init__(self, repository: Repository, settings: Settings) -> None:
+    def __init__(
+        self, repository: Repository, settings: Settings, history: History | None = None
+    ) -> None:
         self._repository = repository
+        self._history = history
         self._ready_when: Literal["all", "any"] = settings.ready_when
         self._began = time.monotonic()
         # What does not change, by name and version, with the objects that it was made of.
@@ -74,6 +80,10 @@ class Snapshots:
         served = {(one.name, one.config.version): one for one in repository.served}
         loading = repository.loading
         seconds = 0.0 if since is None else at - since.at
+        monotonic = time.monotonic()
+        times: Mapping[Pace, list[float]] = {}
+        if self._history is not None:
+            times = self._history.seconds_since(0.0 if since is None else since.monotonic)
         totals: dict[Pipeline, PipelineTotals] = {}
         pipelines: list[dict[str, Any]] = []
         for name, states in repository.version_states().items():
@@ -89,8 +99,11 @@ class Snapshots:
                     "reason": _cut(why),
                     "loading": [] if coming is None else _progress(coming),
                 }
+                doors = () if pipeline is None else (pipeline, *pipeline.exposed)
+                took = [one for door in doors for one in times.get(door.pace, ())]
+                shown["latency_ms"] = _latency(took)
                 if pipeline is None:
-                    shown |= _nothing(state)
+                    shown |= _nothing()
                 else:
                     before = None if since is None else since.pipelines.get(pipeline)
                     totals[pipeline] = now = totals_of(pipeline)
@@ -98,11 +111,12 @@ class Snapshots:
                 pipelines.append(shown)
         snapshot = {
             "time_s": round(time.time(), 3),
-            "uptime_s": round(time.monotonic() - self._began, 3),
+            "uptime_s": round(monotonic - self._began, 3),
             "version": penstock.__version__,
             "generation": repository.generation,
             "ready": not reason,
             "reason": _cut(reason),
+            "request_history": 0 if self._history is None else self._history.size,
             "interval_s": INTERVAL_SECONDS,
             "memory": {
                 "used_bytes": budget.used,
@@ -111,7 +125,7 @@ class Snapshots:
             },
             "pipelines": pipelines,
         }
-        return snapshot, Totals(at, totals)
+        return snapshot, Totals(at, monotonic, totals)
 
     def _description(
         self,
@@ -156,7 +170,7 @@ def _progress(pipeline: Pipeline) -> list[dict[str, str]]:
     ]
 
 
-def _nothing(state: str) -> dict[str, Any]:
+def _nothing() -> dict[str, Any]:
     """Return the activity of a version that neither serves nor loads."""
     return {
         "mood": "down",
@@ -168,7 +182,6 @@ def _nothing(state: str) -> dict[str, Any]:
         "succeeded_per_s": None,
         "failed_per_s": None,
         "refused_per_s": None,
-        "latency_ms": NO_LATENCY,
         "nodes": [],
     }
 
@@ -188,7 +201,6 @@ def _activity(
         "succeeded_per_s": _rate(now.succeeded - before.succeeded, seconds),
         "failed_per_s": _rate(now.failed - before.failed, seconds),
         "refused_per_s": _rate(now.refused - before.refused, seconds),
-        "latency_ms": NO_LATENCY,
         "nodes": [
             _node(
                 node,
@@ -284,6 +296,17 @@ def _executors(node: Node, pipeline: Pipeline) -> list[dict[str, Any]]:
 def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
     """Add counters by their keys, which are the same in all."""
     return {key: sum(one[key] for one in counts) for key in counts[0]}
+
+
+def _latency(seconds: list[float]) -> dict[str, float | int | None]:
+    """Return percentiles of what requests took, and of how many they are."""
+    seconds.sort()
+    count = len(seconds)
+    shown: dict[str, float | int | None] = {
+        name: round(1000 * seconds[math.ceil(share * count) - 1], 3) if count else None
+        for name, share in PERCENTILES.items()
+    }
+    return {**shown, "requests": count}
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -36,9 +36,12 @@ class PipelineTotals(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The totals of all pipelines, taken at a time on the sampler's clock, in seconds."""
+    """The totals of all pipelines, taken at a time on the sampler's clock and on
+    `time.monotonic`, in seconds.
+    """
 
     at: float
+    monotonic: float
     pipelines: Mapping[Pipeline, PipelineTotals]
 
 

@@ -398,9 +398,13 @@ def test_executors_that_hang_and_that_are_replaced(clock: Clock, gates: dict[str
                 (executor,) = it["nodes"][0]["executors"]
                 return executor["state"], it["state"], it["mood"]
 
+            def advanced(seconds: float) -> bool:
+                clock.advance(seconds)
+                return True
+
             assert await look() == ("idle", "ready", "idle")
             hangs = asyncio.ensure_future(pipeline({"data": b"x"}))
-            await until(lambda: clock.advance(0.01) or pipeline.not_ready)
+            await until(lambda: advanced(0.01) and pipeline.not_ready)
             assert await look() == ("stuck", "not ready", "down")
             assert "forward has run" in client.snapshot()["pipelines"][0]["reason"]
             gates["run"].open.set()

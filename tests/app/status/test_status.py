@@ -53,6 +53,36 @@ async def test_json_has_all_of_it() -> None:
     assert it["graph"]["nodes"][0]["name"] == "net"
 
 
+async def test_percentiles_are_of_the_requests_that_are_remembered() -> None:
+    app = create_app(ECHO, settings=Settings(request_history=3))
+    async with client_of(app) as client:
+        none = (await client.get("/status")).json()
+        for _ in range(3):
+            await client.post("/predict/it", content=b"x")
+        await client.post("/predict/it", content=b"")  # a bad one
+        status = (await client.get("/status")).json()
+        snapshots = Snapshots(app.state.penstock, Settings(), app.state.history)
+        _, totals = snapshots.take(None, 0.0)
+        await client.post("/predict/it/batch", files=[("images", b"x"), ("images", b"y")])
+        later, _ = snapshots.take(totals, 1.0)
+    assert none["pipelines"][0]["latency_ms"] == dict.fromkeys(("p50", "p90", "p99")) | {
+        "requests": 0
+    }
+    assert status["request_history"] == 3
+    latency = status["pipelines"][0]["latency_ms"]
+    assert latency["requests"] == 2 and 0 < latency["p50"] <= latency["p90"] == latency["p99"]
+    assert later["pipelines"][0]["latency_ms"]["requests"] == 1
+
+
+async def test_nothing_is_remembered() -> None:
+    settings = Settings(request_history=0)
+    async with client_of(create_app(ECHO, settings=settings)) as client:
+        await client.post("/predict/it", content=b"x")
+        status = (await client.get("/status")).json()
+    assert status["request_history"] == 0
+    assert status["pipelines"][0]["latency_ms"]["p50"] is None
+
+
 async def test_head_and_other_methods() -> None:
     async with client_of(create_app(ECHO)) as client:
         head = await client.head("/status", headers={"accept": "text/event-stream"})
