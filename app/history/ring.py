@@ -170,6 +170,7 @@ class History:
         copied._others = self._others.copy()
         copied._slow = self._slow.copy()
         copied._failed = self._failed.copy()
+        copied._quick_slow = self._quick_slow.copy()
         return copied
 
     def recent(self) -> Iterator[Record]:

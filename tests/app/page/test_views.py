@@ -14,7 +14,7 @@ from .looks import faults, focus
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-VIEWS = ("#/p/digits", "#/p/digits/try", "#/p/boxes/try", "#/p/sums/try")
+VIEWS = ("#/p/digits", "#/p/digits/try", "#/p/boxes/try", "#/p/sums/try", "#/p/fails/requests")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +29,7 @@ def traffic(server: httpx.Client, digit: bytes) -> str:
 
 async def test_each_view_is_readable_and_fits(visit: Callable[..., Any], traffic: str) -> None:
     async with visit() as visited:
-        for view in VIEWS:
+        for view in (*VIEWS, f"#/requests/{traffic}"):
             await visited.open(view)
             assert await faults(visited.page) == [], view
 

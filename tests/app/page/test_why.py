@@ -56,6 +56,18 @@ async def test_it_says_why_a_request_was_slow(visit: Callable[..., Any], waited:
         await expect(request).to_contain_text(f"penstock why {name} --url {visited.url}")
 
 
+async def test_a_slow_request_of_one_node_is_listed(server: httpx.Client) -> None:
+    """It is remembered in a way of its own, because it is the most usual."""
+    slow: set[str] = set()
+    while not slow:  # until the server knows what is usual
+        for milliseconds in (1, 1, 1, 1, 1, RUN_MS):
+            send(server, "waits", str(milliseconds), "")
+        recent = server.get("/requests?kind=recent&pipeline=waits").json()["requests"]
+        slow = {one["id"] for one in recent if one["slow"]}
+    listed = server.get("/requests?kind=slow&pipeline=waits").json()["requests"]
+    assert slow <= {one["id"] for one in listed}
+
+
 async def test_the_list_leads_to_each_request(
     visit: Callable[..., Any], server: httpx.Client, waited: Any
 ) -> None:
