@@ -104,7 +104,7 @@ function optionsOf(unit, lines, range, onPoint) {
     cursor: { sync: { key: "penstock" }, y: false, drag: { x: false }, points: { size: 6 } },
     scales: { x: { range }, y: { range: (_plot, _low, high) => [0, ceiling(high ?? 0)] } },
     axes: [
-      { ...axis, size: 20, gap: 4, space: 64, values: (_plot, times) => times.map(clock), grid: { show: false } },
+      { ...axis, size: 24, gap: 8, space: 64, values: (_plot, times) => times.map(clock), grid: { show: false } },
       { ...axis, size: 48, gap: 6, space: 28, values: (_plot, values) => values.map((value) => unit(value).replace(/\.0+(?=\D)/, "")) },
     ],
     series: [{}, ...lines.map(([, , token, dash]) => ({ stroke: colour(token), width: 2, dash, points: { show: false } }))],

@@ -75,6 +75,7 @@ function App() {
   const pipeline = pipelines.find((one) => one.name === name);
   const mood = pipeline && MOODS[pipeline.mood];
   const lost = link.phase === "lost";
+  const alarm = ["refusing", "down"].includes(pipeline?.mood); // the only moods to interrupt anyone for
   useEffect(() => {
     document.title = lost ? "Disconnected · Penstock" : mood ? `${mood} · ${name} · Penstock` : "Penstock";
   }, [lost, mood, name]);
@@ -96,7 +97,7 @@ function App() {
       key=${one} class="tab" data-tab=${one} href=${addressOf(name, one)} data-text=${text}
       aria-current=${one === tab ? "page" : undefined}>${text}</a>`)}</nav>`}
     ${pipeline && html`<${Side} pipeline=${pipeline} tab=${tab} id=${id} />`}
-    <p class="visually-hidden" role="status">${mood ? `${name}: ${mood}` : ""}</p>
+    <p class="visually-hidden" role="status">${alarm ? `${name}: ${mood}` : ""}</p>
     ${news && html`<${News} text=${news} onDone=${() => setNews("")} />`}`;
 }
 
