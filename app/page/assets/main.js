@@ -30,7 +30,7 @@ function useRoute() {
   return route;
 }
 
-/** The server's last event with what never changes, its samples, the connection, and its news. */
+/** The server's last event with what never changes, its samples, the connection, news of it. */
 function useServer() {
   const [status, setStatus] = useState(null);
   const [link, setLink] = useState({ phase: "connecting", detail: "" });
@@ -94,7 +94,7 @@ function App() {
           : html`<${Nothing} status=${status} name=${name} link=${link} />`}
     </main>
     ${pipeline && html`<nav class="tabs views" aria-label="Views">${Object.entries(TABS).map(([one, text]) => html`<a
-      key=${one} class="tab" data-tab=${one} href=${addressOf(name, one)} data-text=${text}
+      key=${one} class="tab" data-tab=${one} href=${addressOf(name, one)}
       aria-current=${one === tab ? "page" : undefined}>${text}</a>`)}</nav>`}
     ${pipeline && html`<${Side} pipeline=${pipeline} tab=${tab} id=${id} />`}
     <p class="visually-hidden" role="status">${alarm ? `${name}: ${mood}` : ""}</p>

@@ -2,14 +2,13 @@
 /**
  * What GET /status answers, and how a pipeline feels, in words.
  *
- * @typedef {{name: string, state: string, ms: number | null, device: string}} Executor
  * @typedef {{name: string, queued: number, items: number, batches: number, items_per_s: number,
  *   batches_per_s: number, batch_size: number, queue_ms: number, run_ms: number,
- *   executors: Executor[]}} LiveNode numbers of the last interval are null if nothing ran
+ *   executors: {name: string, state: string, ms: number | null, device: string}[]}} LiveNode numbers of the last interval are null if nothing ran
  * @typedef {{name: string, backend: string, expression: string, max: number, instances: number,
  *   batching_timeout_ms: number}} GraphNode
- * @typedef {{from: string, to: string, kind: string, filter: string | null}} GraphEdge
- * @typedef {{nodes: GraphNode[], edges: GraphEdge[]}} Graph
+ * @typedef {{nodes: GraphNode[],
+ *   edges: {from: string, to: string, kind: string, filter: string | null}[]}} Graph
  * @typedef {{name: string, version: string, state: string, reason: string, mood: string,
  *   loading: {node: string, text: string}[], in_flight: number, succeeded: number,
  *   failed: Record<string, number>, refused: Record<string, number>, succeeded_per_s: number,
