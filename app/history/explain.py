@@ -277,7 +277,7 @@ class Explanation:
 
     def _summary(self) -> list[str]:
         """Say how it ended unless it was answered well, and why it took so long."""
-        whole = self._end / 1000
+        record, whole = self._record, self._end / 1000
         told = self._ending()
         longest: dict[tuple[str, str], Cause] = {}
         counts: dict[tuple[str, str], int] = {}
@@ -287,18 +287,24 @@ class Explanation:
             counts[cause.key] = counts.get(cause.key, 0) + 1
             if cause.key not in longest or cause.ms > longest[cause.key].ms:
                 longest[cause.key] = cause
-        for cause in sorted(longest.values(), reverse=True)[:MAX_SENTENCES]:
-            count = counts[cause.key]
+        run = max(self._ran, default=Cause(0.0, ("", ""), ""))
+        causes = sorted(longest.values(), reverse=True)[:MAX_SENTENCES]
+        if not causes and not told:
+            return [words.nothing_waited(whole, run.key[0], run.ms), *self._missing()]
+        if run.words and not any((run.key[0], why) in longest for why in ("long", "again")):
+            # A run as usual is no reason to be slow: it comes last, however long it was.
+            causes.append(run)
+            if record.outcome == "ok" and not record.slow:
+                causes.sort(reverse=True)
+        for cause in causes:
+            count = counts.get(cause.key, 1)
             several = count > 1 and cause.key[1] != "again"
             told.append(words.longest(cause.words, count) if several else cause.words)
-        run = max(self._ran, default=Cause(0.0, ("", ""), ""))
-        if not told:
-            told.append(words.nothing_waited(whole, run.key[0], run.ms))
-        elif run.words and not any((run.key[0], why) in longest for why in ("long", "again")):
-            told.append(run.words)
-        if more := self._record.more_visits + self._record.more_parts:
-            told.append(words.not_remembered(more))
-        return told
+        return told + self._missing()
+
+    def _missing(self) -> list[str]:
+        more = self._record.more_visits + self._record.more_parts
+        return [words.not_remembered(more)] if more else []
 
     def _ending(self) -> list[str]:
         record = self._record

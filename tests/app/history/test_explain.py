@@ -98,7 +98,7 @@ def record(
     ]
     fields: dict[str, Any] = {
         "id": name, "pace": PACE, "door": "predict", "status": 200, "failure": None,
-        "started": started, "ended": ended, "rows": 1, "slow": False, "usual": 0.008,
+        "started": started, "ended": ended, "rows": 1, "slow": True, "usual": 0.008,
         "visits": told, "more_visits": 0,
     }  # fmt: skip
     return Record(**(fields | more))
@@ -318,6 +318,17 @@ def test_slow_bodies_and_answers() -> None:
     assert [span["name"] for span in made["spans"]] == ["receive", "answer"]
     left = story(one._replace(status=499))
     assert left["summary"][2] == ("After the last node it took 30.0 ms until the request ended.")
+
+
+def test_a_run_as_usual_comes_last_if_the_request_was_slow_else_by_its_length() -> None:
+    bench = Bench()
+    bench.put("a")
+    bench.move(10)
+    bench.end()
+    one = bench.records[0]._replace(started=bench.records[0].started - 0.001)
+    told = ["Its body took 1.0 ms to come and to be read.", "Ran 10.0 ms at node net alone."]
+    assert story(one)["summary"] == told
+    assert story(one._replace(slow=False))["summary"] == told[::-1]
 
 
 def test_time_between_nodes() -> None:
