@@ -105,6 +105,36 @@ async def test_a_client_that_takes_no_gzip_gets_none(app: Any, coding: str) -> N
     assert "content-encoding" not in answer.headers
 
 
+async def messages_of(app: Any, method: str, path: str) -> list[dict[str, Any]]:
+    """Return what an app sends by ASGI."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": b"/",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+        "scheme": "http",
+    }
+    await app(scope, receive, send)
+    return sent
+
+
+async def test_head_sends_no_content(app: Any) -> None:
+    for method, sends in (("GET", True), ("HEAD", False)):
+        sent = await messages_of(app, method, "/page/main.js")
+        assert any(message.get("body") for message in sent) is sends
+
+
 SEGMENTS = (
     ". .. page assets vendor main.js files.py index.html __init__.py style.css README.md LICENSE "
     "%2e%2e ..%2f etc passwd \x00 \\ é"
@@ -116,25 +146,7 @@ SEGMENT = st.sampled_from(["", *SEGMENTS.split(" ")])
 @given(st.lists(SEGMENT, max_size=6).map(lambda segments: f"/page/{'/'.join(segments)}"))
 async def test_no_path_leads_to_another_file(app: Any, path: str) -> None:
     known = {f"/page/{file.relative_to(DIRECTORY)}" for file in FILES}
-    answers: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        answers.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": path,
-        "raw_path": b"/",
-        "root_path": "",
-        "query_string": b"",
-        "headers": [],
-        "scheme": "http",
-    }
-    await app(scope, receive, send)
+    answers = await messages_of(app, "GET", path)
     status = answers[0]["status"]
     assert (status == 200) is (path in known)
     assert status in {200, 404} or (status == 307 and path.removesuffix("/") in known)
