@@ -114,7 +114,11 @@ async function keepWatching(onStatus, onLink, stop) {
     onLink(locked ? "locked" : "lost", error.message);
     failures += 1;
     const pause = error.status ? LONGEST_PAUSE_MS : Math.min(LONGEST_PAUSE_MS, 500 * 2 ** failures);
-    await somethingNew(locked ? 2 ** 31 - 1 : pause * (0.75 + Math.random() / 2));
+    const signal = locked ? undefined : AbortSignal.timeout(pause * (0.75 + Math.random() / 2));
+    await new Promise((resolve) => {
+      signal?.addEventListener("abort", resolve);
+      keyChanged.addEventListener("change", resolve, { once: true, signal });
+    });
   }
 }
 
@@ -122,19 +126,17 @@ async function readEvents(stop, onStatus) {
   const end = new AbortController();
   const signal = AbortSignal.any([stop, end.signal]);
   const abort = () => end.abort();
-  let timer;
-  const alive = () => {
-    clearTimeout(timer);
-    timer = setTimeout(abort, SILENCE_MS);
-  };
+  let timer; // set anew by each event
   try {
     const response = await api.fetch("status", { headers: { Accept: "text/event-stream" }, signal });
     if (!response.ok) throw await errorOf(response);
-    keyChanged.addEventListener("change", abort); // a stream lasts no longer than its key
+    // A stream lasts no longer than its key.
+    keyChanged.addEventListener("change", abort, { signal });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let text = "";
     for (;;) {
-      alive();
+      clearTimeout(timer);
+      timer = setTimeout(abort, SILENCE_MS);
       const { done, value } = await reader.read();
       if (done) return;
       const events = (text + value).split("\n\n");
@@ -145,21 +147,6 @@ async function readEvents(stop, onStatus) {
     }
   } finally {
     clearTimeout(timer);
-    keyChanged.removeEventListener("change", abort);
+    abort();
   }
-}
-
-/** Wait, but no longer than until the network, the person or a key comes back. */
-function somethingNew(milliseconds) {
-  return new Promise((resolve) => {
-    /** @type {[EventTarget, string][]} */
-    const wakers = [[window, "online"], [document, "visibilitychange"], [keyChanged, "change"]];
-    const wake = () => {
-      clearTimeout(timer);
-      for (const [target, event] of wakers) target.removeEventListener(event, wake);
-      resolve();
-    };
-    const timer = setTimeout(wake, milliseconds);
-    for (const [target, event] of wakers) target.addEventListener(event, wake);
-  });
 }

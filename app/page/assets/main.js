@@ -1,6 +1,6 @@
 // @ts-check
 /** The page: what it shows where, by the hash of its address, and what it knows of the server. */
-import { html, render, useCallback, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, render, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
 import { api } from "./api.js";
 import { duration } from "./format.js";
 import { History } from "./history.js";
@@ -29,6 +29,8 @@ function useRoute() {
   useEffect(() => addEventListener("hashchange", () => setRoute(routeOf(location.hash))), []);
   return route;
 }
+
+const openRequest = (id) => (location.hash = `#/requests/${encodeURIComponent(id)}`);
 
 /** The server's last event with what never changes, its samples, the connection, news of it. */
 function useServer() {
@@ -73,6 +75,7 @@ function App() {
   if (!id) chosen.current = route.name; // beside a request stays the pipeline that was looked at
   const name = chosen.current ?? pipelines[0]?.name ?? null;
   const pipeline = pipelines.find((one) => one.name === name);
+  const shown = id ? "why" : tab;
   const mood = pipeline && MOODS[pipeline.mood];
   const lost = link.phase === "lost";
   const alarm = ["refusing", "down"].includes(pipeline?.mood); // the only moods to interrupt anyone for
@@ -86,7 +89,7 @@ function App() {
   return html`
     <${TopBar} status=${status} link=${link} />
     ${pipelines.length > 0 && html`<${Rail} pipelines=${pipelines} chosen=${name} link=${(other) => addressOf(other, tab)} />`}
-    <main class="centre ${lost && "stale"} ${!pipeline && "alone"}" ref=${centre} tabindex="-1" data-shown=${id ? "why" : tab}>
+    <main class="centre ${lost && "stale"} ${!pipeline && "alone"}" ref=${centre} tabindex="-1" data-shown=${shown}>
       ${id
         ? html`<p><a href=${addressOf(name, "requests")}>Back to ${name ?? "the pipelines"}</a></p><${Why} key=${id} id=${id} api=${api} />`
         : pipeline
@@ -96,18 +99,12 @@ function App() {
     ${pipeline && html`<nav class="tabs views" aria-label="Views">${Object.entries(TABS).map(([one, text]) => html`<a
       key=${one} class="tab" data-tab=${one} href=${addressOf(name, one)}
       aria-current=${one === tab ? "page" : undefined}>${text}</a>`)}</nav>`}
-    ${pipeline && html`<${Side} pipeline=${pipeline} tab=${tab} id=${id} />`}
+    ${pipeline && html`<aside class="side" aria-label="Try it and requests" data-shown=${shown}>
+      <div hidden=${tab === "requests"}><${TryIt} key=${name} pipeline=${pipeline} api=${api} /></div>
+      ${tab === "requests" && html`<${Requests} pipeline=${pipeline} api=${api} id=${id} onOpen=${openRequest} />`}
+    </aside>`}
     <p class="visually-hidden" role="status">${alarm ? `${name}: ${mood}` : ""}</p>
     ${news && html`<${News} text=${news} onDone=${() => setNews("")} />`}`;
-}
-
-function Side({ pipeline, tab, id }) {
-  const open = useCallback((request) => (location.hash = `#/requests/${encodeURIComponent(request)}`), []);
-  const requests = tab === "requests";
-  return html`<aside class="side" aria-label=${requests ? TABS.requests : TABS.try} data-shown=${id ? "why" : tab}>
-    <div hidden=${requests}><${TryIt} key=${pipeline.name} pipeline=${pipeline} api=${api} onAnswered=${() => undefined} /></div>
-    ${requests && html`<${Requests} pipeline=${pipeline} api=${api} id=${id} onOpen=${open} />`}
-  </aside>`;
 }
 
 /** What is shown where no pipeline is. */

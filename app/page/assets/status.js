@@ -1,7 +1,6 @@
 // @ts-check
 /**
  * What GET /status answers, and how a pipeline feels, in words.
- *
  * @typedef {{name: string, queued: number, items: number, batches: number, items_per_s: number,
  *   batches_per_s: number, batch_size: number, queue_ms: number, run_ms: number,
  *   executors: {name: string, state: string, ms: number | null, device: string}[]}} LiveNode numbers of the last interval are null if nothing ran
