@@ -4,6 +4,8 @@
  * is asked for when a call answers 401, and kept for this tab.
  */
 const STORED = "penstock-key"; // the page at /docs reads it too
+// The server writes this into the page, so that no call has to fail before the key is asked for.
+const needsKey = document.querySelector('meta[name="penstock-key"]')?.getAttribute("content") === "needed";
 const SILENCE_MS = 15_000; // events come every second: a connection this silent is dead
 const LONGEST_PAUSE_MS = 8_000;
 
@@ -60,6 +62,10 @@ export const api = {
   async fetch(path, init = {}) {
     for (;;) {
       const key = this.key;
+      if (key === null && needsKey) {
+        if (await this.unlock()) continue;
+        throw new ApiError("This server asks for an API key.", 401);
+      }
       const headers = new Headers(init.headers);
       if (key !== null) headers.set("Authorization", `Bearer ${key}`);
       const response = await fetch(path, { ...init, headers }).catch((error) => {
