@@ -14,7 +14,6 @@ import penstock
 from penstock.backends.memory import budget
 from penstock.backends.text import encodable
 from penstock.pipelines.composites.composite import CompositeNode
-from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.node.executor import Executor
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import RequestStatistics
@@ -41,7 +40,6 @@ MAX_TEXT_CHARACTERS = 500
 NOT_LOADED = "it could not be loaded: the server's log has the reason"
 """The reason of a failed pipeline. The true one names files and code: it is for the operator."""
 
-
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -55,18 +53,18 @@ class Snapshots:
         self._history = history
         self._ready_when: Literal["all", "any"] = settings.ready_when
         self._began = time.monotonic()
-        # What does not change, by name and version, with the objects that it was made of.
-        self._described: dict[
-            tuple[str, str], tuple[PipelineConfig, Pipeline | None, dict[str, Any]]
-        ] = {}
+        # What does not change, by name and version of those that were served at a generation.
+        self._described: dict[tuple[str, str], dict[str, Any]] = {}
+        self._generation = -1
 
     def whole(self) -> dict[str, Any]:
         """Return a snapshot with the descriptions of the pipelines."""
         snapshot, _ = self.take(None, 0.0)
-        known = self._described
-        self._described = {}
+        if self._generation != self._repository.generation:
+            self._generation = self._repository.generation
+            self._described.clear()
         for shown in snapshot["pipelines"]:
-            shown.update(self._description((shown["name"], shown["version"]), known))
+            shown.update(self._description(shown["name"], shown["version"]))
         return snapshot
 
     def take(self, since: Totals | None, at: float) -> tuple[dict[str, Any], Totals]:
@@ -127,25 +125,23 @@ class Snapshots:
         }
         return snapshot, Totals(at, monotonic, totals)
 
-    def _description(
-        self,
-        key: tuple[str, str],
-        known: Mapping[tuple[str, str], tuple[PipelineConfig, Pipeline | None, dict[str, Any]]],
-    ) -> dict[str, Any]:
-        """Return what does not change of a version; nothing if its file was never read."""
-        name, version = key
+    def _description(self, name: str, version: str) -> dict[str, Any]:
+        """Return what does not change of a version; little if its file was never read."""
+        key = name, version
+        known = self._described.get(key)
+        if known is not None:
+            return known
         versions = self._repository.versions.get(name, {})
-        pipeline = versions.get(version)
+        served, coming = versions.get(version), self._repository.loading.get(key)
         config = self._repository.config_of(name, version)
-        if config is None and (coming := self._repository.loading.get(key)) is not None:
+        if config is None and coming is not None:
             config = coming.config
-        if config is None:
-            return {"versions": list(versions)}
-        entry = known.get(key)
-        if entry is None or entry[0] is not config or entry[1] is not pipeline:
-            entry = config, pipeline, describe(config, pipeline)
-        self._described[key] = entry
-        return {**entry[2], "versions": list(versions)}
+        description: dict[str, Any] = {"versions": list(versions)}
+        if config is not None:
+            description |= describe(config, served)
+        if served is not None:
+            self._described[key] = description
+        return description
 
 
 def _state(text: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ import httptools
 import pytest
 import uvloop
 
+from penstock.app.http.events import ENDLESS
 from penstock.app.server.connection import HELD_BODY_BYTES, KEPT_BODY_BYTES, UNCOUNTED_BYTES
 from penstock.app.server.connections import REASONS, default_max_connections
 from penstock.app.server.socket_queues import queued_bytes
@@ -529,6 +530,31 @@ async def test_a_refused_client_that_leaves_a_little_unread_is_not_waited_for() 
             server.pass_time(server.connections.settings.discard_timeout + 1)
             await end_by_send_timeout(server)
             assert server.connections.closed["late"] == 1
+
+
+@pytest.mark.parametrize("full", ["before the drain", "by its last bytes"])
+async def test_a_drain_does_not_wait_for_a_client_that_watches_and_does_not_read(full: str) -> None:
+    async with served() as server:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            await loop.sock_sendall(client, b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: server.states() == ["ANSWERING"])
+            server.app.scopes[0][ENDLESS] = True
+            (connection,) = server.open
+            transport = connection._transport
+            if full == "by its last bytes":
+                server.connections.drain()
+            while not transport.get_write_buffer_size():  # fill the kernel's queue
+                transport.write(b"x" * 1024)
+            if full == "before the drain":
+                server.connections.drain()
+            else:
+                server.app.gate.set()
+            await until(lambda: not server.open)
+            server.app.gate.set()
 
 
 def test_a_socket_that_tells_nothing_of_its_queue() -> None:

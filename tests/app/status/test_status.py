@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -156,8 +158,11 @@ async def test_a_reload_and_an_unload_change_the_generation() -> None:
         again = load({"pipeline": {"name": "it", "description": "New."}, "net": ECHO["net"]})
         await app.state.penstock.load(again)
         second = (await client.get("/status")).json()
+        unloaded = weakref.ref(app.state.penstock.get("it"))
         await app.state.penstock.unload("it")
         third = (await client.get("/status")).json()
+        gc.collect()
+        assert unloaded() is None  # no description keeps it in memory
     assert first["generation"] < second["generation"] < third["generation"]
     assert second["pipelines"][0]["description"] == "New."
     assert (third["pipelines"][0]["state"], third["pipelines"][0]["mood"]) == ("unloaded", "down")
