@@ -7,7 +7,6 @@ import { fit, NODE } from "./layout.js";
 const OTHERS = 460; // pixels of the screen's height for the top bar, the heading and the charts
 const PADDING = 48;
 const SQUARES = 4; // more executors are a number
-const USUAL_FILTERS = ["swap", "Run"]; // not worth a label
 const STATES = ["stuck", "restarting", "loading", "running", "idle"]; // the most urgent first
 /** @type {any} */
 const NOTHING = { queued: 0, batch_size: null, executors: [] };
@@ -61,7 +60,7 @@ function Pipe({ path, middle, kind, filter, items }) {
     <path class="wall" d=${path} stroke-width=${bore + 2} />
     <path class="bore" d=${path} stroke-width=${bore} />
     ${items > 0 && html`<path class="water" d=${path} stroke-width=${bore} />`}
-    ${filter && !USUAL_FILTERS.includes(filter) && html`<text x=${middle.x} y=${middle.y}>${filter}</text>`}
+    ${filter && html`<text x=${middle.x} y=${middle.y}>${filter}</text>`}
   </g>`;
 }
 
