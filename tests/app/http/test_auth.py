@@ -40,6 +40,8 @@ PROTECTED = [
     ("POST", "/predict/none"),
     ("GET", "/pipelines"),
     ("GET", "/metrics"),
+    ("GET", "/status"),
+    ("GET", "/status/"),
     ("GET", "/openapi.json"),
     ("GET", "/nonsense"),
     ("GET", "/health/live/"),

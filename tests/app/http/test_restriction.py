@@ -45,7 +45,7 @@ RULED: dict[str, Routes] = {
         ("POST", "/v2/repository/models/echo/load"), ("POST", "/v2/repository/models/echo/unload"),
     ],
     "statistics": [
-        ("GET", "/metrics"), ("GET", "/v2/models/stats"),
+        ("GET", "/metrics"), ("GET", "/status"), ("GET", "/v2/models/stats"),
         ("GET", "/v2/models/echo/versions/1/stats"),
     ],
 }  # fmt: skip

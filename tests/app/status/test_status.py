@@ -160,9 +160,9 @@ async def test_a_reload_and_an_unload_change_the_generation() -> None:
         second = (await client.get("/status")).json()
         unloaded = weakref.ref(app.state.penstock.get("it"))
         await app.state.penstock.unload("it")
-        third = (await client.get("/status")).json()
         gc.collect()
         assert unloaded() is None  # no description keeps it in memory
+        third = (await client.get("/status")).json()
     assert first["generation"] < second["generation"] < third["generation"]
     assert second["pipelines"][0]["description"] == "New."
     assert (third["pipelines"][0]["state"], third["pipelines"][0]["mood"]) == ("unloaded", "down")
