@@ -65,13 +65,14 @@ function RowOf({ row, depth, end, longest }) {
   </li>`;
 }
 
-/** @param {{visit: {batch: any, waits: any[], pieces: any[], instance: string, device: string}}} props */
-function Details({ visit: { batch, waits, pieces, instance, device } }) {
+/** @param {{visit: {words: string, batch: any, waits: any[], pieces: any[], instance: string, device: string}}} props */
+function Details({ visit: { words: all, batch, waits, pieces, instance, device } }) {
   /** @type {string[]} */
   const mates = batch?.mates ?? [];
   const more = batch?.more_mates ? `and ${count(batch.more_mates)} more` : "";
   const left = batch?.left_queued ? `${count(batch.left_queued)} stayed queued.` : "";
   const facts = [
+    ["In short", all],
     ["Waited", waits.length > 0 && waits.map(({ words }) => html`<p>${words}</p>`)],
     ["Ran", pieces.map((piece) => `${piece.name} ${ms(piece.ms)}`).join(", ")],
     ["Batch", batch && `${plural(batch.rows, "row")} of at most ${batch.max}. ${batch.rule_words} ${left}`],

@@ -39,6 +39,7 @@ export function Requests({ pipeline, api, id }) {
   const [kind, setKind] = useState("");
   const [listed, setListed] = useState(null);
   const [failure, setFailure] = useState(null);
+  const [tries, setTries] = useState(0);
   const list = useRef(/** @type {HTMLElement | null} */ (null));
   useEffect(() => {
     const query = new URLSearchParams({ limit: `${LISTED}`, ...(name && { pipeline: name }) });
@@ -49,15 +50,19 @@ export function Requests({ pipeline, api, id }) {
       // Nothing moves under the pointer or the focus.
       if (!list.current?.matches(":hover, :focus-within")) setListed(found);
     };
-    const fail = (/** @type {any} */ error) => stop.signal.aborted || setFailure(error);
+    const fail = (/** @type {any} */ error) => {
+      if (stop.signal.aborted) return;
+      setFailure(error);
+      if (error.status && error.status < 500) clearInterval(timer); // until the reader asks again
+    };
     const read = () => api.get(`requests?${query}`, { signal: stop.signal }).then(show, fail);
-    void read();
     const timer = setInterval(() => document.hidden || read(), REFRESH_MS);
+    void read();
     return () => {
       clearInterval(timer);
       stop.abort();
     };
-  }, [api, name, kind]);
+  }, [api, name, kind, tries]);
   const ask = (/** @type {any} */ event) => {
     event.preventDefault();
     const wanted = event.target.elements.id.value.trim();
@@ -73,7 +78,7 @@ export function Requests({ pipeline, api, id }) {
       ([value, words]) => html`<button class="button quiet small" aria-pressed=${kind === value}
         onClick=${() => setKind(value)}>${words}</button>`,
     )}</div>
-    ${failure && html`<${Trouble} failure=${failure} />`}
+    ${failure && html`<${Trouble} failure=${failure} again=${() => setTries(tries + 1)} />`}
     ${listed && html`<p class="hint">Of the last ${plural(listed.remembered, "request")}</p>
       <ol ref=${list}>${listed.requests.map((/** @type {Entry} */ request) => html`
         <li key=${request.id + request.time}>
@@ -146,11 +151,11 @@ function Answer({ request }) {
   </article>`;
 }
 
-/** @param {{failure: import("./api.js").ApiError, again?: () => void}} props */
+/** @param {{failure: import("./api.js").ApiError, again: () => void}} props */
 function Trouble({ failure: { message, problem }, again }) {
   return html`<div class="empty" role="status"><p>${message}</p>
     ${problem?.code === "unknown_request" && html`<p>Each answer has its id in
       ${" "}<code>X-Request-Id</code>. A request is remembered once it has ended, by the server that
       answered it, until that restarts.</p>`}
-    ${again && html`<p><button class="button" onClick=${again}>Look again</button></p>`}</div>`;
+    <p><button class="button" onClick=${again}>Look again</button></p></div>`;
 }
