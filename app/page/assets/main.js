@@ -30,8 +30,6 @@ function useRoute() {
   return route;
 }
 
-const openRequest = (id) => (location.hash = `#/requests/${encodeURIComponent(id)}`);
-
 /** The server's last event with what never changes, its samples, the connection, news of it. */
 function useServer() {
   const [status, setStatus] = useState(null);
@@ -70,10 +68,9 @@ function useServer() {
 function App() {
   const { tab, id, ...route } = useRoute();
   const { status, pipelines, link, history, news, setNews } = useServer();
-  const chosen = useRef(null);
+  const [last, setLast] = useState(null); // beside a request stays its pipeline
   const centre = useRef();
-  if (!id) chosen.current = route.name; // beside a request stays the pipeline that was looked at
-  const name = chosen.current ?? pipelines[0]?.name ?? null;
+  const name = (id ? last : route.name) ?? pipelines[0]?.name ?? null;
   const pipeline = pipelines.find((one) => one.name === name);
   const shown = id ? "why" : tab;
   const mood = pipeline && MOODS[pipeline.mood];
@@ -82,6 +79,7 @@ function App() {
   useEffect(() => {
     document.title = lost ? "Disconnected · Penstock" : mood ? `${mood} · ${name} · Penstock` : "Penstock";
   }, [lost, mood, name]);
+  useEffect(() => setLast(name), [name]);
   useEffect(() => {
     if (id) centre.current.focus();
   }, [id]);
@@ -91,7 +89,7 @@ function App() {
     ${pipelines.length > 0 && html`<${Rail} pipelines=${pipelines} chosen=${name} link=${(other) => addressOf(other, tab)} />`}
     <main class="centre ${lost && "stale"} ${!pipeline && "alone"}" ref=${centre} tabindex="-1" data-shown=${shown}>
       ${id
-        ? html`<p><a href=${addressOf(name, "requests")}>Back to ${name ?? "the pipelines"}</a></p><${Why} key=${id} id=${id} api=${api} />`
+        ? html`<p><a href=${addressOf(name, "requests")}>Back to ${name ?? "the pipelines"}</a></p><${Why} key=${id} id=${id} api=${api} onPipeline=${setLast} />`
         : pipeline
           ? html`<${Overview} key=${name} pipeline=${pipeline} columns=${history.of(name)} time_s=${status.time_s} />`
           : html`<${Nothing} status=${status} name=${name} link=${link} />`}
@@ -101,7 +99,7 @@ function App() {
       aria-current=${one === tab ? "page" : undefined}>${text}</a>`)}</nav>`}
     ${pipeline && html`<aside class="side" aria-label="Try it and requests" data-shown=${shown}>
       <div hidden=${tab === "requests"}><${TryIt} key=${name} pipeline=${pipeline} api=${api} /></div>
-      ${tab === "requests" && html`<${Requests} pipeline=${pipeline} api=${api} id=${id} onOpen=${openRequest} />`}
+      ${tab === "requests" && html`<${Requests} pipeline=${pipeline} api=${api} id=${id} />`}
     </aside>`}
     <p class="visually-hidden" role="status">${alarm ? `${name}: ${mood}` : ""}</p>
     ${news && html`<${News} text=${news} onDone=${() => setNews("")} />`}`;
