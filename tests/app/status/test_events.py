@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import orjson
 import pytest
+from fastapi import FastAPI
 
 from penstock import Backend, Settings, create_app, lifespan
 from penstock.app.status import sampler
@@ -21,6 +22,7 @@ from penstock.backends.base import Context
 from penstock.backends.errors import DeviceError
 from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.config.load import load
+from penstock.pipelines.repository import Repository
 
 
 class Clock(asyncio.SelectorEventLoop):
@@ -151,7 +153,7 @@ def on(clock: Clock, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(source: Any = ECHO, **settings: Any) -> Any:
+async def serving(source: Any = ECHO, **settings: Any) -> AsyncIterator[tuple[FastAPI, Repository]]:
     app = create_app(source, settings=Settings.model_validate(settings))
     async with lifespan(app):
         try:
