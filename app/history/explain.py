@@ -121,7 +121,9 @@ class Explanation:
         if batch is None:
             return base | self._unfinished(visit, queued)
         started = max(queued, self._at(batch.started))
-        ended = max(started, self._at(batch.ended))
+        # A batch that has not been delivered may have no end yet.
+        runs_on = batch.executor is not None or batch.ended > self._record.ended
+        ended = self._end if runs_on else max(started, self._at(batch.ended))
         self._intervals.append((queued, ended))
         waited, ran = (started - queued) / 1000, (ended - started) / 1000
         start = batch.start
@@ -130,7 +132,10 @@ class Explanation:
             sentence = f"Waited {words.time_text(length / 1000)} at node {visit.node} {text}."
             waits.append({"why": why, "ms": length / 1000, "words": sentence})
             self._causes.append(Cause(length / 1000, (visit.node, why), sentence))
-        told = self._run(visit, batch, start, ran, waited)
+        told = self._run(visit, batch, ran, waited)
+        if runs_on:
+            told = f"{told}, and ran on when the request ended"
+            self._causes.append(Cause(ran, (visit.node, "end"), words.ran_on(visit.node, ran)))
         return base | {
             "started_at_ms": started / 1000,
             "ended_at_ms": ended / 1000,
@@ -203,11 +208,9 @@ class Explanation:
                 yield why, end - at, text
                 at = end
 
-    def _run(
-        self, visit: ItemVisit, batch: Batch, start: BatchStart | None, ran: float, waited: float
-    ) -> str:
+    def _run(self, visit: ItemVisit, batch: Batch, ran: float, waited: float) -> str:
         """Note what is to be told of a run. Return the words for the whole visit."""
-        node = visit.node
+        node, start = visit.node, batch.start
         mine = self._own[id(batch)]
         mates = len(self._around.mates(self._record, batch))
         # Those that are still on their way, or forgotten, are not known.
@@ -291,7 +294,7 @@ class Explanation:
         causes = sorted(longest.values(), reverse=True)[:MAX_SENTENCES]
         if not causes and not told:
             return [words.nothing_waited(whole, run.key[0], run.ms), *self._missing()]
-        if run.words and not any((run.key[0], why) in longest for why in ("long", "again")):
+        if run.words and not any((run.key[0], why) in longest for why in ("long", "again", "end")):
             # A run as usual is no reason to be slow: it comes last, however long it was.
             causes.append(run)
             if record.outcome == "ok" and not record.slow:

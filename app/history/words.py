@@ -104,6 +104,10 @@ def ran(node: str, ms: float, batch: str) -> str:
     return f"Ran {time_text(ms)} at node {node} {batch}".rstrip() + "."
 
 
+def ran_on(node: str, ms: float) -> str:
+    return f"Had run {time_text(ms)} at node {node} when the request ended, and ran on."
+
+
 def ran_long(node: str, ms: float, batch: str, usual_ms: float) -> str:
     return (
         f"Ran {time_text(ms)} at node {node} {batch}; batches there took {time_text(usual_ms)} "

@@ -374,6 +374,27 @@ def test_endings(status: int, code: str, detail: str, outcome: str, first: str) 
     ]
 
 
+def test_what_ran_on_when_the_request_ended() -> None:
+    bench = Bench()
+    bench.put("a")
+    enqueued = bench.clock()
+    bench.move(20)
+    # It runs still, and has no end; then it ends later than its request.
+    late = {"status": 504, "failure": Failure("deadline_exceeded", "it came late")}
+    visits = [("net", enqueued, bench.batches["a"])]
+    one = record("a", enqueued, bench.clock(), visits, **late)
+    told = [
+        "Its deadline passed: it came late.",
+        "Had run 20.0 ms at node net when the request ended, and ran on.",
+    ]
+    assert story(one)["summary"] == told
+    bench.move(20)
+    bench.end()
+    made = story(one)
+    assert made["summary"] == told
+    assert made["nodes"][0]["words"] == "ran 20.0 ms alone, and ran on when the request ended"
+
+
 def test_what_went_before_a_request_that_never_ran() -> None:
     bench = Bench(most=2)
     bench.put("busy")
