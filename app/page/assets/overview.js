@@ -19,7 +19,7 @@ export function Overview({ pipeline, columns, time_s }) {
   const node = pipeline.graph?.nodes.find(({ name }) => name === open);
   return html`
     <${Heading} ...${pipeline} sentence=${feeling(pipeline)} />
-    ${pipeline.graph && html`<${GraphView} pipeline=${pipeline} open=${open} onOpen=${setOpen} />`}
+    ${pipeline.graph?.nodes.length > 0 && html`<${GraphView} pipeline=${pipeline} open=${open} onOpen=${setOpen} />`}
     ${node && html`<${Details} node=${node} live=${pipeline.nodes.find(({ name }) => name === open)} onClose=${close} />`}
     ${untouched(pipeline) ? html`<${NoTraffic} ...${pipeline} />` : html`<${Charts} columns=${columns} time_s=${time_s} />`}`;
 }
