@@ -12,10 +12,10 @@ const TODO = {
   "": "The server can't be reached, or it closed the connection before all was sent, as for a body above max_body.",
   unauthorized: "Enter the API key at the top of the page.",
   forbidden: "The operator of this server has to allow it.",
-  invalid_request: "Correct what the text names, and send it again.",
+  invalid_request: "Correct what it names, and send it again.",
   invalid_input: "Send something else: this could not be read.",
-  unsupported_media: "Choose a file of a type that the text lists.",
-  too_large: "Send something smaller, or raise the limit that the text names.",
+  unsupported_media: "Choose a file of a type that it lists.",
+  too_large: "Send something smaller, or raise the limit that it names.",
   queue_full: AGAIN,
   overloaded: AGAIN,
   memory_full: AGAIN,
@@ -50,9 +50,10 @@ function Timings({ timing }) {
   const bar = (name, part) => html`<i class=${name} style=${{ width: `${(100 * part) / most}%` }}></i>`;
   return html`<table class="timings">
     <caption class="hint"><i class="queued"></i> in the queue <i class="ran"></i> running, per node</caption>
-    ${timing.map(({ node, queue, run, batch }) => html`<tr title=${`${ms(queue)} in the queue, ${ms(run)} running`}>
-      <th scope="row" class="cut">${node}</th><td><div class="split">${bar("queued", queue)}${bar("ran", run)}</div></td>
-      <td class="num">${ms(queue)} + ${ms(run)}</td><td class="num hint">batch of ${batch}</td></tr>`)}
+    ${timing.map(({ node, queue, run, batch }) => html`<tr>
+      <th scope="row" class="cut">${node}</th>
+      <td><div class="split" role="img" title=${`${ms(queue)} in the queue, ${ms(run)} running`}>${bar("queued", queue)}${bar("ran", run)}</div></td>
+      <td class="num">${ms(queue + run)}</td><td class="num hint">batch of ${batch}</td></tr>`)}
   </table>`;
 }
 

@@ -1,14 +1,12 @@
 // @ts-check
-/** Says where a text is not JSON, and keeps the digits of numbers that a float does not hold. */
+/** Says where a text is not JSON, and keeps the digits of large numbers. */
 
 const CHARACTERS = /([^"\\\u0000-\u001f]|\\(["\\/bfnrt]|u[\da-fA-F]{4}))*/y;
 const WORD = /true|false|null|-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?/y;
 
 /**
- * Return what is wrong with a text, and where; null if it is JSON.
+ * Return what is wrong with a text; null if it is JSON. `caret`: the fault's place in `excerpt`.
  * @param {string} text
- * @returns {{message: string, index: number, excerpt: string, caret: number} | null}
- *   `caret`: the place in the excerpt.
  */
 export function jsonError(text) {
   try {
@@ -19,21 +17,16 @@ export function jsonError(text) {
     const lines = text.slice(0, index).split("\n");
     const column = lines.at(-1).length;
     const found = index < text.length ? `found ${JSON.stringify(text[index])}` : "the text ends";
-    return {
-      message: `Line ${lines.length}, column ${column + 1}: ${found}, expected ${expected}.`,
-      index,
-      excerpt: text.split("\n")[lines.length - 1].slice(Math.max(0, column - 20), column + 20),
-      caret: Math.min(column, 20),
-    };
+    const excerpt = text.split("\n")[lines.length - 1].slice(Math.max(0, column - 20), column + 20);
+    return { index, excerpt, caret: Math.min(column, 20), message: `Line ${lines.length}, column ${column + 1}: ${found}, expected ${expected}.` };
   }
 }
 
-/** @param {string} text one that is not JSON @returns {{index: number, expected: string}} */
 function firstFault(text) {
   let index = 0;
   const take = (pattern) => {
     pattern.lastIndex = index;
-    const length = pattern.exec(text)?.[0].length ?? 0;
+    const { length } = pattern.exec(text)?.[0] ?? "";
     index += length;
     return length;
   };
@@ -55,15 +48,14 @@ function firstFault(text) {
     value();
   };
   const several = (end, one) => {
-    index += 1;
-    skip();
-    if (text[index] !== end) {
-      one();
-      for (skip(); text[index] === ","; skip()) {
-        index += 1;
-        one();
-      }
-    }
+    let isFirst = true;
+    do {
+      index += 1;
+      skip();
+      if (!isFirst || text[index] !== end) one();
+      isFirst = false;
+      skip();
+    } while (text[index] === ",");
     need(end, `"," or "${end}"`);
   };
   const value = () => {
@@ -82,13 +74,11 @@ function firstFault(text) {
   }
 }
 
-/**
- * Parse JSON. Whole numbers that a float does not hold become BigInt, where the browser can.
- * @param {string} text
- */
+/** Parse JSON. Whole numbers that a float does not hold become BigInt. @param {string} text */
 export function parseExact(text) {
   if (text.length > 1e6 || !/\d{16}/.test(text)) return JSON.parse(text);
-  const isLarge = (value, source) => typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(source);
-  const reviver = (_, value, context) => (isLarge(value, context?.source) ? BigInt(context.source) : value);
-  return JSON.parse(text, /** @type {any} */ (reviver));
+  /** @type {any} */
+  const reviver = (_, value, context) =>
+    typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source) ? BigInt(context.source) : value;
+  return JSON.parse(text, reviver);
 }

@@ -5,62 +5,57 @@ import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.modul
 import { bytes, count, plural } from "./format.js";
 import { below } from "./shapes.js";
 
-const LINE = 64; // characters of a value that is shown on one line
+const LINE = 64; // characters of a value on one line
 const ROWS = 100;
 const SHORT = 400; // characters of a string
 const LONG = 50_000;
 
-/**
- * @typedef {{active: string, shown: string, linked: Set<string>, onActive: (path: string) => void}}
- *   Links Paths: `active` is marked, `shown` is unfolded and scrolled to, `linked` can be active.
- */
-
-/** @param {{value: any, links: Links}} props */
+/** @param {{value: any, links: any}} props `links`: see `TryIt` */
 export const JsonTree = ({ value, links }) => html`<ul class="json mono"><${Row} name="" at="" depth=${0} value=${value} links=${links} /></ul>`;
 
 function Row({ name, at, depth, value, links }) {
-  const [asked, ask] = useState(/** @type {boolean | null} */ (null));
+  const [asked, ask] = useState(null);
   const [most, more] = useState(ROWS);
   const own = useRef(null);
   const isAbove = links.shown.startsWith(`${at}/`);
-  const isBox = value !== null && typeof value === "object";
   const isList = Array.isArray(value);
-  const short = isBox && at ? oneLine(value, LINE) : null;
-  const isOpen = asked ?? (isAbove || (depth < 2 && !(isList && (value.length > 20 || typeof value[0] === "number"))));
+  const isOpen = asked ?? (isAbove || (at && links.shown === at) || (depth < 2 && !(isList && (value.length > 20 || typeof value[0] === "number"))));
   useEffect(() => {
-    if (isAbove) ask(null);
+    if (isAbove || links.shown === at) ask(null);
     if (at && links.shown === at) own.current.scrollIntoView({ block: "nearest" });
   }, [links.shown]);
-  const key = name && html`<span class="key">${name}</span>: `;
   const set = (path) => () => links.onActive(path);
   const mark = links.linked.has(at) && { tabindex: 0, onMouseEnter: set(at), onMouseLeave: set(""), onFocus: set(at), onBlur: set("") };
-  const item = (content) => html`<li ref=${own} data-active=${links.active === at && at !== ""} ...${mark}>${content}</li>`;
-  if (!isBox) return item([key, html`<${Leaf} value=${value} />`]);
-  if (short !== null) return item([key, short]);
-  const fold = (words) => html`<button class="fold" aria-expanded=${isOpen} onClick=${() => ask(!isOpen)}>${key}<span class=${isOpen ? "hint" : ""}>${words}</span></button>`;
-  if (!isOpen) return item(fold(summary(value)));
+  const item = (...content) => html`<li ref=${own} data-active=${at !== "" && links.active === at} ...${mark}>${content}</li>`;
+  const key = name && html`<span class="key">${name}: </span>`;
+  if (typeof value === "string") return item(key, html`<${Text} value=${value} />`);
+  const line = at || value === null || typeof value !== "object" ? oneLine(value, LINE) : null;
+  if (line !== null) return item(key, line);
+  const fold = (words) => html`<button class="fold" aria-expanded=${isOpen} onClick=${() => ask(!isOpen)}>${key}${words}</button>`;
   const keys = isList ? value : Object.keys(value);
+  const size = plural(keys.length, isList ? (typeof value[0] === "number" ? "number" : "item") : "key");
+  if (!isOpen) {
+    const first = keys.slice(0, 3).map((one) => (isList ? oneLine(one, 16) : `${one}: ${oneLine(value[one], 24) ?? "…"}`) ?? "…");
+    return item(fold(`${isList ? `[${size}] ` : "{"}${first.join(", ")}${keys.length > 3 ? ", …" : ""}${isList ? "" : "}"}`));
+  }
   const next = isAbove && isList ? Number(links.shown.slice(at.length + 1).split("/")[0]) + 1 : 0;
   const end = Math.min(keys.length, Math.max(most, next));
-  const rows = keys.slice(0, end).map((_, index) => {
-    const one = isList ? String(index) : keys[index];
-    return html`<${Row} key=${one} name=${one} at=${below(at, one)} depth=${depth + 1} value=${value[one]} links=${links} />`;
+  const rows = keys.slice(0, end).map((one, index) => {
+    const name = isList ? String(index) : one;
+    return html`<${Row} key=${name} name=${name} at=${below(at, name)} depth=${depth + 1} value=${value[name]} links=${links} />`;
   });
-  return item([
-    at && fold(plural(keys.length, isList ? "item" : "key")),
+  return item(
+    at && fold(html`<span class="hint">${size}</span>`),
     html`<ul>${rows}</ul>`,
-    end < keys.length && html`<button class="button small" onClick=${() => more(end + ROWS)}>Show ${Math.min(ROWS, keys.length - end)} more of ${count(keys.length)}</button>`,
-  ]);
+    end < keys.length && html`<button class="button small" onClick=${() => more(end + ROWS)}>Show more of ${count(keys.length)}</button>`,
+  );
 }
 
-function Leaf({ value }) {
-  const [isLong, lengthen] = useState(false);
-  if (typeof value !== "string") return String(value);
-  const shown = value.slice(0, isLong ? LONG : SHORT);
-  const isCut = shown.length < value.length;
-  const words = isLong ? `The first ${count(LONG)} of ${bytes(value.length)}: save it to see all` : `Show more of ${bytes(value.length)}`;
-  return html`<bdi class="string">"${shown}${isCut ? "…" : '"'}</bdi>
-    ${isCut && html` <button class="button small" disabled=${isLong} onClick=${() => lengthen(true)}>${words}</button>`}`;
+function Text({ value }) {
+  const [most, lengthen] = useState(SHORT);
+  const isCut = value.length > most;
+  return html`<bdi class="string">"${value.slice(0, most)}${isCut ? "…" : '"'}</bdi>
+    ${isCut && html` <button class="button small" disabled=${most === LONG} onClick=${() => lengthen(LONG)}>${most === LONG ? "Save it to see all" : "Show more"} of ${bytes(value.length)}</button>`}`;
 }
 
 /** Return a value on one line; null: it is longer than `most`. */
@@ -70,20 +65,10 @@ function oneLine(value, most) {
   const isList = Array.isArray(value);
   if ((isList ? value : Object.keys(value)).length > most / 2) return null;
   let text = "";
-  for (const [key, one] of Object.entries(value)) {
-    const part = oneLine(one, most - text.length);
-    if (part === null) return null;
+  for (const key of Object.keys(value)) {
+    const part = oneLine(value[key], most - text.length);
     text += `${text && ", "}${isList ? "" : `${key}: `}${part}`;
-    if (text.length > most) return null;
+    if (part === null || text.length > most) return null;
   }
   return isList ? `[${text}]` : `{${text}}`;
-}
-
-/** What a folded value holds. */
-function summary(value) {
-  const isList = Array.isArray(value);
-  const all = isList ? value : Object.keys(value);
-  const first = all.slice(0, 4).map((one) => (one === null || typeof one !== "object" ? String(one).slice(0, 16) : Array.isArray(one) ? "[…]" : "{…}"));
-  const words = plural(all.length, isList ? (typeof all[0] === "number" ? "number" : "item") : "key");
-  return `${isList ? `[${words}]` : `{${words}}`} ${first.join(", ")}${all.length > 4 ? ", …" : ""}`;
 }

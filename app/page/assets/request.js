@@ -6,32 +6,30 @@ import { jsonError } from "./json_text.js";
 /**
  * @typedef {{name: string, kind: string, media_types?: string[], optional?: boolean, dtype?: string,
  *   shape?: number[], items?: Port, example?: any, description?: string}} Port as `/status` has it
- * @typedef {{name: string, type: string, blob: Blob | null}} Upload
- * @typedef {{given: boolean, text: string, files: Upload[]}} Value what the form has of an input
- * @typedef {{name: string, file?: Upload, text?: string, json?: string}} Part one of the three
- * @typedef {{path: string, headers: Record<string, string>, events: boolean, body?: Part,
- *   form?: Part[]}} Plan either a body or a form
+ * @typedef {{given: boolean, text: string, files: File[]}} Value what the form has of an input; a
+ *   file without content is not chosen yet
+ * @typedef {{name: string, file?: File, text?: string, json?: string}} Part one of the three
+ * @typedef {{path: string, headers: Record<string, string>, events: boolean, body?: Part, form?: Part[]}}
+ *   Plan either a body or a form
  */
 
 const MOST_EXAMPLE_VALUES = 1_000_000;
 
 /** @param {Port} port */
-export const isFiles = (port) => port.kind === "list" && ["image", "bytes"].includes(port.items?.kind);
+export const isFiles = ({ kind, items }) => kind === "list" && /^(image|bytes)$/.test(items?.kind);
 
 /** The port of each file of a list; else the port. @param {Port} port */
 export const fileOf = (port) => (isFiles(port) ? port.items : port);
 
 /** @param {Port} port */
-export const isUpload = (port) => ["image", "bytes"].includes(fileOf(port).kind);
+export const isUpload = (port) => /^(image|bytes)$/.test(fileOf(port).kind);
 
 /** @param {{inputs?: Port[]}} pipeline @returns {Port[]} */
 export const portsOf = ({ inputs }) => (inputs?.length ? inputs : [{ name: "data", kind: "image" }]);
 
-/** What would be read as JSON or as a form is sent without its type. @param {string} type */
-export const typeOf = (type) => (!type || /json|form/.test(type) ? "application/octet-stream" : type);
-
-/** @param {Part} part the type of a form's field */
-export const typeOfPart = ({ file, json }) => (file ? typeOf(file.type) : json === undefined ? "text/plain" : "application/json");
+/** The media type of a part. A file that would be read as JSON or a form has none. @param {Part} part */
+export const typeOf = ({ file, json }) =>
+  !file ? (json === undefined ? "text/plain" : "application/json") : !file.type || /json|form/.test(file.type) ? "application/octet-stream" : file.type;
 
 /** Whether a shell's word can hold a text. @param {string} text */
 export const isPlain = (text) => !/[\u0000-\u0008\u000b-\u001f\u007f]/.test(text);
@@ -50,34 +48,31 @@ export function planOf(pipeline, values, { deadline, priority, version, events =
     ...(deadline && { "Penstock-Deadline-Ms": deadline }),
     ...(priority && { "Penstock-Priority": priority }),
   };
-  const typed = (type, part) => ({ path, events, headers: { ...headers, "Content-Type": type }, body: { name: "body", ...part } });
-  const given = ports.filter((port) => values[port.name].given);
-  /** @type {Part[]} */
-  const parts = given.flatMap((port) => {
-    const { name, kind } = port;
-    const { text, files } = values[name];
-    const part = kind === "text" ? { name, text } : { name, json: isFiles(port) ? "[]" : text.trim() };
-    return files.length ? files.map((file) => /** @type {Part} */ ({ name, file })) : [part];
+  const whole = (part, type = typeOf(part)) => ({ path, events, headers: { ...headers, "Content-Type": type }, body: { ...part, name: "body" } });
+  const jsonOf = ({ json, text = undefined }) => json ?? JSON.stringify(text);
+  const parts = ports.flatMap((port) => {
+    const { given, text, files } = values[port.name];
+    const { name } = port;
+    if (!given) return [];
+    const part = port.kind === "text" ? { name, text } : { name, json: isFiles(port) ? "[]" : text.trim() };
+    return files.length ? files.map((file) => /** @type {any} */ ({ name, file })) : [part];
   });
-  /** @param {Part} part */
-  const jsonOf = ({ text, json }) => json ?? JSON.stringify(text);
-  if (ports.length === 1 && given.length && !isFiles(ports[0])) {
-    const [{ file, text }] = parts;
-    if (file) return typed(typeOf(file.type), { file });
-    const isBody = text !== undefined && (pipeline.stream_input || (text && isPlain(text)));
-    if (isBody) return typed(ports[0].media_types?.find((type) => !type.includes("*")) ?? "text/plain", { text });
-    return typed("application/json", { json: jsonOf(parts[0]) });
+  const [only] = parts;
+  if (ports.length === 1 && only && !(isFiles(ports[0]) && only.file)) {
+    const isText = only.text !== undefined && (pipeline.stream_input || (only.text && isPlain(only.text)));
+    if (isText) return whole(only, ports[0].media_types?.find((type) => !type.includes("*")));
+    return whole(only.file ? only : { json: jsonOf(only) });
   }
   if (parts.some(({ file }) => file)) return { path, events, headers, form: parts };
-  return typed("application/json", { json: `{${parts.map((part) => `${JSON.stringify(part.name)}: ${jsonOf(part)}`).join(", ")}}` });
+  return whole({ json: `{${parts.map((part) => `${JSON.stringify(part.name)}: ${jsonOf(part)}`).join(", ")}}` });
 }
 
 /** Return what `fetch` takes. @param {Plan} plan @returns {RequestInit} */
 export function initOf({ headers, body, form }) {
-  if (body) return { method: "POST", headers, body: body.file?.blob ?? body.text ?? body.json };
+  if (body) return { method: "POST", headers, body: body.file ?? body.text ?? body.json };
   const data = new FormData();
   // A form changes the ends of lines of plain strings, but not those in a blob.
-  for (const part of form) data.append(part.name, new Blob([part.file?.blob ?? part.text ?? part.json], { type: typeOfPart(part) }), part.file?.name);
+  for (const part of form) data.append(part.name, new Blob([part.file ?? part.text ?? part.json], { type: typeOf(part) }), part.file?.name);
   return { method: "POST", headers, body: data };
 }
 

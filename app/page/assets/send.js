@@ -8,10 +8,10 @@ const AT_ONCE = 8;
 const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
 
 /**
- * @typedef {{node: string, queue: number, run: number, batch: number}} Timing In milliseconds.
+ * @typedef {{node: string, queue: number, run: number, batch: number}} Timing milliseconds
  * @typedef {{status: number, id: string, ms: number, text: string, value: any, timing: Timing[],
  *   retryAfter: string | null, parts: number | null, running: boolean}} Reply
- *   `status` 0: none came. `value`: undefined if it is no JSON. `parts`: of events, how many came.
+ *   `status` 0: none came. `value`: undefined if it is no JSON. `parts`: how many events came.
  */
 
 /** Read a Server-Timing header. @param {string | null} header @returns {Timing[]} */
@@ -26,12 +26,12 @@ export function timingOf(header) {
 }
 
 /**
- * Send a request and read its answer.
+ * Send a request and read its answer. Return what came before it was aborted; null: nothing.
  * @param {any} api
  * @param {import("./request.js").Plan} plan
  * @param {AbortSignal} signal
  * @param {(reply: Reply) => void} [onPart]
- * @returns {Promise<Reply | null>} what came before it was aborted; null: nothing
+ * @returns {Promise<Reply | null>}
  */
 export async function ask(api, plan, signal, onPart) {
   const started = performance.now();
@@ -39,19 +39,17 @@ export async function ask(api, plan, signal, onPart) {
   const reply = { status: 0, id: "", ms: 0, text: "", value: undefined, timing: [], retryAfter: null, parts: null, running: true };
   try {
     const response = await api.fetch(plan.path, { ...initOf(plan), signal });
-    reply.status = response.status;
-    reply.id = response.headers.get("X-Request-Id") ?? "";
-    reply.timing = timingOf(response.headers.get("Server-Timing"));
-    reply.retryAfter = response.headers.get("Retry-After");
-    if (response.headers.get("Content-Type")?.startsWith("text/event-stream")) await readEvents(response, reply, onPart);
+    const { headers } = response;
+    Object.assign(reply, { status: response.status, id: headers.get("X-Request-Id"), timing: timingOf(headers.get("Server-Timing")), retryAfter: headers.get("Retry-After") });
+    if (headers.get("Content-Type")?.startsWith("text/event-stream")) await readEvents(response, reply, onPart);
     else {
       reply.text = await response.text();
       reply.value = parseExact(reply.text);
     }
   } catch (error) {
-    if (signal.aborted) {
-      if (!reply.status) return null;
-    } else if (!(error instanceof SyntaxError)) Object.assign(reply, { status: error.status ?? 0, value: error.problem ?? undefined, text: error.message });
+    if (signal.aborted && !reply.status) return null;
+    const isJson = !(error instanceof SyntaxError);
+    if (!signal.aborted && isJson) Object.assign(reply, { status: error.status ?? 0, value: error.problem ?? undefined, text: error.message });
   }
   return { ...reply, running: false, ms: performance.now() - started };
 }
@@ -68,37 +66,32 @@ async function readEvents(response, reply, onPart) {
     rest = events.pop();
     for (const event of events) {
       const data = /^data: (.*)$/m.exec(event)?.[1];
-      if (data === undefined || event.startsWith("event: end")) continue;
+      if (!data || event.startsWith("event: end")) continue;
+      const parsed = parseExact(data);
       reply.text += `${data}\n`;
-      if (event.startsWith("event: error")) {
-        reply.value = JSON.parse(data);
-        reply.status = reply.value.status;
-      } else {
-        reply.parts += 1;
-        reply.value = [...reply.value, parseExact(data)].slice(-MOST_PARTS);
-      }
+      if (event.startsWith("event: error")) Object.assign(reply, { value: parsed, status: parsed.status });
+      else Object.assign(reply, { parts: reply.parts + 1, value: [...reply.value, parsed].slice(-MOST_PARTS) });
     }
     onPart?.({ ...reply });
   }
 }
 
 /**
- * Send a request many times, `AT_ONCE` at a time, and give all replies so far to `onReplies`.
+ * Send a request many times, `AT_ONCE` at a time, and give the replies so far to `onReplies`.
  * @param {any} api
  * @param {import("./request.js").Plan} plan
  * @param {AbortSignal} signal
  * @param {number} times
- * @param {(replies: Reply[], ms: number) => void} onReplies
+ * @param {(replies: object[], ms: number) => void} onReplies
  */
 export async function askMany(api, plan, signal, times, onReplies) {
   const started = performance.now();
   const replies = [];
-  let left = times;
   const one = async () => {
-    while (left-- > 0) {
-      const { text, value, ...reply } = (await ask(api, plan, signal)) ?? {};
+    while (times-- > 0) {
+      const { status, timing } = (await ask(api, plan, signal)) ?? {};
       if (signal.aborted) return;
-      replies.push(reply);
+      replies.push({ status, timing });
       onReplies([...replies], performance.now() - started);
     }
   };

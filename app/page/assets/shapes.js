@@ -3,12 +3,12 @@
 
 /**
  * @typedef {{path: string, points: number[][], closed: boolean, label: string, score: number | null}}
- *   Shape In pixels. `closed`: a polygon; else points.
+ *   Shape in pixels; `closed`: a polygon, else points
  * @typedef {{path: string, rows: number[][], label: string, classes: boolean, box: number[][] | null}}
- *   Mask `classes`: whole numbers, 0 is the ground. `box`: what it fills; null: the image.
- * @typedef {{shapes: Shape[], isCut: boolean, masks: Mask[],
- *   rankings: {label: string, score: number}[][], vectors: {path: string, values: number[]}[],
- *   pictures: string[]}} Found `isCut`: there were more shapes. `pictures`: URLs.
+ *   Mask `classes`: whole numbers, 0 is the ground; `box`: what it fills; null: the picture
+ * @typedef {{shapes: Shape[], isCut: boolean, masks: Mask[], rankings: {label: string, score: number}[][],
+ *   vectors: {path: string, values: number[]}[], pictures: string[]}} Found `isCut`: there were
+ *   more shapes; `pictures`: URLs
  */
 
 const MOST_SHAPES = 500;
@@ -23,7 +23,7 @@ const OTHER = /score|conf|prob|label|class|count|num|area/;
 const MASK = /mask|segment|heat_?map|alpha|depth/;
 const LABEL = /^(label|class_?name|text|name|category|class(es|_?ids?)?)s?$/;
 const SCORE = /^(det_)?(score|confidence|conf|probability|probabilitie|prob)s?$/;
-const SIDES = [["x1", "y1", "x2", "y2"], ["left", "top", "right", "bottom"], ["x", "y", "w", "h"], ["x", "y", "width", "height"], ["left", "top", "width", "height"]];
+const SIDES = ["x1 y1 x2 y2", "left top right bottom", "x y w h", "x y width height", "left top width height"].map((names) => names.split(" "));
 
 const isNumber = (value) => typeof value === "number";
 const isWord = (value) => isNumber(value) || typeof value === "string";
@@ -51,64 +51,52 @@ export function find(answer, size) {
   const found = { shapes: [], isCut: false, masks: [], rankings: [], vectors: [], pictures: [] };
   let visited = 0;
 
-  const walk = (value, path) => {
+  // `about`: what the object of a place, or the lists beside it, say of it. `row`: the place's path.
+  const walk = (value, name, path, row, about) => {
     visited += 1;
     if (visited > MOST_VISITED) return;
-    if (Array.isArray(value)) list(value, path);
-    else if (isObject(value)) record(value, path);
+    const place = isPlace(name) && !isGrid(flat(value), LEAST_MASK) && placeOf(value, name);
+    if (place) {
+      found.shapes.push({ path: row, label: about.label, score: about.score, ...place });
+      if (place.closed) about.box ??= place.points;
+    } else if (isObject(value)) object(value, path);
+    else if (Array.isArray(value)) list(value, name, path, about);
     else if (/^(iVBORw0KGgo|\/9j\/).{50}/.test(value)) found.pictures.push(`data:image/${value[0] === "i" ? "png" : "jpeg"};base64,${value}`);
   };
 
-  const list = (value, path) => {
-    const inner = flat(value);
-    const ranking = rankingOf(value);
-    if (ranking) found.rankings.push(ranking);
-    else if (isRow(inner)) {
-      if (inner.length >= LEAST_VECTOR) found.vectors.push({ path, values: inner });
-    } else if (!masks(value, path, "", LEAST_MASK, null)) value.every((item, index) => (walk(item, below(path, index)), visited <= MOST_VISITED));
-  };
-
-  const record = (value, path) => {
-    const members = Object.entries(value).map(([key, one]) => ({ key, name: snake(key), one, at: below(path, key) }));
-    const { label, score, labels, scores } = aboutOf(value);
-    const shapes = found.shapes.length;
-    const rankings = found.rankings.length;
-    let box = boxOfSides(value);
-    if (box) found.shapes.push({ path, label, score, points: box, closed: true });
-    const others = members.filter(({ name, one, at }) => {
-      if (!isPlace(name) || isGrid(flat(one), LEAST_MASK)) return true;
-      const before = found.shapes.length;
-      const place = placeOf(one, name);
-      if (place) found.shapes.push({ path, label, score, ...place });
-      else if (Array.isArray(one)) places(one, name, at, labels, scores);
-      if (place?.closed) box ??= place.points;
-      return found.shapes.length === before;
-    });
-    for (const { name, one, at } of others) if (!MASK.test(name) || !masks(one, at, label, 2, box)) walk(one, at);
-    if (found.shapes.length > shapes || found.rankings.length > rankings) return;
+  const object = (value, path) => {
+    const about = aboutOf(value);
+    const before = found.shapes.length + found.rankings.length;
+    if (about.box) found.shapes.push({ path, label: about.label, score: about.score, points: about.box, closed: true });
+    const members = Object.keys(value).map((key) => [key, snake(key)]);
+    members.sort(([, a], [, b]) => Number(MASK.test(a)) - Number(MASK.test(b))); // a mask may be of the box
+    for (const [key, name] of members) walk(value[key], name, below(path, key), path, about);
+    if (found.shapes.length + found.rankings.length > before) return;
+    const { label, score, labels, scores } = about;
     const names = labels.find((one) => one.length > 1);
     const numbers = scores.find((one) => one.length === names?.length);
     if (numbers) found.rankings.push(names.map((one, index) => ({ label: one, score: numbers[index] })).sort((a, b) => b.score - a.score));
     else if (label && score !== null) found.rankings.push([{ label, score }]);
   };
 
-  /** Add each place of a list, with the label and the score of its index. */
-  const places = (value, name, path, labels, scores) => {
-    const fits = (column) => column.length === value.length;
-    if (value.length === 1 && Array.isArray(value[0]) && !placeOf(value[0], name)) places(value[0], name, below(path, 0), labels, scores);
-    else value.forEach((one, index) => {
-      const about = { path: below(path, index), label: labels.find(fits)?.[index] ?? "", score: scores.find(fits)?.[index] ?? null };
-      const place = placeOf(one, name);
-      if (place) found.shapes.push({ ...about, ...place });
-      else walk(one, about.path);
+  const list = (value, name, path, about) => {
+    const inner = flat(value);
+    const isNamed = MASK.test(name);
+    const several = isGrid(inner, isNamed ? 2 : LEAST_MASK) ? [inner] : inner;
+    const ranking = value.length && !isPlace(name) && value.slice(0, 100).map((one) => (isObject(one) ? barOf(one) : null));
+    if (size && isGrid(flat(several[0]), isNamed ? 2 : LEAST_MASK)) masks(several, path, isNamed ? about : aboutOf({}));
+    else if (isRow(inner) && !isPlace(name)) {
+      if (inner.length >= LEAST_VECTOR) found.vectors.push({ path, values: inner });
+    } else if (ranking && ranking.every(Boolean)) found.rankings.push(ranking);
+    else value.every((one, index) => {
+      const fits = (column) => column.length === value.length;
+      const own = { ...about, box: null, label: about.labels.find(fits)?.[index] ?? "", score: about.scores.find(fits)?.[index] ?? null };
+      walk(one, name, below(path, index), below(path, index), own);
+      return visited <= MOST_VISITED;
     });
   };
 
-  /** Take a mask or a list of them. Return whether it was one. */
-  const masks = (value, path, label, least, box) => {
-    const inner = flat(value);
-    const several = isGrid(inner, least) ? [inner] : inner;
-    if (!size || !Array.isArray(several) || !isGrid(flat(several[0]), least)) return false;
+  const masks = (several, path, { label, box }) => {
     for (const [index, one] of several.slice(0, MOST_MASKS).entries()) {
       const rows = flat(one);
       if (!isGrid(rows, 2)) continue;
@@ -116,10 +104,9 @@ export function find(answer, size) {
       const own = several.length > 1 ? { path: below(path, index), label: label || `mask ${index}` } : { path, label };
       found.masks.push({ ...own, rows, box: isWhole ? null : box, classes: rows.every((row) => row.every(Number.isInteger)) });
     }
-    return true;
   };
 
-  walk(answer, "");
+  walk(answer, "", "", "", aboutOf({}));
   found.isCut = found.shapes.length > MOST_SHAPES;
   found.shapes = found.shapes.slice(0, MOST_SHAPES);
   // Coordinates none of which is above 1 are parts of the picture's size.
@@ -129,11 +116,11 @@ export function find(answer, size) {
   return found;
 }
 
-/** What an object says of a place: `label` and `score`; of a list of places: `labels` and `scores`. */
+/** What an object says of a place: `label`, `score`, `box`; of a list of places: `labels`, `scores`. */
 function aboutOf(value) {
   const isClass = (key) => (/class(es|_?ids?)?$/i.test(key) ? 1 : 0); // a text is better than a number
   const wordOf = (key, one) => (isNumber(one) && isClass(key) ? `class ${one}` : String(one));
-  const pick = (pattern) => Object.entries(value).filter(([key]) => pattern.test(snake(key))).map(([key, one]) => [key, flat(one)]);
+  const pick = (pattern) => Object.keys(value).filter((key) => pattern.test(snake(key))).map((key) => [key, flat(value[key])]);
   const words = pick(LABEL).sort(([a], [b]) => isClass(a) - isClass(b));
   const numbers = pick(SCORE).map(([, one]) => one);
   const word = words.find(([, one]) => isWord(one));
@@ -142,37 +129,38 @@ function aboutOf(value) {
     score: numbers.find(isNumber) ?? null,
     labels: words.filter(([, one]) => Array.isArray(one) && one.every(isWord)).map(([key, all]) => all.map((one) => wordOf(key, one))),
     scores: numbers.filter(isRow),
+    box: boxOf(value),
   };
 }
 
-/** Return the bars of a list of classes; null: it is none, or its items have places. */
-function rankingOf(value) {
-  const rows = value.slice(0, 100).map((one) => (isObject(one) && !boxOfSides(one) && !Object.keys(one).some((key) => isPlace(snake(key)) || MASK.test(key)) ? aboutOf(one) : null));
-  return rows.length && rows.every((one) => one?.label && one.score !== null) ? rows : null;
+/** Return the bar of an object of a class; null: it is none, or it has a place. */
+function barOf(value) {
+  const { label, score, box } = aboutOf(value);
+  const isBar = label && score !== null && !box && !Object.keys(value).some((key) => isPlace(snake(key)) || MASK.test(key));
+  return isBar ? { label, score } : null;
 }
 
 /** Return the one place that a value is; null: it is none, or several. */
 function placeOf(value, name) {
   const closed = !POINTS.test(name);
-  if (closed && isRow(value) && value.length === 4) {
-    const [a, b, c, d] = value;
-    return { closed, points: /wh|rect/.test(name) ? corners(a, b, a + c, b + d) : corners(a, b, c, d) };
-  }
-  if (isObject(value)) return boxOfSides(value) && { closed, points: boxOfSides(value) };
+  if (isObject(value)) return boxOf(value) && { closed, points: boxOf(value) };
   if (!Array.isArray(value) || value.length < 2) return null;
-  const isLong = isRow(value) && value.length > 5 && value.length % 2 === 0; // x, y, x, y, …
-  const points = isLong
-    ? Array.from({ length: value.length / 2 }, (_, index) => value.slice(2 * index, 2 * index + 2))
-    : // A third number of a keypoint says whether it is seen.
-      value.map((one) => (isRow(one) && (one.length === 2 || (!closed && one.length === 3)) ? one.slice(0, 2) : isNumber(one?.x) && isNumber(one.y) && [one.x, one.y]));
+  if (isRow(value)) {
+    const [a, b, c, d] = value;
+    if (closed && value.length === 4) return { closed, points: /wh|rect/.test(name) ? corners(a, b, a + c, b + d) : corners(a, b, c, d) };
+    if (value.length < 6 || value.length % 2) return null;
+    return { closed, points: Array.from({ length: value.length / 2 }, (_, index) => value.slice(2 * index, 2 * index + 2)) };
+  }
+  // A third number of a keypoint says whether it is seen.
+  const points = value.map((one) => (isRow(one) && (one.length === 2 || (!closed && one.length === 3)) ? one.slice(0, 2) : isNumber(one?.x) && isNumber(one.y) && [one.x, one.y]));
   if (!points.every(Boolean)) return null;
-  return { closed, points: closed && points.length === 2 ? corners(points[0][0], points[0][1], points[1][0], points[1][1]) : points };
+  return { closed, points: closed && points.length === 2 ? corners(...points[0], ...points[1]) : points };
 }
 
-const corners = (x1, y1, x2, y2) => [[x1, y1], [x2, y1], [x2, y2], [x1, y2]];
+const corners = (...sides) => [[0, 1], [2, 1], [2, 3], [0, 3]].map(([x, y]) => [sides[x], sides[y]]);
 
 /** Return the corners of an object such as {x, y, width, height}, or null. */
-function boxOfSides(value) {
+function boxOf(value) {
   const members = Object.fromEntries(Object.entries(value).map(([key, one]) => [key.toLowerCase(), one]));
   const sides = SIDES.find((names) => names.every((name) => isNumber(members[name])));
   if (!sides) return null;

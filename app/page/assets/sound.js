@@ -12,19 +12,16 @@ export function whyNoSound() {
 }
 
 /**
- * Start to record. `stop` ends it and gives the samples; `cancel` throws them away.
+ * Start to record. `stop` ends it and gives the samples. Errors have words for the person.
  * @returns {Promise<{stop: () => Promise<Int16Array>, cancel: () => void}>}
- * @throws {Error} with words for the person, if the browser or the person does not allow it
  */
 export async function record() {
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
   } catch (error) {
-    const name = error instanceof DOMException ? error.name : "";
-    if (name === "NotAllowedError") throw new Error("The microphone is not allowed. Allow it in the browser's address bar, or choose a file.");
-    if (name === "NotFoundError") throw new Error("There is no microphone. Choose a file instead.");
-    throw new Error(`The microphone did not start (${name}). Choose a file instead.`);
+    const words = { NotAllowedError: "is not allowed: allow it in the browser's address bar", NotFoundError: "was not found" }[error.name];
+    throw new Error(`The microphone ${words ?? `did not start (${error.name})`}. Or choose a file.`);
   }
   const recorder = new MediaRecorder(stream);
   const pieces = [];
@@ -40,21 +37,11 @@ export async function record() {
     stop: async () => {
       cancel();
       await ended;
-      return samplesOf(new Blob(pieces));
+      const context = new OfflineAudioContext(1, 1, RATE); // what it decodes has its rate
+      const sound = await context.decodeAudioData(await new Blob(pieces).arrayBuffer());
+      return toInt16(sound.getChannelData(0));
     },
   };
-}
-
-/** Decode a file of sound, at 16 kHz and with one channel. @param {Blob} file */
-export async function samplesOf(file) {
-  const context = new OfflineAudioContext(1, 1, RATE);
-  const sound = await context.decodeAudioData(await file.arrayBuffer()); // it has the context's rate
-  const mono = new Float32Array(sound.length);
-  for (let channel = 0; channel < sound.numberOfChannels; channel += 1) {
-    const data = sound.getChannelData(channel);
-    for (let at = 0; at < mono.length; at += 1) mono[at] += data[at] / sound.numberOfChannels;
-  }
-  return toInt16(mono);
 }
 
 /** @param {Float32Array} samples -1 to 1 */
@@ -71,13 +58,10 @@ export function wavOf(samples) {
   text(0, "RIFF");
   view.setUint32(4, view.byteLength - 8, true);
   text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); // bytes of the format
-  view.setUint16(20, 1, true); // PCM
-  view.setUint16(22, 1, true); // channels
-  view.setUint32(24, RATE, true);
-  view.setUint32(28, RATE * 2, true); // bytes a second
-  view.setUint16(32, 2, true); // bytes of a sample
-  view.setUint16(34, 16, true); // bits of a sample
+  // Bytes of the format; PCM of one channel; the rate; bytes a second; bytes and bits of a sample.
+  [[16, 16, 4], [20, 1, 2], [22, 1, 2], [24, RATE, 4], [28, RATE * 2, 4], [32, 2, 2], [34, 16, 2]].forEach(([at, value, size]) =>
+    size === 4 ? view.setUint32(at, value, true) : view.setUint16(at, value, true),
+  );
   text(36, "data");
   view.setUint32(40, samples.length * 2, true);
   samples.forEach((one, index) => view.setInt16(HEADER_BYTES + index * 2, one, true));

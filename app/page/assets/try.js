@@ -6,7 +6,7 @@ import { Answer } from "./answer.js";
 import { Copy, save } from "./copy.js";
 import { Drawing } from "./drawing.js";
 import { ms, plural, rate } from "./format.js";
-import { Input, hasSample, placeholderOf, sampleOf, uploadOf } from "./inputs.js";
+import { Input, placeholderOf, sampleOf } from "./inputs.js";
 import { exampleOf, faultOf, fileOf, isFiles, isUpload, planOf, portsOf } from "./request.js";
 import { ask, askMany } from "./send.js";
 import { find } from "./shapes.js";
@@ -14,10 +14,7 @@ import { SNIPPETS } from "./snippets.js";
 
 const MANY = 50;
 
-/**
- * @param {{pipeline: any, api: any,
- *   onAnswered?: (answer: {id: string, status: number, ms: number}) => void}} props
- */
+/** @param {{pipeline: any, api: any, onAnswered?: (answer: {id: string, status: number, ms: number}) => void}} props */
 export function TryIt(props) {
   // Another pipeline, or other inputs after a reload, begin with a new form.
   const { name, inputs } = props.pipeline;
@@ -28,27 +25,24 @@ function Panel({ pipeline, api, onAnswered }) {
   const ports = useMemo(() => portsOf(pipeline), []);
   const streamed = Boolean(pipeline.stream_input);
   const [values, setValues] = useState(() => Object.fromEntries(ports.map((port) => [port.name, { given: !port.optional, text: exampleOf(port), files: [] }])));
-  const [options, setOptions] = useState({ events: Boolean(streamed || pipeline.streams) });
+  const [options, setOptions] = useState({ events: streamed || pipeline.streams === true });
   const [checked, check] = useState(false);
   const [busy, setBusy] = useState(false);
-  const [reply, setReply] = useState(/** @type {import("./send.js").Reply | null} */ (null));
+  const [reply, setReply] = useState(null);
   const [load, setLoad] = useState(null);
   const [size, setSize] = useState(null);
   const [isDrawn, draw] = useState(true);
-  const [active, setActive] = useState("");
-  const [shown, show] = useState("");
+  const [active, onActive] = useState(""); // the path that the pointer or the focus is at
+  const [shown, onShow] = useState(""); // the path that the JSON is unfolded to
   const root = useRef(null);
-  const going = useRef(/** @type {AbortController | null} */ (null));
+  const going = useRef(null);
   useEffect(() => () => going.current?.abort(), []);
 
   const pictured = ports.find((port) => fileOf(port).kind === "image");
-  const hasPicture = pictured && values[pictured.name].files.length > 0;
-  const found = useMemo(() => {
-    const isWhole = reply?.value !== undefined && !reply.running && reply.status < 300;
-    return isWhole ? find(reply.value, hasPicture ? size : null) : null;
-  }, [reply, size, hasPicture]);
-  const drawn = found && hasPicture && size ? [...found.shapes, ...found.masks] : [];
-  const links = useMemo(() => ({ active, shown, onActive: setActive, linked: new Set(drawn.map(({ path }) => path)) }), [active, shown, found]);
+  const sent = pictured && values[pictured.name].files.length ? size : null;
+  const found = useMemo(() => (reply?.value !== undefined && !reply.running && reply.status < 300 ? find(reply.value, sent) : null), [reply, sent]);
+  const drawn = found && sent ? [...found.shapes, ...found.masks] : [];
+  const links = useMemo(() => ({ active, shown, onActive, linked: new Set(drawn.map(({ path }) => path)) }), [active, shown, found]);
   const change = (name, part) => {
     if (part.files) setReply(null); // it was of another file
     setValues((before) => ({ ...before, [name]: { ...before[name], ...part } }));
@@ -56,11 +50,11 @@ function Panel({ pipeline, api, onAnswered }) {
 
   /** Take files that were dropped or pasted: for the input of this name, or the first that is empty. */
   const put = async (list, name) => {
-    const uploads = [...list].map(uploadOf);
     const port = ports.find((one) => one.name === name) ?? ports.find((one) => isUpload(one) && !values[one.name].files.length) ?? ports.find(isUpload) ?? ports[0];
-    if (!uploads.length) return;
-    const files = isFiles(port) ? [...values[port.name].files, ...uploads] : uploads.slice(0, 1);
-    change(port.name, { given: true, ...(isUpload(port) ? { files } : { text: await uploads[0].blob.text() }) });
+    const [first, ...others] = list;
+    if (!first) return;
+    const files = isFiles(port) ? [...values[port.name].files, first, ...others] : [first];
+    change(port.name, { given: true, ...(isUpload(port) ? { files } : { text: await first.text() }) });
   };
   useEffect(() => {
     const paste = (event) => put(event.clipboardData.files);
@@ -80,7 +74,7 @@ function Panel({ pipeline, api, onAnswered }) {
     going.current = new AbortController();
     setBusy(true);
     setLoad(null);
-    show("");
+    onShow("");
     await work(planOf(pipeline, form, options), going.current.signal);
     setBusy(false);
   };
@@ -95,21 +89,22 @@ function Panel({ pipeline, api, onAnswered }) {
   const sample = async () => {
     const form = { ...values };
     for (const port of ports) {
-      const { given, files } = form[port.name];
-      if (given && isUpload(port) && !files.length && hasSample(port)) form[port.name] = { given, text: "", files: [await sampleOf(port, streamed)] };
+      const value = form[port.name];
+      const file = value.given && isUpload(port) && !value.files.length && (await sampleOf(port, streamed));
+      if (file) form[port.name] = { ...value, files: [file] };
     }
     setValues(form);
     await send(form);
   };
 
-  const over = isDrawn && drawn.length > 0 && html`<${Drawing} ...${found} size=${size} active=${active} onActive=${setActive} onShow=${show} />`;
+  const over = isDrawn && drawn.length > 0 && html`<${Drawing} ...${found} size=${size} active=${active} onActive=${onActive} onShow=${onShow} />`;
   const answer = useMemo(() => reply && html`<${Answer} reply=${reply} found=${found} links=${links} />`, [reply, found, links]);
   const code = useMemo(() => {
-    const fill = (port) => {
+    const filled = ports.map((port) => {
       const value = values[port.name];
       return [port.name, isUpload(port) && !value.files.length ? { ...value, files: [placeholderOf(port)] } : value];
-    };
-    return html`<${CopyAs} plan=${planOf(pipeline, Object.fromEntries(ports.map(fill)), options)} hasKey=${Boolean(api.key)} />`;
+    });
+    return html`<${CopyAs} plan=${planOf(pipeline, Object.fromEntries(filled), options)} hasKey=${Boolean(api.key)} />`;
   }, [values, options, api.key]);
   return html`<div class="try" ref=${root} onDragOver=${(event) => event.preventDefault()} onDrop=${drop}>
     <form class="try-form" novalidate onSubmit=${(event) => (event.preventDefault(), send(values))}>
@@ -129,12 +124,12 @@ function Panel({ pipeline, api, onAnswered }) {
   </div>`;
 }
 
-function Choices({ pipeline: { priority_levels: levels = 0, versions = [], timeout_s: timeout }, options, onChange }) {
+function Choices({ pipeline: { priority_levels: levels, versions = [], timeout_s: timeout }, options, onChange }) {
   const set = (name) => ({ target }) => onChange({ ...options, [name]: target.value });
   const select = (name, words, values) =>
     html`<label>${words} <select class="field" onChange=${set(name)}><option value="">default</option>${values.map((value) => html`<option>${value}</option>`)}</select></label>`;
   return html`<details class="choices"><summary>Options</summary>
-    <label>Deadline <input class="field" type="number" min="1" placeholder=${timeout ? timeout * 1000 : ""} value=${options.deadline} onInput=${set("deadline")} /> ms</label>
+    <label>Deadline <input class="field" type="number" min="1" placeholder=${timeout * 1000 || ""} value=${options.deadline} onInput=${set("deadline")} /> ms</label>
     ${levels > 1 && select("priority", "Priority (1 is the highest)", Array.from({ length: levels }, (_, index) => index + 1))}
     ${versions.length > 1 && select("version", "Version", versions)}
     <label><input type="checkbox" checked=${options.events} onChange=${() => onChange({ ...options, events: !options.events })} /> Show results as they come</label>
@@ -153,20 +148,22 @@ function Load({ replies, time }) {
   </section>`;
 }
 
-/** The request as code, in tabs. @param {{plan: import("./request.js").Plan, hasKey: boolean}} props */
+/** The request as code, in tabs. */
 function CopyAs({ plan, hasKey }) {
   const [name, choose] = useState("curl");
   const names = Object.keys(SNIPPETS);
   const { code, files } = SNIPPETS[name](plan, { url: document.baseURI, key: hasKey });
   const move = ({ key, currentTarget }) => {
-    const index = names.indexOf(name) + ({ ArrowRight: 1, ArrowLeft: -1 }[key] ?? 0) + names.length;
-    choose(names[index % names.length]);
-    if (key.startsWith("Arrow")) currentTarget.children[index % names.length].focus();
+    const step = { ArrowRight: 1, ArrowLeft: 2 }[key];
+    const next = (names.indexOf(name) + step) % 3;
+    if (!step) return;
+    choose(names[next]);
+    currentTarget.children[next].focus();
   };
   const tab = (one) => html`<button class="tab" role="tab" type="button" data-text=${one} aria-selected=${one === name} tabindex=${one === name ? 0 : -1} onClick=${() => choose(one)}>${one}</button>`;
   return html`<section aria-label="The same request as code">
     <div class="copy-as"><div class="tabs" role="tablist" aria-label="Language" onKeyDown=${move}>${names.map(tab)}</div><${Copy} text=${code} /></div>
-    <pre class="code snippet" tabindex="0" role="tabpanel" aria-label=${name} data-test="snippet">${code}</pre>
-    ${files.map((file) => html`<button class="button small" onClick=${() => save(file.name, file.content)}>Save ${file.name}</button> `)}
+    <pre class="code snippet" tabindex="0" role="tabpanel" aria-label=${name}>${code}</pre>
+    ${[...files].map(([file, content]) => html`<button class="button small" onClick=${() => save(file, content)}>Save ${file}</button> `)}
   </section>`;
 }

@@ -7,7 +7,7 @@ import { initOf, planOf } from "../../../../app/page/assets/request.js";
 import { SNIPPETS } from "../../../../app/page/assets/snippets.js";
 
 const [url, folder] = process.argv.slice(2);
-const file = (name, type, content) => ({ name, type, blob: new Blob([content]) });
+const file = (name, type, content) => new File([content], name, { type });
 const upload = (...files) => ({ given: true, text: "", files });
 const typed = (text) => ({ given: true, text, files: [] });
 const left = { given: false, text: "", files: [] };
@@ -59,7 +59,7 @@ for (const [index, [name, [pipeline, inputs, values, options, stream_input]]] of
   for (const [language, write] of Object.entries(SNIPPETS)) {
     const { code, files } = write(plan, { url, key: true });
     writeFileSync(join(own, `request.${endings[language]}`), code);
-    for (const { name: kept, content } of files) {
+    for (const [kept, content] of files) {
       writeFileSync(join(own, kept), typeof content === "string" ? content : new Uint8Array(await content.arrayBuffer()));
     }
   }
