@@ -267,6 +267,25 @@ def test_setup_takes_the_first_suitable_python(checkout: Path, tmp_path: Path) -
     assert "(python3.12)" in done.stdout and "ran: -m pip install" in done.stdout
 
 
+@pytest.mark.skipif(
+    shutil.which("chromium") is None and "CI" not in os.environ,
+    reason="Chromium is not installed: apt install chromium",
+)
+def test_the_pictures_of_the_page_are_made_again(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "screenshots"), "--quick", f"--output={tmp_path}"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"PENSTOCK_PYTHON": sys.executable},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = {picture.name for picture in (ROOT / "docs" / "_static").glob("page-*.png")}
+    assert {picture.name for picture in tmp_path.iterdir()} == shown
+
+
 def test_a_short_soak_finds_nothing_wrong() -> None:
     done = subprocess.run(
         [str(ROOT / "scripts" / "soak"), "--quick"],
