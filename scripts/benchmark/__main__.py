@@ -8,7 +8,18 @@ import json
 import time
 from pathlib import Path
 
-from figures import FIGURES, SECTIONS, Figure, machine, say, table, table_of_part, write_page
+from figures import (
+    FIGURES,
+    SECTIONS,
+    WEB_PAGE,
+    WEB_PAGE_FIGURES,
+    Figure,
+    machine,
+    say,
+    table,
+    table_of_part,
+    write_page,
+)
 
 PARTS = {
     "in_process": "in_process",
@@ -22,6 +33,7 @@ PARTS = {
     "overload": "overload",
     "process": "processes",
     "profile": "stages",
+    "page": "page",
 }
 """Part -> the module that measures it."""
 
@@ -56,16 +68,22 @@ def main() -> None:
             skipped[part] = f"{type(error).__name__}: {error}"
             say(f"   not measured: {skipped[part]}")
         say(f"   {time.perf_counter() - started:.0f} s")
-    text = table(figures, environment, arguments.quick)
-    if skipped:
-        text += "\n\n" + "\n".join(
-            f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items()
-        )
+    of_page = [figure for figure in figures if figure.part == WEB_PAGE]
+    others = [figure for figure in figures if figure.part != WEB_PAGE]
+    missing = "\n".join(
+        f"Not measured: {part}: {reason.splitlines()[0]}" for part, reason in skipped.items()
+    )
     sections = {
         section: table_of_part(figures, part, environment, arguments.quick)
         for part, (section, _) in SECTIONS.items()
-    } | {FIGURES: text if any(not figure.column for figure in figures) or skipped else ""}
-    print("\n\n".join(filter(None, sections.values())))
+    } | {
+        WEB_PAGE_FIGURES: table(of_page, environment, arguments.quick),
+        FIGURES: table(others, environment, arguments.quick),
+    }
+    if missing and sections[FIGURES]:
+        sections[FIGURES] += f"\n\n{missing}"
+        missing = ""
+    print("\n\n".join(filter(None, [*sections.values(), missing])))
     result = json.dumps(
         {
             "machine": environment,

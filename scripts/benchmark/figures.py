@@ -21,10 +21,16 @@ PAGE = ROOT / "docs" / "explanation" / "performance.md"
 HTTP, PROFILE = "HTTP no-op", "profile"
 """The parts that have tables of their own, besides the one of all figures."""
 
+WEB_PAGE = "page"
+"""The part whose figures are in a table like that of all figures, but in a section of its own."""
+
 FIGURES = "scripts/bench"
 """The generated section of the page with all figures: comments with `: begin` and `: end` are
 around each section.
 """
+
+WEB_PAGE_FIGURES = "scripts/bench page"
+"""The generated section with the figures of WEB_PAGE."""
 
 SECTIONS = {
     HTTP: ("scripts/bench http", "the other columns are requests/s"),
@@ -160,8 +166,11 @@ def _lines(path: str) -> list[str]:
 def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -> str:
     """Write figures as a Markdown table, below a line on how and where they were measured.
 
-    Those with a column are left out.
+    Those with a column are left out. Return an empty text if there are no others.
     """
+    figures = [figure for figure in figures if not figure.column]
+    if not figures:
+        return ""
     packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items())
     origin = (
         f"{_origin(environment, quick)}; "
@@ -173,7 +182,7 @@ def table(figures: Sequence[Figure], environment: dict[str, Any], quick: bool) -
         "",
         "| part | what | figure: median (lowest – highest run) | target | aim | holds | note |",
         "|---|---|---|---|---|---|---|",
-        *[figure.row for figure in figures if not figure.column],
+        *[figure.row for figure in figures],
     ]
     return "\n".join(lines)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,8 @@ class Side:
     server: Server
     path: str
     script: Path
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Makes what is open while the side is loaded."""
 
 
 class Run(NamedTuple):
@@ -52,18 +55,19 @@ def require_wrk() -> None:
 
 
 def in_turns(
-    sides: Sequence[Side], connections: int, *, quick: bool, seconds: int = 1
+    sides: Sequence[Side], connections: int, *, quick: bool, seconds: int = 1, turns: int = 9
 ) -> dict[str, list[Run]]:
     """Load the sides in turns. Return the runs of each by its name: the n-th of each were in a row.
 
-    The order of the sides is reversed at each turn.
+    The order of the sides is reversed at each turn. `quick`: only 3 turns.
     """
-    turns = 3 if quick else 9
+    turns = 3 if quick else turns
     order = list(sides)
     runs: dict[str, list[Run]] = {side.name: [] for side in sides}
     for turn in range(-1, turns):  # the first is to warm up
         for side in order:
-            run = load(side, connections, seconds)
+            with side.beside():
+                run = load(side, connections, seconds)
             if turn >= 0:
                 runs[side.name].append(run)
         order.reverse()

@@ -1,0 +1,305 @@
+"""The page at `/`: its bytes, its first paint, and what watching and remembering cost the server.
+
+Rates are those of the no-op pipeline at 64 connections, where a request is cheapest and a cost
+shows most. The server has a processor to itself. wrk and whoever watches share the others, so a
+browser that draws takes no time from the server but for what it asks of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+from figures import ROOT, WEB_PAGE, Figure, of_runs, say
+from http_noop import NOOP, PIPELINE, WRK
+from servers import Server, penstock, pss
+from wrk import Side, compared, in_turns, ratios, require_wrk
+
+from penstock.app.bench.client import HttpClient
+from penstock.app.http.request_id import MAX_ID_CHARACTERS
+
+sys.path.append(str(ROOT / "scripts" / "browser"))
+
+from chromium import browsing
+
+PART = WEB_PAGE
+ASSETS = ROOT / "app" / "page" / "assets"
+TEXTS = (".html", ".js", ".css", ".svg", ".webmanifest")
+"""What a browser fetches; beside it the folder has licences."""
+CONNECTIONS = 64
+CALLERS = 32
+HISTORY = 4096
+"""Requests that are remembered: the default of `request_history`."""
+CLOSED, READ, OPEN = "closed", "its events read", "open in Chromium"
+ON, OFF = f"request_history = {HISTORY}", "request_history = 0"
+PAINTED = """() => new Promise((resolve) => new PerformanceObserver((list) => {
+  for (const entry of list.getEntriesByName("first-contentful-paint")) resolve(entry.startTime);
+}).observe({ type: "paint", buffered: true }))"""
+
+CROWDED = """
+[pipeline]
+name = "crowded"
+
+[pipeline.inputs]
+data = { kind = "text" }
+
+[split]
+backend = "Python[crowded.py:split]"
+max = 32
+next = "parts"
+
+[parts]
+backend = "MapReduce"
+jump = "part"
+split = "parts"
+merge = "result"
+next = "fail"
+
+[part]
+backend = "Python[crowded.py:size]"
+max = 32
+
+[fail]
+backend = "Python[crowded.py:fail]"
+"""
+CROWDED_CODE = """
+def split(item):
+    return {"result": item["data"], "parts": [item["data"]] * 64}
+
+def size(data):
+    return len(data)
+
+def fail(data):
+    raise ValueError("é" * 10_000)
+"""
+
+
+def measure(quick: bool) -> list[Figure]:
+    require_wrk()
+    ours, others = processors()
+    turns = 5 if quick else 41
+    with tempfile.TemporaryDirectory() as name, ExitStack() as running:
+        folder = Path(name)
+        (folder / "noop_backend.py").write_text(NOOP)
+        (folder / "noop.toml").write_text(f'{PIPELINE}executor = "thread"\n')
+        (folder / "post.lua").write_text(WRK)
+        with pinned(ours):
+            server = running.enter_context(penstock(folder / "noop.toml"))
+            other = running.enter_context(penstock(folder / "noop.toml", "--request-history=0"))
+        figures = [*sizes(server), first_paint(server, 3 if quick else 9)]
+
+        def compare(
+            name: str, it: Side, yardstick: Side, least: float | None, note: str = ""
+        ) -> Figure:
+            runs = in_turns([yardstick, it], CONNECTIONS, quick=quick, turns=turns)
+            of_it, of_yardstick = runs[it.name], runs[yardstick.name]
+            return of_runs(
+                PART,
+                name,
+                ratios(of_it, of_yardstick),
+                least=least,
+                note=compared(of_it, of_yardstick) + note,
+            )
+
+        def side(
+            name: str,
+            server: Server = server,
+            beside: Callable[[], AbstractContextManager[object]] | None = None,
+        ) -> Side:
+            path, script = "/predict/noop", folder / "post.lua"
+            return Side(name, server, path, script, *([beside] if beside else []))
+
+        with pinned(others):
+            watched = Watch(server)
+            figures.append(
+                compare(
+                    f"rate with {READ} ÷ {CLOSED}",
+                    side(READ, beside=watched),
+                    side(CLOSED),
+                    0.99,
+                )
+            )
+            say(f"   {watched.events} events were read")
+            with Tab(server) as tab:
+                figures.append(
+                    compare(
+                        f"rate {OPEN} ÷ {CLOSED}",
+                        side(OPEN, beside=tab.open),
+                        side(CLOSED),
+                        None,
+                        "; Chromium shares a processor with wrk",
+                    )
+                )
+            figures.append(
+                compare(f"rate with {ON} ÷ {OFF}", side(ON), side(OFF, server=other), 0.98)
+            )
+    return [*figures, memory_of_history()]
+
+
+def processors() -> tuple[set[int], set[int]]:
+    """Return the server's processor, and those of the others.
+
+    Raises RuntimeError if there is only one.
+    """
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        raise RuntimeError("two processors are needed, one of them for the server alone")
+    return {first}, set(others)
+
+
+@contextmanager
+def pinned(processors: set[int]) -> Iterator[None]:
+    """Bind this process to processors for a while, and what it starts meanwhile for good."""
+    usual = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usual)
+
+
+def sizes(server: Server) -> list[Figure]:
+    """Return how large all files of the page are: as they are, and as the server compresses them.
+
+    Raises RuntimeError if the server lacks one.
+    """
+    paths = sorted(file for file in ASSETS.rglob("*") if file.suffix in TEXTS)
+    raw = sum(path.stat().st_size for path in paths)
+    sent = sum(sent_bytes(server, path.relative_to(ASSETS).as_posix()) for path in paths)
+    return [
+        Figure(PART, "all its files", raw / 1000, "kB", most=250, note=f"{len(paths)} files"),
+        Figure(PART, "all its files as they are sent, by gzip", sent / 1000, "kB"),
+    ]
+
+
+def sent_bytes(server: Server, asset: str) -> int:
+    path = "/" if asset == "index.html" else f"/page/{asset}"
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+        answer = connection.getresponse()
+        size = len(answer.read())
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise RuntimeError(f"{path} was answered with {answer.status}")
+    return size
+
+
+def first_paint(server: Server, runs: int) -> Figure:
+    """Measure from the start of the navigation until something shows, always in a new browser."""
+    times = []
+    for _ in range(runs):
+        with browsing() as browser:
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.goto(server.url("/"))
+            times.append(float(page.evaluate(PAINTED)))
+    return of_runs(PART, "first contentful paint, nothing cached", times, "ms", most=500)
+
+
+class Watch:
+    """Reads the events of /status as the page does, but draws nothing."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.events = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with socket.create_connection(("127.0.0.1", self._server.port), 30) as connection:
+            head = "GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
+            connection.sendall(head.encode())
+            file = connection.makefile("rb")
+            if b" 200 " not in (line := file.readline()):
+                raise RuntimeError(f"/status was answered with {line.decode()}")
+            reader = threading.Thread(target=self._read, args=(file,))
+            reader.start()
+            try:
+                yield
+            finally:
+                connection.shutdown(socket.SHUT_RDWR)
+                reader.join()
+
+    def _read(self, lines: Iterator[bytes]) -> None:
+        for line in lines:
+            self.events += line.startswith(b"data:")
+
+
+class Tab:
+    """Chromium, with the page open or not."""
+
+    def __init__(self, server: Server) -> None:
+        self._url = server.url("/")
+        self._running = ExitStack()
+
+    def __enter__(self) -> Tab:
+        browser = self._running.enter_context(browsing())
+        self._page = browser.new_page(viewport={"width": 1440, "height": 900})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Show the page, and an empty one afterwards."""
+        self._page.goto(self._url)
+        self._page.get_by_role("button", name="Send", exact=True).wait_for()  # comes last
+        yield
+        self._page.goto("about:blank")
+
+
+def memory_of_history() -> Figure:
+    """Return by how much a server that remembers is larger than one that does not.
+
+    Both have answered the same: requests whose ids, texts and parts are as large as clients can
+    make them.
+    """
+    sizes = []
+    for history in (HISTORY, 0):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "crowded.py").write_text(CROWDED_CODE)
+            (folder / "crowded.toml").write_text(CROWDED)
+            with penstock(folder / "crowded.toml", f"--request-history={history}") as server:
+                asyncio.run(crowd(server))
+                sizes.append(pss(server.pid))
+    full, empty = sizes
+    return Figure(
+        PART,
+        f"memory of {HISTORY} of the largest requests",
+        full - empty,
+        "MB",
+        most=20,
+        note=f"{full:.1f} to {empty:.1f} MB",
+    )
+
+
+async def crowd(server: Server) -> None:
+    """Send more requests than are remembered, each with an id as long as one may be.
+
+    Raises RuntimeError if one is answered by anything but the pipeline's failure.
+    """
+    numbers = iter(range(HISTORY + 128))
+
+    async def caller() -> None:
+        for number in numbers:
+            client = HttpClient(
+                server.url("/predict/crowded"), {"X-Request-Id": f"{number:0{MAX_ID_CHARACTERS}}"}
+            )
+            answer = await client.send(b"x" * 1000)
+            await client.close()
+            if answer.status != 500:
+                raise RuntimeError(f"a request was answered with {answer.status}")
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(CALLERS):
+            callers.create_task(caller())
