@@ -100,6 +100,7 @@ class FakeExecutor:
         self.device = ""
         self.max = max
         self.freed = 0.0
+        self.last: Batch | None = None
         self.ready = True
         self.device_group = DeviceGroup("fake") if device_group is None else device_group
         self.batches: list[Batch] = []

@@ -10,12 +10,12 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import merge
-from itertools import islice
+from itertools import islice, starmap
 from time import monotonic
 from typing import TypeAlias
 
 from penstock.pipelines.node.queue import Batch
-from penstock.pipelines.runs.pace import Pace, slow_from
+from penstock.pipelines.runs.pace import Pace
 from penstock.pipelines.runs.run import Submission
 
 from .record import (
@@ -45,9 +45,9 @@ BYTES_PER_REQUEST = 2048
 KEPT_BYTES = 2 << 20
 """The most that slow requests may hold, and failed ones."""
 
-Quick: TypeAlias = tuple[str, Pace, Door, float, float, float, Batch, int, float]
+Quick: TypeAlias = tuple[str, Pace, Door, float, float, float, Batch, int]
 """A good request that passed one node: id, pace, door, first byte (0: it came at once), when it was
-queued, when its answer was ready, its batch, its rows, and the mean time of others."""
+queued, when its answer was ready, its batch and its rows."""
 
 
 class Shelf:
@@ -101,7 +101,6 @@ class History:
         "_quick_slow",
         "_slow",
         "append",
-        "append_slow",
         "size",
     )
 
@@ -111,10 +110,14 @@ class History:
         self._others = Shelf(size, size * BYTES_PER_REQUEST)
         self._slow = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
         self._failed = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
-        self._quick_slow: deque[Quick] = deque(maxlen=min(MAX_KEPT, size))
+        # With the mean of its pipeline's requests at that time.
+        self._quick_slow: deque[tuple[Quick, float]] = deque(maxlen=min(MAX_KEPT, size))
         self.append: Callable[[Quick], None] = self._quick.append
-        """Remember a request. One that was slow (`Pace.slow`) is passed to `append_slow` too."""
-        self.append_slow: Callable[[Quick], None] = self._quick_slow.append
+        """Remember a request. One that was slow (`Pace.slow`) is passed to `add_slow` too."""
+
+    def add_slow(self, quick: Quick) -> None:
+        """Keep a request that was slow, after `append`."""
+        self._quick_slow.append((quick, quick[1].mean))
 
     def add(
         self,
@@ -176,7 +179,8 @@ class History:
     def recent(self) -> Iterator[Record]:
         """Iterate over the last `size` requests, the newest first."""
         others = reversed(self._others)
-        quick = map(_record_of, reversed(self._quick))
+        means = {id(quick): mean for quick, mean in self._quick_slow}
+        quick = (_record_of(quick, means.get(id(quick))) for quick in reversed(self._quick))
         newest = merge(others, quick, key=_ended, reverse=True)
         return islice(newest, self.size)
 
@@ -197,7 +201,7 @@ class History:
 
     def slow(self) -> Iterator[Record]:
         """Iterate over the last requests that were slow or came to their deadline, newest first."""
-        quick = map(_record_of, reversed(self._quick_slow))
+        quick = starmap(_record_of, reversed(self._quick_slow))
         return merge(reversed(self._slow), quick, key=_ended, reverse=True)
 
     def failed(self) -> Iterator[Record]:
@@ -231,20 +235,20 @@ def _ended(record: Record) -> float:
     return record.ended
 
 
-def _record_of(quick: Quick) -> Record:
-    request_id, pace, door, first_byte, enqueued, ended, batch, rows, mean = quick
-    started = first_byte or enqueued
+def _record_of(quick: Quick, slow: float | None) -> Record:
+    """Return the whole record. `slow`: if it was, the mean at that time."""
+    request_id, pace, door, first_byte, enqueued, ended, batch, rows = quick
     return Record(
         request_id,
         pace,
         door,
         200,
         None,
-        started,
+        first_byte or enqueued,
         ended,
         rows,
-        ended - started > slow_from(mean),
-        mean,
+        slow is not None,
+        pace.mean if slow is None else slow,
         (ItemVisit(0, None, batch.node, enqueued, batch),),
         0,
     )

@@ -73,6 +73,7 @@ class PredictRules:
         "max_body",
         "max_images",
         "pipelines",
+        "remember",
         "restriction",
         "settings",
     )
@@ -86,6 +87,8 @@ class PredictRules:
     ) -> None:
         self.pipelines = pipelines
         self.history = history
+        # A slot that is looked up and called at once would cost 300 instructions more.
+        self.remember = None if history is None else history.append
         self.settings = settings
         # Looked up in `settings` they would cost each request some hundred nanoseconds (pydantic).
         self.max_body = settings.max_body

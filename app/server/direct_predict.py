@@ -9,6 +9,7 @@ from penstock.backends.item import Item
 from penstock.pipelines.runs.run import ENDED, Submission
 
 from ..history.record import Door, Failure
+from ..history.ring import Quick
 from ..http.errors import failure_of
 from ..http.helper_thread import on_helper_thread
 from ..http.predict_call import PredictCall, server_timing, timing_of_batch
@@ -90,48 +91,46 @@ class DirectPredict(PredictCall, Direct):
         except Exception as error:
             self._fail(error)
         else:
-            self._succeed(body, run)
+            if self.wire is not None:  # its client has not left
+                self._succeed(body, run)
         finally:
             self._work = None  # the task holds the call
 
     def _succeed(self, body: bytes, run: Submission) -> None:
         start = _heads.get(self._default_head) or _head_of_json(self._default_head)
         batch = self.batch
-        history = self.rules.history
-        if run is self and self.stages is None and batch is not None:
-            if history is not None and self.wire is not None:
-                if batch.parts is None:  # as `remember`, without its calls: this is the hot path
-                    now = monotonic()
-                    pace = self.pipeline.pace
-                    first_byte, enqueued = self.first_byte, self.enqueued
-                    record = (
-                        self.request_id,
-                        pace,
-                        self.door,
-                        first_byte,
-                        enqueued,
-                        now,
-                        batch,
-                        self.rows,
-                        pace.mean,
-                    )
-                    history.append(record)
-                    if now - (first_byte or enqueued) > pace.slow:
-                        history.append_slow(record)
-                else:
-                    self._remember(200, None, run)
+        if run is self and self.stages is None and batch is not None and batch.parts is None:
             # One node, the usual case: all in one `%`, which costs half of three.
+            request_id, enqueued = self.request_id, self.enqueued
+            rules = self.rules
+            if (remember := rules.remember) is not None:  # as `self.remember`, without its calls
+                now = monotonic()
+                pace = self.pipeline.pace
+                first_byte = self.first_byte
+                quick: Quick = (
+                    request_id,
+                    pace,
+                    "predict",
+                    first_byte,
+                    enqueued,
+                    now,
+                    batch,
+                    self.rows,
+                )
+                remember(quick)
+                if now - (first_byte or enqueued) > pace.slow and rules.history is not None:
+                    rules.history.add_slow(quick)
             before, after = batch.memo or timing_of_batch(batch)
             head = b"%b%d\r\nserver-timing: %b%.3f%b\r\nx-request-id: %b\r\n" % (
                 start,
                 len(body),
                 before,
-                (batch.started - self.enqueued) * 1000,
+                (batch.started - enqueued) * 1000,
                 after,
-                self.request_id.encode(),
+                request_id.encode(),
             )
         else:
-            if history is not None and self.wire is not None:
+            if self.rules.history is not None:
                 self._remember(200, None, run)
             head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
                 start,

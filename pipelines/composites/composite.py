@@ -14,9 +14,10 @@ from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
 
 from ..config.definition import NodeConfig
-from ..node.queue import NEVER, Batch, Entry, Outcome, fail_all, fail_undelivered
+from ..node.queue import NEVER, Batch, Entry, Outcome, Parts, fail_all, fail_undelivered
 from ..node.statistics import NodeStatistics
 from ..runs.inside import Inside
+from ..runs.run import Submission
 
 MAX_NESTED_GRAPHS = 64
 """The depth to which graphs may enter one another.
@@ -30,6 +31,10 @@ MAX_RETURNS = 4_000
 A ring that also branches grows faster than it gets deep, so `MAX_NESTED_GRAPHS` alone would stop it
 too late.
 """
+
+
+MAX_NOTED_VISITS = 64
+"""So many visits of the parts of a request are noted (`Pipeline.note_batches`)."""
 
 
 class CompositeNode:
@@ -81,6 +86,8 @@ class CompositeNode:
         """Start the work on behalf of an entry. The entry ends later, never before this returns."""
         entry.enqueued = now
         batch = Batch(self.name, self, [entry], entry.size, now)
+        if self.notes:
+            entry.around = batch
         inside = Inside.of(entry)
         if self in inside.composites:
             inside.returns[0] += 1
@@ -96,6 +103,22 @@ class CompositeNode:
         self.begin(entry, batch, inside.deeper(self))
         if entry.deadline < self._timer_at:
             self._set_timer(entry.deadline, now)
+
+    def note_part(self, batch: Batch, inside: Inside, index: int, part: Submission | None) -> None:
+        """Note where a part was that ends now, sent for the item of `batch`.
+
+        Of all parts of a request together, `MAX_NOTED_VISITS` visits are noted. The rest of the
+        parts is counted.
+        """
+        if batch.parts is None:
+            batch.parts = Parts()
+        noted = inside.noted
+        if part is None or noted[0] >= MAX_NOTED_VISITS:
+            batch.parts.more += 1
+            return
+        visits = part.visits()[: MAX_NOTED_VISITS - noted[0]]
+        noted[0] += len(visits)
+        batch.parts.append((index, visits))
 
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         """Start the work on `batch.outcomes[0]`, the node's own copy of the item.
@@ -121,6 +144,11 @@ class CompositeNode:
             except Exception as error:  # the caller has other entries to end
                 fail_undelivered(entry, error, {"node": self.name})
 
+    def batch_of(self, entry: Entry) -> Batch | None:
+        """Return the batch of an entry that waits here, or did when it ended, if that is noted."""
+        batch = entry.around
+        return batch if batch is not None and batch.node == self.name else None
+
     def _settle(self, entry: Entry) -> Batch | None:
         """Count an entry whose work has ended, and remove it from those that wait.
 
@@ -139,9 +167,14 @@ class CompositeNode:
         """Stop the work on behalf of an entry whose caller left."""
         waiting = self.waiting.pop(entry, None)
         if waiting is not None:
-            _, stop = waiting
+            batch, stop = waiting
             self.statistics.outcomes["cancelled"] += 1
             stop()
+            self._end_batch(batch)
+
+    def _end_batch(self, batch: Batch) -> None:
+        batch.ended = self._clock()
+        batch.forget()
 
     def _set_timer(self, at: float, now: float) -> None:
         if self._timer is not None:
@@ -161,8 +194,9 @@ class CompositeNode:
         for entry in [entry for entry in self.waiting if entry.deadline <= now]:
             waiting = self.waiting.pop(entry, None)
             if waiting is not None:  # None: the end of another entry has ended it
-                _, stop = waiting
+                batch, stop = waiting
                 stop()
+                self._end_batch(batch)
                 self.statistics.outcomes["expired"] += 1
                 fail_all([entry], self._too_late)
         earliest = min((entry.deadline for entry in self.waiting), default=NEVER)

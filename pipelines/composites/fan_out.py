@@ -77,6 +77,7 @@ class Parent:
 
     __slots__ = (
         "answers",
+        "batch",
         "entry",
         "inside",
         "item",
@@ -97,10 +98,12 @@ class Parent:
         *,
         key: str,
         pieces: Sequence[Any],
+        batch: Batch,
         inside: Inside,
         lane: Lane,
     ) -> None:
         self.node = node
+        self.batch = batch
         self.lane = lane
         self.entry = entry
         self.inside = inside  # the composites around the parts
@@ -243,7 +246,9 @@ class FanOut(CompositeNode):
         for node in self.entry_point.nodes:  # admission estimates the cost of a request by this
             node.parts_per_item = node.inflow.observe(self, self._root, len(pieces))
         lane = self._lanes[inside.depth]
-        parent = Parent(self, entry, item, key=key, pieces=pieces, inside=inside, lane=lane)
+        parent = Parent(
+            self, entry, item, key=key, pieces=pieces, batch=batch, inside=inside, lane=lane
+        )
         self.waiting[entry] = batch, lambda: self._stop(parent)
         parent.lane.turns.append(parent)
         self._feed(entry.enqueued)
@@ -302,6 +307,8 @@ class FanOut(CompositeNode):
         if part.done():
             return
         parent = part.parent
+        if self.notes:
+            self.note_part(parent.batch, parent.inside, part.index, part.run)
         self._forget(part)
         if isinstance(outcome, BaseException):
             self._fail(parent, outcome)
@@ -353,6 +360,8 @@ class FanOut(CompositeNode):
             self._forget(part)
             if run is not None:
                 run.drop()
+                if self.notes:
+                    self.note_part(parent.batch, parent.inside, part.index, run)
         if any(lane.turns or lane.late for lane in self._lanes.values()):
             # In the loop's next iteration: the caller may walk over the queue that this feeds.
             self._loop.call_soon(self._feed_later, context=self._context)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, overload
 
 from penstock.backends.base import Context
@@ -84,7 +85,16 @@ class NodeCaller:
     ```
     """
 
-    __slots__ = ("_ended", "_entry", "_inside", "_loop", "_pipeline", "_submissions")
+    __slots__ = (
+        "_calls",
+        "_ended",
+        "_entry",
+        "_inside",
+        "_loop",
+        "_note",
+        "_pipeline",
+        "_submissions",
+    )
 
     def __init__(
         self,
@@ -92,10 +102,14 @@ class NodeCaller:
         entry: Entry,
         inside: Inside,
         loop: asyncio.AbstractEventLoop,
+        note: Callable[[int, Submission], None] | None = None,
     ) -> None:
+        """`note`: called with the number of each call that ends, from 0 on, and its run."""
         self._inside = inside
+        self._note = note
+        self._calls = 0
         self._ended = False
-        self._submissions: dict[Submission, None] = {}  # those that have not ended
+        self._submissions: dict[Submission, int] = {}  # those that have not ended; which call
         self._pipeline = pipeline
         self._entry = entry
         self._loop = loop
@@ -186,11 +200,13 @@ class NodeCaller:
             self._end(submission)
 
     def _end(self, submission: Submission) -> None:
-        self._submissions.pop(submission, None)
+        number = self._submissions.pop(submission, None)
         if not submission.future.done() or submission.future.cancelled():
             submission.future.cancel()
             submission.drop()
         submission.leave()
+        if self._note is not None and number is not None:
+            self._note(number, submission)
 
     def _start(
         self, name: str, item: Any, timeout: float | None, priority: int | None
@@ -205,7 +221,8 @@ class NodeCaller:
         submission = self._pipeline.call(
             name, item, future, entry, timeout=timeout, priority=priority
         )
-        self._submissions[submission] = None
+        self._submissions[submission] = self._calls
+        self._calls += 1
         return submission
 
 
@@ -320,7 +337,8 @@ class LogicNode(CompositeNode):
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         if self.takes_stream and isinstance(batch.outcomes[0]["data"], (bytes, str)):
             batch.outcomes[0]["data"] = _one_chunk(batch.outcomes[0]["data"])
-        call = NodeCaller(self._pipeline, entry, inside, self._loop)
+        note = partial(self.note_part, batch, inside) if self.notes else None
+        call = NodeCaller(self._pipeline, entry, inside, self._loop, note)
         coroutine = (
             self._yield_all(entry, batch.outcomes[0], call)
             if self._logic.streams

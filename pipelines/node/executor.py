@@ -83,6 +83,7 @@ class Executor:
         "device_group",
         "failures",
         "freed",
+        "last",
         "loaded",
         "max",
         "min",
@@ -106,7 +107,8 @@ class Executor:
         self.name = name
         self.device_group = device_group
         self.device = ""  # the accelerator that its backend took; set by the owner, as are the next
-        self.freed = 0.0  # when its last batch had ended, or it was loaded
+        self.freed = 0.0  # when it was loaded
+        self.last: Batch | None = None  # the batch that it ran last, if the node notes batches
         self.min = self.max = 1
         # A `pipe` that its backend has called and that has not answered (loop_thread.py).
         self.waits_for: object = None

@@ -35,7 +35,17 @@ from .executor import Executor
 from .inflow import Inflow
 from .outflow import Outflow
 from .placement import context_of
-from .queue import NEVER, Batch, Bucket, Entry, fail_all, fail_undelivered, log_failure
+from .queue import (
+    NEVER,
+    NO_ENTRIES,
+    NO_OUTCOMES,
+    Batch,
+    Bucket,
+    Entry,
+    fail_all,
+    fail_undelivered,
+    log_failure,
+)
 from .rows import count_rows, forget_counts
 from .scheduler import DeviceGroup, Scheduler
 from .statistics import NodeStatistics
@@ -376,6 +386,14 @@ class Node:
             self.statistics.outcomes["cancelled"] += 1
             self._changed()  # an entry that queued after it may fit now
 
+    def batch_of(self, entry: Entry) -> Batch | None:
+        """Return the batch in which an entry runs, if batches are noted."""
+        if self.scheduler.notes:
+            for batch in self.scheduler.running.values():
+                if entry in batch.entries:
+                    return batch
+        return None
+
     # the decision
 
     def _begin(self) -> None:
@@ -509,6 +527,7 @@ class Node:
         After a short batch the results come first, and the decision at the end of this iteration.
         """
         if self.closed:
+            batch.forget()
             return
         now = self._clock()
         scheduler = self.scheduler
@@ -534,7 +553,8 @@ class Node:
                 entry.finish(outcome, batch, now)
             except Exception as error:  # one result's fault must not cost its neighbours theirs
                 fail_undelivered(entry, error, self._log_extra)
-        batch.forget()
+        # As `forget`, without a call: this is the hot path.
+        batch.entries, batch.outcomes, batch.executor = NO_ENTRIES, NO_OUTCOMES, None
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:
         """Take a new executor into use.
@@ -567,6 +587,8 @@ class Node:
     def executor_died(self, executor: Executor, error: BaseException) -> None:
         """Fail what a dead thread ran, and start another one in its place."""
         if self.closed:
+            if (left := self.scheduler.running.get(executor)) is not None:
+                left.forget()
             return
         if not self._up:  # an executor that can't load fails the start
             if not self._loading.done():

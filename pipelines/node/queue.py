@@ -35,6 +35,7 @@ class Entry:
     """
 
     __slots__ = (
+        "_around",
         "arrival",
         "bucket",
         "charge",
@@ -75,6 +76,15 @@ class Entry:
         self.ticket: Ticket | None = None
         # The bytes that are counted as results of the node that it left (outflow.py).
         self.charge: tuple[Outflow, int] | None = None
+
+    @property
+    def around(self) -> Batch | None:
+        """The batch of the composite that it came to last, if that notes it."""
+        return getattr(self, "_around", None)
+
+    @around.setter
+    def around(self, batch: Batch) -> None:
+        self._around = batch
 
     def request_ticket(self) -> Ticket | None:
         """Return the ticket of the request, made now if it came without one.
@@ -166,13 +176,14 @@ class Batch:
     `begun`: the thread has taken the batch. `alone`: the position of the entry that runs alone
     after the batch failed, else None. `watched`: when what runs now began; `stuck_after` counts
     from there. `hung`: it was stuck once, so its seconds say nothing of other batches. `memo`: what
-    the first who answers an item has made for all of them. `start`: if the node notes it; None for
-    a composite's. `pieces`: what an engine did in it, by name, with the seconds. `parts`: the
-    visits of the parts that a composite sent to other nodes, if it notes them; each with the
-    position of its part. `more_parts` counts those that are not among them.
+    the first who answers an item has made for all of them.
+
+    Two are set only if the node notes them (`Pipeline.note_batches`), and are None otherwise.
+    `start`: why it started. `parts`: of a composite's, the parts that it sent to other nodes.
     """
 
     __slots__ = (
+        "_pieces",
         "alone",
         "begun",
         "ended",
@@ -180,11 +191,9 @@ class Batch:
         "executor",
         "hung",
         "memo",
-        "more_parts",
         "node",
         "outcomes",
         "parts",
-        "pieces",
         "size",
         "start",
         "started",
@@ -209,9 +218,22 @@ class Batch:
         self.alone: int | None = None
         self.stuck = False
         self.start: BatchStart | None = None
-        self.pieces: tuple[tuple[str, float], ...] = ()
-        self.parts: list[tuple[int, Sequence[Visit]]] | None = None
-        self.more_parts = 0
+        self.parts: Parts | None = None
+        self._pieces: tuple[tuple[str, float], ...]  # set only if there are some
+
+    @property
+    def pieces(self) -> tuple[tuple[str, float], ...]:
+        """What an engine did in it, if that is noted: by name, with the seconds."""
+        return getattr(self, "_pieces", ())
+
+    @pieces.setter
+    def pieces(self, pieces: tuple[tuple[str, float], ...]) -> None:
+        self._pieces = pieces
+
+    @property
+    def more_parts(self) -> int:
+        """The number of parts that are not in `parts`."""
+        return 0 if self.parts is None else self.parts.more
 
     def forget(self) -> None:
         """Let go of its entries, items and executor. What refers to it from now on needs its times.
@@ -238,6 +260,16 @@ class Visit(NamedTuple):
     node: str
     enqueued: float
     batch: Batch | None
+
+
+class Parts(list[tuple[int, Sequence[Visit]]]):
+    """The parts that a composite sent to other nodes for one item: the position of each, and where
+    it was.
+
+    `more` counts those that are not in the list.
+    """
+
+    more = 0
 
 
 class Bucket:

@@ -35,13 +35,15 @@ class DeviceGroup:
 class Startable(Protocol):
     """The part of an executor that the decision needs.
 
-    `freed`: when its last batch had ended, or it was loaded; kept if the node notes batches.
+    `last`: the batch that it ran last, if the node notes batches. `freed`: when it became free
+    otherwise: it was loaded.
     """
 
     name: str
     device: str
     device_group: DeviceGroup
     freed: float
+    last: Batch | None
     max: int
 
     @property
@@ -186,9 +188,7 @@ class Scheduler:
 
     def release(self, executor: Startable) -> None:
         """Make the executor idle: its batch has ended."""
-        batch = self.running.pop(executor)
-        if self.notes:
-            executor.freed = batch.ended
+        del self.running[executor]
         executor.device_group.busy -= 1
         self.idle.append(executor)
         if not self.buckets and executor.ready:  # there may be no decision before something comes
@@ -250,14 +250,13 @@ class Scheduler:
                     lowest = self.levels
                 if lowest or self._spare:
                     self._note_spare(lowest, now)
-                start = None
                 if self.notes:
-                    self._taken += size
-                    oldest = entries[0].enqueued
                     start = self._noted(
-                        executor, bucket, now, oldest=oldest, queued=queued, limit=limit
+                        executor, entries, bucket, now, size=size, queued=queued, limit=limit
                     )
-                self._start(executor, entries, size, now, start)
+                    self._start(executor, entries, size, now, start)
+                else:
+                    self._start(executor, entries, size, now)
         self._was_idle = False
         for executor in self.idle:  # not `any`: this is the hot path
             if executor.ready:
@@ -311,16 +310,19 @@ class Scheduler:
     def _noted(
         self,
         executor: Startable,
+        entries: list[Entry],
         bucket: Bucket,
         now: float,
         *,
-        oldest: float,
+        size: int,
         queued: int,
         limit: int,
     ) -> BatchStart:
-        """Note why a batch of a bucket starts now."""
+        """Note why a batch of a bucket starts now. `queued`: the rows of the bucket before."""
         if (held := self._held) is not None:
             held, self._held = (held[0], now), None
+        self._taken += size
+        last = executor.last
         # A tuple's own constructor: the one of a named tuple is Python, and costs twice as much.
         return tuple.__new__(
             BatchStart,
@@ -329,8 +331,8 @@ class Scheduler:
                 executor.device,
                 executor.max,
                 now,
-                executor.freed,
-                oldest,
+                executor.freed if last is None else max(executor.freed, last.ended),
+                entries[0].enqueued,
                 queued,
                 self.queued,
                 limit,
@@ -365,7 +367,9 @@ class Scheduler:
 
             fail_all(entries, failure)
             raise
-        batch.start = start
+        if start is not None:
+            batch.start = start
+            executor.last = batch
         self.idle.remove(executor)
         executor.device_group.busy += 1
         self.running[executor] = batch

@@ -85,7 +85,7 @@ class NodeVisit(Entry):
         self.release()
         if self in self.run.entries:
             del self.run.entries[self]
-            self.run.dropped.append(Visit(self.plan_node.name, self.enqueued, None))
+            self.run.note_dropped(self)
             self.run.fail(error)
 
 
@@ -320,11 +320,17 @@ class GraphRun:
     def drop(self) -> None:
         """Drop the request from all queues."""
         for visit in list(self.entries):
-            self.dropped.append(Visit(visit.plan_node.name, visit.enqueued, None))
+            self.note_dropped(visit)
             visit.release()
             visit.plan_node.node.discard(visit)
         self.entries.clear()
         self.outputs.clear()
+
+    def note_dropped(self, visit: NodeVisit) -> None:
+        """Note where the item was that is dropped, for `visits`."""
+        plan_node = visit.plan_node
+        batch = plan_node.node.batch_of(visit)
+        self.dropped.append(Visit(plan_node.name, visit.enqueued, batch))
 
     def _end(self, failure: str) -> None:
         """Count the end of the request. `failure`: a key of its statistics, or "" if good."""

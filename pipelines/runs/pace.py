@@ -16,11 +16,6 @@ MEAN_REQUESTS = 100
 """The mean is that of about the last `MEAN_SECONDS`, and of `MEAN_REQUESTS` at least."""
 
 
-def slow_from(mean: float) -> float:
-    """Return from how many seconds on a request is slow, by the mean; 0 if that is not known."""
-    return max(SLOW_TIMES * mean, LEAST_SLOW_SECONDS) if mean else math.inf
-
-
 class Pace:
     """The mean time of a pipeline's good requests, and from which time on one is slow. Seconds.
 
@@ -48,5 +43,5 @@ class Pace:
         mean = (requests.seconds - self._seconds) / count
         lately = min((now - self._at) / MEAN_SECONDS, count / MEAN_REQUESTS)
         self.mean += min(1.0, max(lately, count / succeeded)) * (mean - self.mean)
-        self.slow = slow_from(self.mean)
+        self.slow = max(SLOW_TIMES * self.mean, LEAST_SLOW_SECONDS)
         self._requests, self._seconds, self._at = succeeded, requests.seconds, now

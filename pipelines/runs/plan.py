@@ -18,7 +18,7 @@ from penstock.backends.suggestions import did_you_mean
 from ..config.definition import NodeConfig
 from ..node.node import Node
 from ..node.outflow import Outflow
-from ..node.queue import Entry
+from ..node.queue import Batch, Entry
 from ..node.rows import rows_to_admit
 from ..node.statistics import NodeStatistics
 
@@ -38,6 +38,7 @@ class RunningNode(Protocol):
 
     def enqueue(self, entry: Entry, now: float) -> None: ...
     def discard(self, entry: Entry) -> None: ...
+    def batch_of(self, entry: Entry) -> Batch | None: ...
 
 
 class PlanNode:

@@ -82,7 +82,7 @@ class Submission(Protocol):
 
     def visits(self) -> list[Visit]:
         """Return where the item has been: the nodes that it has passed, in order, and those where
-        it queued or ran when the request ended.
+        it queued or ran when the request ended. A batch that runs on has no end yet.
         """
         ...
 
@@ -236,7 +236,9 @@ class Run(Entry):
         visits = [Visit(batch.node, enqueued, batch) for batch, enqueued in passed]
         # Each node that it has passed on the way is in `stages`. If its last batch is there too, it
         # has not passed the node where it is.
-        batch = None if passed and passed[-1][0] is self.batch else self.batch
+        batch = self.batch
+        if batch is None or (passed and passed[-1][0] is batch):
+            batch = self.plan_node.node.batch_of(self)
         node = self.plan_node.name if batch is None else batch.node
         visits.append(Visit(node, self.enqueued, batch))
         return visits

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penstock.app.history.around import Surroundings
 from penstock.app.history.explain import MAX_MATES, Explanation
 from penstock.app.history.record import Failure, ItemVisit, Record
-from penstock.pipelines.node.queue import Batch, Visit
+from penstock.pipelines.node.queue import Batch, Parts, Visit
 from penstock.pipelines.runs.pace import Pace
 from penstock.testing import Clock, DeviceGroup, Entry, FakeExecutor, Scheduler
 
@@ -419,8 +419,8 @@ def test_parts_of_a_composite() -> None:
     outer.ended = 1.1
     part = Batch("rec", None, [], 2, 1.04)
     part.ended = 1.09
-    outer.parts = [(0, [Visit("rec", 1.0, part)]), (1, [Visit("rec", 1.0, part)])]
-    outer.more_parts = 3
+    outer.parts = Parts([(0, [Visit("rec", 1.0, part)]), (1, [Visit("rec", 1.0, part)])])
+    outer.parts.more = 3
     made = story(record("a", 1.0, 1.1, [("each", 1.0, outer)]))
     assert [(one["node"], one["item"], one["part_of"]) for one in made["nodes"]] == [
         ("each", 0, None),

@@ -169,7 +169,6 @@ def test_a_graph_with_branches(client: httpx.Client) -> None:
     assert nodes["join"]["queued_at_ms"] >= nodes["left"]["ended_at_ms"]
 
 
-@pytest.mark.skip("composites do not note their parts yet")
 def test_parts(client: httpx.Client) -> None:
     kind = {"Content-Type": "application/json"}
     assert send(client, "/predict/parts", b"[1, 2, 3]", "parts", **kind) == 200
