@@ -27,19 +27,6 @@ const CHARTS = [
 const LEAST_TOP = 4; // the axis goes up to this at least
 const LEAST_RANGE_S = 30;
 
-let loading;
-
-/** uPlot has no small module: its script sets a global. */
-function loadUPlot() {
-  loading ??= new Promise((resolve) => {
-    const script = document.createElement("script");
-    script.src = new URL("vendor/uplot/uPlot.iife.min.js", import.meta.url).href;
-    script.onload = () => resolve(window["uPlot"]);
-    document.head.append(script);
-  });
-  return loading;
-}
-
 /**
  * @param {{columns: import("./history.js").Columns, time_s: number}} props `time_s`: the right end
  */
@@ -71,25 +58,23 @@ function Plot({ unit, lines, columns, range, onPoint }) {
 
   useEffect(() => {
     const size = () => ({ width: box.current.clientWidth, height: box.current.clientHeight });
-    const make = async () => {
-      const uPlot = await loadUPlot();
-      if (!box.current) return;
+    const make = () => {
       plot.current?.destroy();
       const options = { ...size(), ...optionsOf(unit, lines, () => latest.current.range, onPoint) };
-      plot.current = new uPlot(options, latest.current.data, box.current);
+      plot.current = new window["uPlot"](options, latest.current.data, box.current); // index.html loads it
     };
     make();
-    const observer = new ResizeObserver(() => plot.current?.setSize(size()));
+    const observer = new ResizeObserver(() => plot.current.setSize(size()));
     observer.observe(box.current);
     const stop = onTheme(make);
     return () => {
       stop();
       observer.disconnect();
-      plot.current?.destroy();
+      plot.current.destroy();
     };
   }, []);
   useEffect(() => {
-    if (!document.hidden) plot.current?.setData(latest.current.data);
+    if (!document.hidden) plot.current.setData(latest.current.data);
   }, range);
   return html`<div class="plot" ref=${box} aria-hidden="true"></div>`;
 }

@@ -45,11 +45,8 @@ function useRoom(box) {
     const measure = () => setSize({ width: box.current.clientWidth, room: Math.max(240, innerHeight - OTHERS) });
     const observer = new ResizeObserver(measure);
     observer.observe(box.current);
-    addEventListener("resize", measure);
-    return () => {
-      observer.disconnect();
-      removeEventListener("resize", measure);
-    };
+    observer.observe(document.body); // as high as the window, where the height matters
+    return () => observer.disconnect();
   }, []);
   return size;
 }

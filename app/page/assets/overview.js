@@ -28,7 +28,7 @@ function Heading({ name, version, versions = [], mood, sentence, description, lo
   const others = versions.filter((one) => one !== version).join(", ");
   return html`<header class="heading">
     <div><h1 class="cut" title=${name}>${name}</h1>
-      <span class="pill">version ${version}${others && `, also ${others}`}</span></div>
+      ${version && html`<span class="pill">version ${version}${others && `, also ${others}`}</span>`}</div>
     <p class="feeling ${mood}" title=${sentence}><span class="mood ${mood}"><${MoodMark} mood=${mood} /> <b>${MOODS[mood]}</b></span> ${sentence}</p>
     <p class="hint cut" title=${description}>${description}</p>
     ${loading.length > 0 && html`<${Progress} loading=${loading} mood=${mood} />`}
@@ -43,11 +43,7 @@ function Progress({ loading, mood }) {
     ${percent && html`<p class="bar"><i style=${{ width: `${percent}%` }}></i></p>`}</div>`;
 }
 
-const CURLS = {
-  image: "-T photo.jpg",
-  text: "-d 'some text' -H 'Content-Type: text/plain'",
-  json: "-d '{}' -H 'Content-Type: application/json'",
-};
+const CURLS = { image: "-T photo.jpg", text: "-d 'some text'", json: "--json '{}'" };
 
 function NoTraffic({ name, mood, inputs = [] }) {
   const path = encodeURIComponent(name);
