@@ -69,8 +69,8 @@ function Card({ node, live, open, onOpen }) {
   const batch = batch_size === null ? `max ${max}` : `${batch_size.toFixed(1)} of ${max}`;
   const states = STATES.map((state) => [executors.filter((one) => one.state === state).length, state]);
   const busy = states.filter(([number]) => number).map((pair) => pair.join(" ")).join(", ");
-  const label = `${name}, ${backend}, ${queued} waiting, ${rate(live.items_per_s)}, runs ${ms(live.run_ms)}, instances: ${busy || "none"}`;
-  return html`<button class="node" id="node-${name}" aria-label=${label} aria-expanded=${open} title=${name}
+  const now = `${queued} waiting, ${rate(live.items_per_s)}, runs ${ms(live.run_ms)}, instances: ${busy || "none"}`;
+  return html`<button class="node" id="node-${name}" aria-label="${name}, ${backend}" aria-description=${now} aria-expanded=${open} title=${name}
       onClick=${() => onOpen(open ? null : name)}>
     <span class="gauge"><i style=${{ transform: `scaleY(${level.toFixed(2)})` }}></i></span>
     <span class="row"><b class="cut">${name}</b><${Squares} executors=${executors} /></span>
