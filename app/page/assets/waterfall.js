@@ -119,7 +119,7 @@ function rowOf(visit, end) {
     stretches.push({ kind: "run", from: start, to: stop, label });
     at = start;
     for (const piece of visit.pieces) {
-      const kind = piece.name === "run" ? "run" : "run side";
+      const kind = piece.name === "run" ? "run" : "run piece";
       stretches.push({ kind, from: at, to: (at += piece.ms) });
     }
   }
