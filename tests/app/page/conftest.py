@@ -46,7 +46,7 @@ class Visit:
     """Where the server is, without a slash at the end."""
     problems: list[str] = field(default_factory=list)
     expected: set[int] = field(default_factory=set)
-    """Statuses of answers that the test provokes."""
+    """Statuses of answers that the test provokes; 0: none came."""
 
     async def open(self, view: str = "") -> None:
         """Go to a view, as `#/p/digits`, and wait until it shows what the server says."""
@@ -59,6 +59,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
         self.page.on("request", self._on_request)
         self.page.on("response", self._on_response)
+        self.page.on("requestfailed", self._on_failure)
 
     def _on_console(self, message: Any) -> None:
         # Chromium logs each answer of an error's status; `_on_response` judges those.
@@ -72,6 +73,11 @@ class Visit:
     def _on_response(self, response: Any) -> None:
         if response.status >= 400 and response.status not in self.expected:
             self.problems.append(f"{response.url} was answered with {response.status}")
+
+    def _on_failure(self, request: Any) -> None:
+        # What the page itself has given up is aborted: events, when another view is opened.
+        if request.failure != "net::ERR_ABORTED" and 0 not in self.expected:
+            self.problems.append(f"{request.url} failed: {request.failure}")
 
 
 Visiting = Callable[..., AbstractAsyncContextManager[Visit]]
