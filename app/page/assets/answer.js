@@ -6,38 +6,32 @@ import { Copy, save } from "./copy.js";
 import { bytes, ms, percent, plural } from "./format.js";
 import { JsonTree } from "./json_tree.js";
 
-const AGAIN = "Send it again in a while.";
 const LOG = "The server's log has the rest under this request's id.";
 const TODO = {
-  "": "The server can't be reached, or it closed the connection before all was sent, as for a body above max_body.",
+  "no answer": "The server can't be reached, or it closed the connection before all was sent, as for a body above max_body.",
   unauthorized: "Enter the API key at the top of the page.",
-  forbidden: "The operator of this server has to allow it.",
   invalid_request: "Correct what it names, and send it again.",
   invalid_input: "Send something else: this could not be read.",
   unsupported_media: "Choose a file of a type that it lists.",
   too_large: "Send something smaller, or raise the limit that it names.",
-  queue_full: AGAIN,
-  overloaded: AGAIN,
-  memory_full: AGAIN,
-  not_ready: AGAIN,
   deadline_exceeded: "Set a later deadline in Options. The request's id opens why it took so long.",
   backend_error: `The pipeline's own code failed. ${LOG}`,
   internal: `This is a bug in Penstock. ${LOG}`,
 };
 
-/** @param {{reply: import("./send.js").Reply, found: import("./shapes.js").Found | null, links: any}} props */
+/** @param {{reply: import("./send.js").Reply, found: any, links: any}} props */
 export function Answer({ reply, found, links }) {
   const { status, id, value, text, running, parts, timing } = reply;
   const isGood = status >= 200 && status < 300;
-  const code = status ? (value?.code ?? "") : "";
+  const code = status ? value?.code : "no answer";
   return html`<section class="answer" aria-label="Answer">
     <p class="answer-head" role="status">
-      <span class=${isGood ? "pill good" : "pill bad"}>${status || "No answer"} ${isGood ? "OK" : value?.title}</span>
+      <span class=${isGood ? "pill good" : "pill bad"}>${status ? `${status} ${isGood ? "OK" : (value?.title ?? "")}` : "No answer"}</span>
       <span>${running ? "still coming" : ms(reply.ms)} <span class="hint">in all${parts === null ? "" : `, ${plural(parts, "part")}`}, ${bytes(text.length)}</span></span>
     </p>
     ${id && html`<p class="answer-head"><a class="mono cut" href=${`#/requests/${encodeURIComponent(id)}`} title="Why did it take so long?">${id}</a><${Copy} what="id" text=${id} /></p>`}
     ${!isGood && html`<div class="card problem" role="alert"><p dir="auto">${value?.detail ?? text.slice(0, 500)}</p>
-      <p class="hint"><code>${code}</code> ${TODO[status ? code || "internal" : ""]} ${reply.retryAfter && `Retry after ${reply.retryAfter} s.`}</p></div>`}
+      <p class="hint"><code>${code}</code> ${TODO[code] ?? (status === 429 || status > 501 ? "Send it again in a while." : "")} ${reply.retryAfter && `Retry after ${reply.retryAfter} s.`}</p></div>`}
     ${timing.length > 0 && html`<${Timings} timing=${timing} />`}
     ${found && html`<${Findings} found=${found} />`}
     ${isGood && (value === undefined ? html`<pre class="code">${text.slice(0, 10_000)}</pre>` : html`<${JsonTree} value=${value} links=${links} />`)}
@@ -57,11 +51,10 @@ function Timings({ timing }) {
   </table>`;
 }
 
-function Findings({ found: { rankings, vectors, pictures } }) {
+function Findings({ found: { rankings, pictures } }) {
   return html`${rankings.slice(0, 4).map((rows) => html`<table class="ranking">${rows.slice(0, 10).map(({ label, score }) => html`<tr>
       <th scope="row"><bdi>${label.slice(0, 80)}</bdi></th>
       <td><div class="bar"><i style=${{ width: `${100 * Math.max(0, Math.min(1, score))}%` }}></i></div></td>
       <td class="num">${score > 1 ? score : percent(score)}</td></tr>`)}</table>`)}
-    ${vectors.length < 4 && vectors.map(({ path, values }) => html`<p class="hint"><code>${path.slice(1)}</code>: ${plural(values.length, "number")} of norm ${Math.sqrt(values.reduce((sum, one) => sum + one * one, 0)).toPrecision(3)}</p>`)}
     ${pictures.slice(0, 4).map((url) => html`<div class="canvas"><img src=${url} alt="A picture of the answer" /></div>`)}`;
 }

@@ -1,16 +1,13 @@
 // @ts-check
 import { html, useState } from "./vendor/htm/standalone.module.js";
 
-/**
- * Copy a text. Return whether it worked: the clipboard's own API is for secure origins alone.
- * @param {string} text
- * @returns {Promise<boolean>}
- */
+/** Copy a text. Return whether it worked. @param {string} text */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
+    // The clipboard is for secure origins alone.
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);
@@ -21,7 +18,7 @@ export async function copyText(text) {
   }
 }
 
-/** A button that copies. @param {{what?: string, text: string}} props `what`: what the text is */
+/** A button that copies. @param {{what?: string, text: string}} props */
 export function Copy({ what = "", text }) {
   const [said, say] = useState("");
   const copy = async () => {

@@ -8,8 +8,6 @@ import { faultOf, fileOf, isFiles, isUpload } from "./request.js";
 import { picture, sound } from "./samples.js";
 import { record, wavOf, whyNoSound } from "./sound.js";
 
-const LONG = 20_000; // characters: a longer text is not edited in place
-
 function nounOf(port) {
   const { kind, media_types: types } = fileOf(port);
   return kind === "image" ? "picture" : types?.some((type) => type.startsWith("audio/")) ? "sound" : "file";
@@ -66,10 +64,6 @@ function Typed({ id, port: { kind }, value: { text }, change, fault }) {
   };
   if (kind === "boolean") return html`<select ...${shared}>${["true", "false"].map((one) => html`<option value=${one}>${one}</option>`)}</select>`;
   if (kind === "integer" || kind === "number") return html`<input inputmode="decimal" autocomplete="off" ...${shared} />`;
-  if (text.length > LONG) {
-    return html`<p class="code mono" id=${id}>${text.slice(0, 99)}… ${bytes(text.length)}</p>
-      <button type="button" class="button small" onClick=${() => change({ text: "" })}>Clear</button>`;
-  }
   const error = fault && jsonError(text);
   const go = () => {
     area.current.focus();
@@ -105,7 +99,7 @@ function Preview({ file, isPicture, onSize, over, onRemove }) {
   const { name, type } = file;
   const [url, setUrl] = useState("");
   const [size, setSize] = useState(null);
-  const large = useRef(null);
+  const figure = useRef(null);
   useEffect(() => {
     const made = URL.createObjectURL(file);
     setUrl(made);
@@ -117,48 +111,38 @@ function Preview({ file, isPicture, onSize, over, onRemove }) {
     if (width) onSize?.({ width, height });
   };
   const canvas = html`<div class="canvas"><img src=${url} alt=${`What is sent: ${name}`} onLoad=${measure} onError=${measure} />${over}</div>`;
-  return html`<figure class="try-file">
+  return html`<figure class="try-file" ref=${figure}>
     ${isPicture && url && (size?.width === 0 ? html`<p class="hint">This browser can't show ${type || "the file"}; the server may read it all the same.</p>` : canvas)}
     ${type.startsWith("audio/") && url && html`<audio controls src=${url} />`}
     <figcaption class="hint">
       <span class="cut">${name}</span> <span>${bytes(file.size)}${size?.width ? `, ${size.width} × ${size.height}` : ""}</span>
-      ${size?.width > 0 && html`<button type="button" class="button quiet small" onClick=${() => large.current.showModal()}>Enlarge</button>`}
+      ${size?.width > 0 && html`<button type="button" class="button quiet small" onClick=${() => document.fullscreenElement ? document.exitFullscreen() : figure.current.requestFullscreen()}>Full screen</button>`}
       <button type="button" class="button quiet small" aria-label=${`Remove ${name}`} onClick=${onRemove}>Remove</button>
     </figcaption>
-    <dialog class="large" ref=${large} aria-label=${name}>${size?.width > 0 && canvas}<button type="button" class="button" onClick=${() => large.current.close()}>Close</button></dialog>
   </figure>`;
 }
 
 function Recorder({ onSound }) {
   const [words, say] = useState(whyNoSound);
-  const [seconds, count] = useState(-1);
+  const [isOn, turn] = useState(false);
   const going = useRef(null);
   useEffect(() => () => {
-    going.current?.cancel();
+    going.current?.cancel?.();
     going.current = "left";
   }, []);
-  useEffect(() => {
-    const timer = seconds >= 0 && setTimeout(() => count(seconds + 1), 1000);
-    return () => clearTimeout(timer);
-  }, [seconds]);
   const press = async () => {
     say("");
-    count(seconds < 0 ? 0 : -1);
+    turn(!isOn);
     try {
-      if (seconds < 0) {
-        const started = await record();
-        if (going.current === "left") started.cancel();
-        else going.current = started;
-      } else {
-        const { stop } = going.current;
-        going.current = null;
-        onSound(await stop());
-      }
+      if (isOn) return onSound(await going.current.stop());
+      const started = await record();
+      if (going.current === "left") started.cancel();
+      else going.current = started;
     } catch (error) {
-      count(-1);
+      turn(false);
       say(error.message);
     }
   };
-  return html`<button type="button" class="button" disabled=${whyNoSound() !== ""} onClick=${press}>${seconds < 0 ? "Record" : `Stop, ${seconds} s`}</button>
+  return html`<button type="button" class="button" disabled=${whyNoSound() !== ""} onClick=${press}>${isOn ? "Stop recording" : "Record"}</button>
     ${words && html`<p class="error" role="alert">${words}</p>`}`;
 }

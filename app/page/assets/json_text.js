@@ -1,5 +1,5 @@
 // @ts-check
-/** Says where a text is not JSON, and keeps the digits of large numbers. */
+/** Says where a text is not JSON. */
 
 const CHARACTERS = /([^"\\\u0000-\u001f]|\\(["\\/bfnrt]|u[\da-fA-F]{4}))*/y;
 const WORD = /true|false|null|-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?/y;
@@ -72,13 +72,4 @@ function firstFault(text) {
   } catch (expected) {
     return { index, expected: typeof expected === "string" ? expected : "fewer levels" };
   }
-}
-
-/** Parse JSON. Whole numbers that a float does not hold become BigInt. @param {string} text */
-export function parseExact(text) {
-  if (text.length > 1e6 || !/\d{16}/.test(text)) return JSON.parse(text);
-  /** @type {any} */
-  const reviver = (_, value, context) =>
-    typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source) ? BigInt(context.source) : value;
-  return JSON.parse(text, reviver);
 }

@@ -4,18 +4,15 @@
 import { jsonError } from "./json_text.js";
 
 /**
- * @typedef {{name: string, kind: string, media_types?: string[], optional?: boolean, dtype?: string,
- *   shape?: number[], items?: Port, example?: any, description?: string}} Port as `/status` has it
- * @typedef {{given: boolean, text: string, files: File[]}} Value what the form has of an input; a
- *   file without content is not chosen yet
- * @typedef {{name: string, file?: File, text?: string, json?: string}} Part one of the three
- * @typedef {{path: string, headers: Record<string, string>, events: boolean, body?: Part, form?: Part[]}}
- *   Plan either a body or a form
+ * @typedef {any} Port an input as `/status` has it
+ * @typedef {{given: boolean, text: string, files: File[]}} Value what the form has of an input
+ * @typedef {{name?: string, file?: File, text?: string, json?: string}} Part one of the three
+ * @typedef {{path: string, headers: Record<string, string>, events: boolean, body?: Part, form?: Part[]}} Plan
  */
 
 const MOST_EXAMPLE_VALUES = 1_000_000;
 
-/** @param {Port} port */
+/** Whether an input is a list of files. @param {Port} port */
 export const isFiles = ({ kind, items }) => kind === "list" && /^(image|bytes)$/.test(items?.kind);
 
 /** The port of each file of a list; else the port. @param {Port} port */
@@ -27,8 +24,8 @@ export const isUpload = (port) => /^(image|bytes)$/.test(fileOf(port).kind);
 /** @param {{inputs?: Port[]}} pipeline @returns {Port[]} */
 export const portsOf = ({ inputs }) => (inputs?.length ? inputs : [{ name: "data", kind: "image" }]);
 
-/** The media type of a part. A file that would be read as JSON or a form has none. @param {Part} part */
-export const typeOf = ({ file, json }) =>
+// A file that would be read as JSON or as a form is sent without its type.
+export const typeOf = (/** @type {Part} */ { file, json }) =>
   !file ? (json === undefined ? "text/plain" : "application/json") : !file.type || /json|form/.test(file.type) ? "application/octet-stream" : file.type;
 
 /** Whether a shell's word can hold a text. @param {string} text */
@@ -49,13 +46,15 @@ export function planOf(pipeline, values, { deadline, priority, version, events =
     ...(priority && { "Penstock-Priority": priority }),
   };
   const whole = (part, type = typeOf(part)) => ({ path, events, headers: { ...headers, "Content-Type": type }, body: { ...part, name: "body" } });
-  const jsonOf = ({ json, text = undefined }) => json ?? JSON.stringify(text);
+  const jsonOf = (/** @type {Part} */ { json, text }) => json ?? JSON.stringify(text);
+  /** @type {Part[]} */
   const parts = ports.flatMap((port) => {
-    const { given, text, files } = values[port.name];
     const { name } = port;
+    const { given, text, files } = values[name];
     if (!given) return [];
+    /** @type {Part} */
     const part = port.kind === "text" ? { name, text } : { name, json: isFiles(port) ? "[]" : text.trim() };
-    return files.length ? files.map((file) => /** @type {any} */ ({ name, file })) : [part];
+    return files.length ? files.map((file) => ({ name, file })) : [part];
   });
   const [only] = parts;
   if (ports.length === 1 && only && !(isFiles(ports[0]) && only.file)) {
@@ -67,7 +66,7 @@ export function planOf(pipeline, values, { deadline, priority, version, events =
   return whole({ json: `{${parts.map((part) => `${JSON.stringify(part.name)}: ${jsonOf(part)}`).join(", ")}}` });
 }
 
-/** Return what `fetch` takes. @param {Plan} plan @returns {RequestInit} */
+/** @param {Plan} plan @returns {RequestInit} */
 export function initOf({ headers, body, form }) {
   if (body) return { method: "POST", headers, body: body.file ?? body.text ?? body.json };
   const data = new FormData();

@@ -16,9 +16,7 @@ export function picture() {
   };
   draw.fillStyle = "#b98a5d";
   draw.fillRect(0, 0, 640, 480);
-  oval("#8f663f", 334, 300, 236, 110);
   oval("#f4f1ea", 320, 285, 230, 105);
-  oval("#dcd6ca", 320, 280, 150, 64);
   draw.strokeStyle = "#f8f6f1";
   draw.lineWidth = 24;
   draw.beginPath();
@@ -47,8 +45,7 @@ export function sound() {
   samples.forEach((_, at) => {
     const time = at / RATE;
     const isVoice = (time > 0.5 && time < 1.2) || (time > 1.9 && time < 2.5);
-    const voice = Math.sin(Math.PI * 360 * time) * (0.6 + 0.4 * Math.sin(Math.PI * 8 * time));
-    samples[at] = (Math.random() - 0.5) * 0.004 + (isVoice ? 0.2 * voice : 0);
+    samples[at] = (Math.random() - 0.5) * 0.004 + (isVoice ? 0.2 * Math.sin(Math.PI * 360 * time) : 0);
   });
   return toInt16(samples);
 }

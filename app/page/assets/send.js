@@ -1,10 +1,8 @@
 // @ts-check
-/** Sends a request, once or many times, and reads what is answered. */
+/** Sends a request and reads what is answered. */
 
-import { parseExact } from "./json_text.js";
 import { initOf } from "./request.js";
 
-const AT_ONCE = 8;
 const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
 
 /**
@@ -14,7 +12,7 @@ const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
  *   `status` 0: none came. `value`: undefined if it is no JSON. `parts`: how many events came.
  */
 
-/** Read a Server-Timing header. @param {string | null} header @returns {Timing[]} */
+/** @param {string | null} header Server-Timing's value @returns {Timing[]} */
 export function timingOf(header) {
   const nodes = {};
   for (const [, what, node, duration, batch] of (header ?? "").matchAll(/(queue|run)\.([^;,]+);dur=([\d.]+)(?:;desc="batch (\d+)")?/g)) {
@@ -26,12 +24,9 @@ export function timingOf(header) {
 }
 
 /**
- * Send a request and read its answer. Return what came before it was aborted; null: nothing.
- * @param {any} api
- * @param {import("./request.js").Plan} plan
- * @param {AbortSignal} signal
- * @param {(reply: Reply) => void} [onPart]
- * @returns {Promise<Reply | null>}
+ * Return what came before it was aborted; null: nothing.
+ * @param {any} api @param {import("./request.js").Plan} plan @param {AbortSignal} signal
+ * @param {(reply: Reply) => void} [onPart] @returns {Promise<Reply | null>}
  */
 export async function ask(api, plan, signal, onPart) {
   const started = performance.now();
@@ -44,7 +39,7 @@ export async function ask(api, plan, signal, onPart) {
     if (headers.get("Content-Type")?.startsWith("text/event-stream")) await readEvents(response, reply, onPart);
     else {
       reply.text = await response.text();
-      reply.value = parseExact(reply.text);
+      reply.value = JSON.parse(reply.text);
     }
   } catch (error) {
     if (signal.aborted && !reply.status) return null;
@@ -54,7 +49,6 @@ export async function ask(api, plan, signal, onPart) {
   return { ...reply, running: false, ms: performance.now() - started };
 }
 
-/** Read events: `value` is the list of their parts, or the problem that ended them. */
 async function readEvents(response, reply, onPart) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   Object.assign(reply, { value: [], parts: 0 });
@@ -67,33 +61,11 @@ async function readEvents(response, reply, onPart) {
     for (const event of events) {
       const data = /^data: (.*)$/m.exec(event)?.[1];
       if (!data || event.startsWith("event: end")) continue;
-      const parsed = parseExact(data);
+      const parsed = JSON.parse(data);
       reply.text += `${data}\n`;
       if (event.startsWith("event: error")) Object.assign(reply, { value: parsed, status: parsed.status });
       else Object.assign(reply, { parts: reply.parts + 1, value: [...reply.value, parsed].slice(-MOST_PARTS) });
     }
     onPart?.({ ...reply });
   }
-}
-
-/**
- * Send a request many times, `AT_ONCE` at a time, and give the replies so far to `onReplies`.
- * @param {any} api
- * @param {import("./request.js").Plan} plan
- * @param {AbortSignal} signal
- * @param {number} times
- * @param {(replies: object[], ms: number) => void} onReplies
- */
-export async function askMany(api, plan, signal, times, onReplies) {
-  const started = performance.now();
-  const replies = [];
-  const one = async () => {
-    while (times-- > 0) {
-      const { status, timing } = (await ask(api, plan, signal)) ?? {};
-      if (signal.aborted) return;
-      replies.push({ status, timing });
-      onReplies([...replies], performance.now() - started);
-    }
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, one));
 }

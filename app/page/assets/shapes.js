@@ -1,20 +1,9 @@
 // @ts-check
-/** Recognises in an answer what can be drawn. Pure. A `path` is a JSON pointer into the answer. */
-
-/**
- * @typedef {{path: string, points: number[][], closed: boolean, label: string, score: number | null}}
- *   Shape in pixels; `closed`: a polygon, else points
- * @typedef {{path: string, rows: number[][], label: string, classes: boolean, box: number[][] | null}}
- *   Mask `classes`: whole numbers, 0 is the ground; `box`: what it fills; null: the picture
- * @typedef {{shapes: Shape[], isCut: boolean, masks: Mask[], rankings: {label: string, score: number}[][],
- *   vectors: {path: string, values: number[]}[], pictures: string[]}} Found `isCut`: there were
- *   more shapes; `pictures`: URLs
- */
+/** Finds in an answer what can be drawn. Pure. A `path` is a JSON pointer into the answer. */
 
 const MOST_SHAPES = 500;
 const MOST_VISITED = 5_000;
 const MOST_MASKS = 32;
-const LEAST_VECTOR = 16;
 const LEAST_MASK = 16; // rows and columns, where no key says that it is one
 
 const PLACE = /(^|_)(b?box|bounding_?box|rect|poly|polygon|quad|point|corner|contour|segmentation|keypoint|landmark|kpt)(e?s)?($|_)|xyxy|xywh|ltwh/;
@@ -41,17 +30,16 @@ const flat = (value) => (Array.isArray(value) && value.length === 1 && Array.isA
 export const below = (path, key) => `${path}/${String(key).replaceAll("~", "~0").replaceAll("/", "~1")}`;
 
 /**
- * Return what an answer holds.
+ * Return what an answer holds. A shape, in pixels, is a polygon if it is `closed`, else points. A
+ * mask has `classes`, 0 is the ground, or other numbers, and fills its `box` or the picture.
  * @param {any} answer
  * @param {{width: number, height: number} | null} size of the picture that was sent, upright
- * @returns {Found}
  */
 export function find(answer, size) {
-  /** @type {Found} */
-  const found = { shapes: [], isCut: false, masks: [], rankings: [], vectors: [], pictures: [] };
+  const found = { shapes: [], isCut: false, masks: [], rankings: [], pictures: [] };
   let visited = 0;
 
-  // `about`: what the object of a place, or the lists beside it, say of it. `row`: the place's path.
+  // `about`: what is said of a place beside it; `row`: the path of all that.
   const walk = (value, name, path, row, about) => {
     visited += 1;
     if (visited > MOST_VISITED) return;
@@ -85,9 +73,8 @@ export function find(answer, size) {
     const several = isGrid(inner, isNamed ? 2 : LEAST_MASK) ? [inner] : inner;
     const ranking = value.length && !isPlace(name) && value.slice(0, 100).map((one) => (isObject(one) ? barOf(one) : null));
     if (size && isGrid(flat(several[0]), isNamed ? 2 : LEAST_MASK)) masks(several, path, isNamed ? about : aboutOf({}));
-    else if (isRow(inner) && !isPlace(name)) {
-      if (inner.length >= LEAST_VECTOR) found.vectors.push({ path, values: inner });
-    } else if (ranking && ranking.every(Boolean)) found.rankings.push(ranking);
+    else if (isRow(inner) && !isPlace(name)) return; // a vector: the answer shows its length
+    else if (ranking && ranking.every(Boolean)) found.rankings.push(ranking);
     else value.every((one, index) => {
       const fits = (column) => column.length === value.length;
       const own = { ...about, box: null, label: about.labels.find(fits)?.[index] ?? "", score: about.scores.find(fits)?.[index] ?? null };
@@ -133,7 +120,7 @@ function aboutOf(value) {
   };
 }
 
-/** Return the bar of an object of a class; null: it is none, or it has a place. */
+/** Return the bar of an object that is a class and no place; else null. */
 function barOf(value) {
   const { label, score, box } = aboutOf(value);
   const isBar = label && score !== null && !box && !Object.keys(value).some((key) => isPlace(snake(key)) || MASK.test(key));

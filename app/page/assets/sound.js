@@ -2,19 +2,14 @@
 /** Records sound, as 16-bit samples at 16 kHz of one channel. */
 
 export const RATE = 16_000; // samples a second
-const HEADER_BYTES = 44;
 
-/** Return why this page may not record, or "". */
 export function whyNoSound() {
   if (!window.isSecureContext) return "A browser records only on https pages and on localhost. Choose a file instead.";
   if (!navigator.mediaDevices?.getUserMedia || !window.MediaRecorder) return "This browser can't record. Choose a file instead.";
   return "";
 }
 
-/**
- * Start to record. `stop` ends it and gives the samples. Errors have words for the person.
- * @returns {Promise<{stop: () => Promise<Int16Array>, cancel: () => void}>}
- */
+/** Start to record. `stop` ends it and gives the samples. Errors have words for the person. */
 export async function record() {
   let stream;
   try {
@@ -27,14 +22,12 @@ export async function record() {
   const pieces = [];
   recorder.ondataavailable = ({ data }) => void pieces.push(data);
   const ended = new Promise((resolve) => (recorder.onstop = resolve));
-  const cancel = () => {
-    if (recorder.state !== "inactive") recorder.stop();
-    for (const track of stream.getTracks()) track.stop();
-  };
+  const cancel = () => stream.getTracks().forEach((track) => track.stop());
   recorder.start();
   return {
     cancel,
     stop: async () => {
+      recorder.stop();
       cancel();
       await ended;
       const context = new OfflineAudioContext(1, 1, RATE); // what it decodes has its rate
@@ -47,23 +40,10 @@ export async function record() {
 /** @param {Float32Array} samples -1 to 1 */
 export const toInt16 = (samples) => Int16Array.from(samples, (one) => Math.round(Math.max(-1, Math.min(1, one)) * 32767));
 
-/**
- * Return the samples as a WAV file.
- * @param {Int16Array} samples
- * @returns {ArrayBuffer}
- */
+/** Return samples as a WAV file. @param {Int16Array} samples */
 export function wavOf(samples) {
-  const view = new DataView(new ArrayBuffer(HEADER_BYTES + samples.length * 2));
-  const text = (at, word) => [...word].forEach((one, index) => view.setUint8(at + index, one.charCodeAt(0)));
-  text(0, "RIFF");
-  view.setUint32(4, view.byteLength - 8, true);
-  text(8, "WAVEfmt ");
-  // Bytes of the format; PCM of one channel; the rate; bytes a second; bytes and bits of a sample.
-  [[16, 16, 4], [20, 1, 2], [22, 1, 2], [24, RATE, 4], [28, RATE * 2, 4], [32, 2, 2], [34, 16, 2]].forEach(([at, value, size]) =>
-    size === 4 ? view.setUint32(at, value, true) : view.setUint16(at, value, true),
-  );
-  text(36, "data");
-  view.setUint32(40, samples.length * 2, true);
-  samples.forEach((one, index) => view.setInt16(HEADER_BYTES + index * 2, one, true));
-  return view.buffer;
+  const size = samples.byteLength;
+  // "RIFF", bytes, "WAVE", "fmt ", its bytes, PCM of one channel, rate, bytes a second, 2 bytes and 16 bits, "data", bytes.
+  const head = [0x46464952, size + 36, 0x45564157, 0x20746d66, 16, 0x10001, RATE, RATE * 2, 0x100002, 0x61746164, size];
+  return new Blob([new Uint32Array(head), /** @type {any} */ (samples)]);
 }

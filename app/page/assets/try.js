@@ -5,14 +5,12 @@ import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm/standal
 import { Answer } from "./answer.js";
 import { Copy, save } from "./copy.js";
 import { Drawing } from "./drawing.js";
-import { ms, plural, rate } from "./format.js";
+import { plural } from "./format.js";
 import { Input, placeholderOf, sampleOf } from "./inputs.js";
 import { exampleOf, faultOf, fileOf, isFiles, isUpload, planOf, portsOf } from "./request.js";
-import { ask, askMany } from "./send.js";
+import { ask } from "./send.js";
 import { find } from "./shapes.js";
 import { SNIPPETS } from "./snippets.js";
-
-const MANY = 50;
 
 /** @param {{pipeline: any, api: any, onAnswered?: (answer: {id: string, status: number, ms: number}) => void}} props */
 export function TryIt(props) {
@@ -29,11 +27,10 @@ function Panel({ pipeline, api, onAnswered }) {
   const [checked, check] = useState(false);
   const [busy, setBusy] = useState(false);
   const [reply, setReply] = useState(null);
-  const [load, setLoad] = useState(null);
   const [size, setSize] = useState(null);
   const [isDrawn, draw] = useState(true);
-  const [active, onActive] = useState(""); // the path that the pointer or the focus is at
-  const [shown, onShow] = useState(""); // the path that the JSON is unfolded to
+  const [active, onActive] = useState(""); // the path that the pointer or focus is at
+  const [shown, onShow] = useState(""); // the path that the answer is unfolded to
   const root = useRef(null);
   const going = useRef(null);
   useEffect(() => () => going.current?.abort(), []);
@@ -48,11 +45,11 @@ function Panel({ pipeline, api, onAnswered }) {
     setValues((before) => ({ ...before, [name]: { ...before[name], ...part } }));
   };
 
-  /** Take files that were dropped or pasted: for the input of this name, or the first that is empty. */
-  const put = async (list, name) => {
-    const port = ports.find((one) => one.name === name) ?? ports.find((one) => isUpload(one) && !values[one.name].files.length) ?? ports.find(isUpload) ?? ports[0];
-    const [first, ...others] = list;
+  /** Take files that were dropped or pasted. `name`: of the input that they were dropped on. */
+  const put = async ([first, ...others], name) => {
     if (!first) return;
+    const isEmpty = (port) => isUpload(port) && !values[port.name].files.length;
+    const port = ports.find((one) => one.name === name) ?? ports.find(isEmpty) ?? ports.find(isUpload) ?? ports[0];
     const files = isFiles(port) ? [...values[port.name].files, first, ...others] : [first];
     change(port.name, { given: true, ...(isUpload(port) ? { files } : { text: await first.text() }) });
   };
@@ -66,26 +63,19 @@ function Panel({ pipeline, api, onAnswered }) {
     put(event.dataTransfer.files, event.target.closest("[data-input]")?.dataset.input);
   };
 
-  /** Run `work` with the request that a form means, if it is complete. */
-  const start = async (form, work) => {
+  const send = async (form) => {
     check(true);
     const wrong = ports.find((port) => faultOf(port, form[port.name]));
     if (wrong) return root.current.querySelector(`[data-input="${CSS.escape(wrong.name)}"] :is(.field, button)`)?.focus();
     going.current = new AbortController();
     setBusy(true);
-    setLoad(null);
+    setReply(null);
     onShow("");
-    await work(planOf(pipeline, form, options), going.current.signal);
+    const answer = await ask(api, planOf(pipeline, form, options), going.current.signal, setReply);
+    setReply(answer);
     setBusy(false);
+    if (answer) onAnswered?.({ id: answer.id, status: answer.status, ms: answer.ms });
   };
-  const send = (form) =>
-    start(form, async (plan, signal) => {
-      setReply(null);
-      const answer = await ask(api, plan, signal, setReply);
-      setReply(answer);
-      if (answer) onAnswered?.({ id: answer.id, status: answer.status, ms: answer.ms });
-    });
-  const sendMany = () => start(values, (plan, signal) => askMany(api, plan, signal, MANY, (replies, time) => setLoad({ replies, time })));
   const sample = async () => {
     const form = { ...values };
     for (const port of ports) {
@@ -110,17 +100,14 @@ function Panel({ pipeline, api, onAnswered }) {
     <form class="try-form" novalidate onSubmit=${(event) => (event.preventDefault(), send(values))}>
       ${ports.map((port) => html`<${Input} key=${port.name} port=${port} value=${values[port.name]} change=${(part) => change(port.name, part)} checked=${checked} streamed=${streamed}
         onSample=${sample} onSize=${port === pictured ? setSize : null} over=${port === pictured ? over : null} />`)}
-      ${drawn.length > 0 && html`<label class="hint"><input type="checkbox" checked=${isDrawn} onChange=${() => draw(!isDrawn)} />
-        Draw the answer on the picture: ${found.isCut && "the first "}${plural(drawn.length, "thing")}</label>`}
+      ${drawn.length > 0 && html`<label class="hint"><input type="checkbox" checked=${isDrawn} onChange=${() => draw(!isDrawn)} /> Draw ${found.isCut && "the first "}${plural(drawn.length, "thing")} on the picture</label>`}
       <${Choices} pipeline=${pipeline} options=${options} onChange=${setOptions} />
       <div class="actions start">
         <button class="button primary" disabled=${busy}>${reply ? "Send again" : "Send"}</button>
-        ${busy
-          ? html`<button class="button" type="button" onClick=${() => going.current.abort()}>Stop</button>`
-          : !streamed && html`<button class="button" type="button" title="Shows how batches form" onClick=${sendMany}>Send ${MANY} at once</button>`}
+        ${busy && html`<button class="button" type="button" onClick=${() => going.current.abort()}>Stop</button>`}
       </div>
     </form>
-    ${load && html`<${Load} ...${load} />`}${answer}${code}
+    ${answer}${code}
   </div>`;
 }
 
@@ -134,18 +121,6 @@ function Choices({ pipeline: { priority_levels: levels, versions = [], timeout_s
     ${versions.length > 1 && select("version", "Version", versions)}
     <label><input type="checkbox" checked=${options.events} onChange=${() => onChange({ ...options, events: !options.events })} /> Show results as they come</label>
   </details>`;
-}
-
-/** How a load went: the rate, and for each node how many ran in a batch of which size. */
-function Load({ replies, time }) {
-  const failed = replies.filter(({ status }) => !status || status >= 300);
-  const nodes = {};
-  for (const { node, batch } of replies.flatMap(({ timing }) => timing)) (nodes[node] ??= {})[batch] = (nodes[node][batch] ?? 0) + 1;
-  const words = ([batch, number]) => `${number} ${batch === "1" ? "alone" : `in batches of ${batch}`}`;
-  return html`<section aria-label="Load">
-    <p role="status"><b>${replies.length - failed.length} of ${replies.length} answered</b> in ${ms(time)}: ${rate((1000 * replies.length) / time)}${failed.length > 0 && `, failed with ${failed[0].status || "no answer"}`}</p>
-    <table class="timings">${Object.entries(nodes).map(([node, sizes]) => html`<tr><th scope="row">${node}</th><td>${Object.entries(sizes).map(words).join(", ")}</td></tr>`)}</table>
-  </section>`;
 }
 
 /** The request as code, in tabs. */
