@@ -42,7 +42,7 @@ export function Charts({ columns, time_s }) {
         <dl>${lines.map(([column, label, token, dash = []]) => html`<div key=${column}>
           <dt><svg viewBox="0 0 16 4" aria-hidden="true"><path d="M0 2H16" style=${{ stroke: `var(--${token})` }} stroke-dasharray=${dash.join(" ")} /></svg>${label}</dt>
           <dd>${unit(columns[column].at(index ?? -1))}</dd></div>`)}</dl></figcaption>
-      <${Plot} unit=${unit} lines=${lines} columns=${columns} range=${range} onPoint=${setAt} />
+      <${Plot} unit=${unit} lines=${lines.toReversed()} columns=${columns} range=${range} onPoint=${setAt} />
     </figure>`)}
     <p class="range hint"><span>At ${clock(index === null ? time_s : columns.time[index])}</span>
       <span role="group" aria-label="Time shown">${[2, 10].map((choice) => html`<button key=${choice} class="button quiet small"
@@ -92,9 +92,15 @@ function optionsOf(unit, lines, range, onPoint) {
       { ...axis, size: 24, gap: 8, space: 64, values: (_plot, times) => times.map(clock), grid: { show: false } },
       { ...axis, size: 48, gap: 6, space: 28, values: (_plot, values) => values.map((value) => unit(value).replace(/\.0+(?=\D)/, "")) },
     ],
-    series: [{}, ...lines.map(([, , token, dash]) => ({ stroke: colour(token), width: 2, dash, points: { show: false } }))],
+    series: [{}, ...lines.map(([, , token, dash]) => ({ stroke: colour(token), width: 2, dash, points: { show: false, size: 4, filter: alone } }))],
     hooks: { setCursor: [({ cursor }) => onPoint(cursor.left >= 0 ? cursor.idx : null)] },
   };
+}
+
+/** The samples that no line shows, as nothing is known before and after them: they become dots. */
+function alone({ data }, line) {
+  const values = data[line];
+  return [...values.keys()].filter((i) => values[i] !== null && values[i - 1] == null && values[i + 1] == null);
 }
 
 /** The next of 1, 2, 4, 6, 8, 10, 20, …: the axis keeps still while values vary. */
