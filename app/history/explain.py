@@ -153,10 +153,11 @@ class Explanation:
         }
 
     def _unfinished(self, visit: ItemVisit, queued: int) -> Object:
-        """Describe a visit of a node where the item was when the request ended."""
+        """Describe a visit of a node where the item queued when the request ended."""
         self._intervals.append((queued, self._end))
         there = (self._end - queued) / 1000
         before = self._around.before(self._record, visit)
+        why = "instance" if before is None else "order"
         sentence = words.unfinished(visit.node, there, 0 if before is None else before[0])
         self._causes.append(Cause(there, (visit.node, "end"), sentence))
         return {
@@ -167,9 +168,9 @@ class Explanation:
             "instance": "",
             "device": "",
             "batch": None,
-            "waits": [{"why": "instance", "ms": there, "words": sentence}] if there else [],
+            "waits": [{"why": why, "ms": there, "words": sentence}] if there else [],
             "pieces": [],
-            "words": f"was here {words.time_text(there)}, until the request ended",
+            "words": f"waited {words.time_text(there)}, until the request ended",
         }
 
     def _waits(

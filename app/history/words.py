@@ -68,7 +68,7 @@ def for_loop() -> str:
 def unfinished(node: str, ms: float, rows: int) -> str:
     """`rows`: how many others were started there meanwhile."""
     others = f"; {count_text(rows, 'other row')} started there meanwhile" if rows else ""
-    return f"Queued or ran {time_text(ms)} at node {node}, until the request ended{others}."
+    return f"Waited {time_text(ms)} at node {node} {QUEUED} until the request ended{others}."
 
 
 # batches

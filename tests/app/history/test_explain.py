@@ -370,7 +370,7 @@ def test_endings(status: int, code: str, detail: str, outcome: str, first: str) 
     assert made["outcome"] == outcome
     assert made["summary"] == [
         first,
-        "Queued or ran 500 ms at node net, until the request ended.",
+        "Waited 500 ms at node net in its queue until the request ended.",
     ]
 
 
@@ -409,8 +409,8 @@ def test_what_went_before_a_request_that_never_ran() -> None:
     )  # fmt: skip
     made = story(one, [one, *bench.records])
     assert made["summary"][1] == (
-        "Queued or ran 20.0 ms at node net, until the request ended; 3 other rows started there "
-        "meanwhile."
+        "Waited 20.0 ms at node net in its queue until the request ended; 3 other rows started "
+        "there meanwhile."
     )
 
 
