@@ -19,7 +19,7 @@ const TODO = {
   internal: `This is a bug in Penstock. ${LOG}`,
 };
 
-/** @param {{reply: import("./send.js").Reply, found: any, links: any}} props */
+/** @param {any} props the `reply` of `ask`, what is `found` in it, and the `links` of `TryIt` */
 export function Answer({ reply, found, links }) {
   const { status, id, value, text, running, parts, timing } = reply;
   const isGood = status >= 200 && status < 300;

@@ -5,14 +5,7 @@ import { initOf } from "./request.js";
 
 const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
 
-/**
- * @typedef {{node: string, queue: number, run: number, batch: number}} Timing milliseconds
- * @typedef {{status: number, id: string, ms: number, text: string, value: any, timing: Timing[],
- *   retryAfter: string | null, parts: number | null, running: boolean}} Reply
- *   `status` 0: none came. `value`: undefined if it is no JSON. `parts`: how many events came.
- */
-
-/** @param {string | null} header Server-Timing's value @returns {Timing[]} */
+/** Return the milliseconds and the batch of each node. @param {string | null} header Server-Timing */
 export function timingOf(header) {
   const nodes = {};
   for (const [, what, node, duration, batch] of (header ?? "").matchAll(/(queue|run)\.([^;,]+);dur=([\d.]+)(?:;desc="batch (\d+)")?/g)) {
@@ -24,13 +17,12 @@ export function timingOf(header) {
 }
 
 /**
- * Return what came before it was aborted; null: nothing.
+ * Return the answer, with `status` 0 if there is none; null: it was aborted before one came.
  * @param {any} api @param {import("./request.js").Plan} plan @param {AbortSignal} signal
- * @param {(reply: Reply) => void} [onPart] @returns {Promise<Reply | null>}
+ * @param {(reply: any) => void} onPart is called with what has come of an answer in events
  */
 export async function ask(api, plan, signal, onPart) {
   const started = performance.now();
-  /** @type {Reply} */
   const reply = { status: 0, id: "", ms: 0, text: "", value: undefined, timing: [], retryAfter: null, parts: null, running: true };
   try {
     const response = await api.fetch(plan.path, { ...initOf(plan), signal });
@@ -66,6 +58,6 @@ async function readEvents(response, reply, onPart) {
       if (event.startsWith("event: error")) Object.assign(reply, { value: parsed, status: parsed.status });
       else Object.assign(reply, { parts: reply.parts + 1, value: [...reply.value, parsed].slice(-MOST_PARTS) });
     }
-    onPart?.({ ...reply });
+    onPart({ ...reply });
   }
 }
