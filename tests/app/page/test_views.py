@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from .looks import faults, focus
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+TEXT = {"Content-Type": "text/plain"}
 VIEWS = ("#/p/digits", "#/p/digits/try", "#/p/boxes/try", "#/p/sums/try", "#/p/fails/requests")
 
 
@@ -22,7 +24,7 @@ def traffic(server: httpx.Client, digit: bytes) -> str:
     """Send a few requests, so that there is something to see. Return the id of one that failed."""
     for _ in range(3):
         assert server.put("/predict/digits", content=digit).status_code == 200
-    failed = server.post("/predict/fails", content="x", headers={"Content-Type": "text/plain"})
+    failed = server.post("/predict/fails", content="x", headers=TEXT)
     assert failed.status_code == 500
     return failed.headers["X-Request-Id"]
 
@@ -38,15 +40,39 @@ async def test_the_first_view_says_what_is_served(visit: Callable[..., Any]) -> 
     async with visit() as visited:
         await visited.open()
         page: Page = visited.page
-        await expect(page.get_by_text("Ready, 6 pipelines")).to_be_visible()
+        await expect(page.get_by_text("Ready, 7 pipelines")).to_be_visible()
         pipelines = page.get_by_role("navigation", name="Pipelines").get_by_role("link")
-        await expect(pipelines).to_have_count(6)
+        await expect(pipelines).to_have_count(7)
         await pipelines.filter(has_text="boxes").click()
         await expect(page.get_by_role("heading", level=1)).to_have_text("boxes")
         graph = page.get_by_role("region", name="Graph")
         for node in ("decode, DecodeMat", "mask, ", "find, ", "join, Identity"):
             await expect(graph.get_by_role("button", name=re.compile(f"^{node}"))).to_be_visible()
         await expect(page.get_by_text("Finds things in an image.")).to_be_visible()
+
+
+async def test_it_says_how_a_pipeline_feels(
+    visit: Callable[..., Any], server: httpx.Client
+) -> None:
+    async with visit() as visited, httpx.AsyncClient(base_url=server.base_url) as client:
+        await visited.open("#/p/full")
+        page: Page = visited.page
+        entry = page.get_by_role("navigation", name="Pipelines").get_by_role("link", name="full")
+        main = page.get_by_role("main")
+        await expect(entry).to_contain_text("Idle")
+        await expect(main).to_contain_text("No traffic yet")
+
+        async def insist() -> None:
+            while True:
+                await client.post("/predict/full", content="20", headers=TEXT, timeout=60)
+
+        async with asyncio.TaskGroup() as group:
+            callers = [group.create_task(insist()) for _ in range(3)]
+            await expect(entry).to_contain_text("Refusing")
+            await expect(main.locator(".feeling")).to_contain_text(re.compile(r"[Rr]efus.*/s"))
+            for caller in callers:
+                caller.cancel()
+        await expect(entry).to_contain_text("Idle")
 
 
 async def test_values_change_and_nothing_moves(
