@@ -27,9 +27,7 @@ const CHARTS = [
 const LEAST_TOP = 4; // the axis goes up to this at least
 const LEAST_RANGE_S = 30;
 
-/**
- * @param {{columns: import("./history.js").Columns, time_s: number}} props `time_s`: the right end
- */
+/** `time_s` is the right end. */
 export function Charts({ columns, time_s }) {
   const [minutes, setMinutes] = useState(2);
   const [at, setAt] = useState(null);

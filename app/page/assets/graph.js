@@ -11,10 +11,7 @@ const STATES = ["stuck", "restarting", "loading", "running", "idle"]; // the mos
 /** @type {any} */
 const NOTHING = { queued: 0, batch_size: null, executors: [] };
 
-/**
- * @param {{pipeline: import("./status.js").Pipeline, open: string | null,
- *   onOpen: (node: string | null) => void}} props
- */
+/** `open` is the name of the node whose details are shown, or null. */
 export function GraphView({ pipeline, open, onOpen }) {
   const box = useRef();
   const { width, room } = useRoom(box);
@@ -87,10 +84,6 @@ function Squares({ executors }) {
     ${more > 0 && html`<span>+${more}</span>`}</span>`;
 }
 
-/**
- * @param {{node: import("./status.js").GraphNode, live?: import("./status.js").LiveNode,
- *   onClose: () => void}} props
- */
 export function Details({ node, live, onClose }) {
   const box = useRef();
   useEffect(() => box.current.scrollIntoView({ block: "nearest" }), [node.name]);

@@ -11,7 +11,6 @@ const SHAPES = {
   down: html`<path d="m2 2 8 8m0-8-8 8" stroke="currentColor" stroke-width="2.5" stroke-linecap="round" />`,
 };
 
-/** @param {{mood: string}} props */
 export function MoodMark({ mood }) {
   return html`<svg class="mood ${mood}" viewBox="0 0 12 12" aria-hidden="true">${SHAPES[mood]}</svg>`;
 }

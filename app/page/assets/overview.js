@@ -6,10 +6,6 @@ import { Details, GraphView } from "./graph.js";
 import { MoodMark } from "./mood.js";
 import { feeling, MOODS, progress, untouched } from "./status.js";
 
-/**
- * @param {{pipeline: import("./status.js").Pipeline, columns: import("./history.js").Columns,
- *   time_s: number}} props
- */
 export function Overview({ pipeline, columns, time_s }) {
   const [open, setOpen] = useState(null);
   const close = useCallback(() => {

@@ -7,7 +7,6 @@ import { MOODS } from "./status.js";
 
 const MANY = 12; // more pipelines than this get a field to search in
 
-/** @param {{pipelines: import("./status.js").Pipeline[], chosen: string, link: (name: string) => string}} props */
 export function Rail({ pipelines, chosen, link }) {
   const [text, setText] = useState("");
   const found = pipelines.filter(({ name }) => name.toLowerCase().includes(text.trim().toLowerCase()));

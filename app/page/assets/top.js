@@ -6,7 +6,6 @@ import { Key } from "./key.js";
 import { MoodMark } from "./mood.js";
 import { chooseTheme } from "./theme.js";
 
-/** @param {{status: import("./status.js").Status | null, link: {phase: string, detail: string}}} props */
 export function TopBar({ status, link }) {
   const [mood, text] = stateOf(status, link.phase);
   return html`<header class="top">
