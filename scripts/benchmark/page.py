@@ -24,6 +24,7 @@ from servers import Server, penstock, pss
 from wrk import Side, compared, in_turns, ratios, require_wrk
 
 from penstock.app.bench.client import HttpClient
+from penstock.app.http.assets import MEDIA_TYPES
 from penstock.app.http.request_id import MAX_ID_CHARACTERS
 
 sys.path.append(str(ROOT / "scripts" / "browser"))
@@ -32,8 +33,6 @@ from chromium import browsing
 
 PART = WEB_PAGE
 ASSETS = ROOT / "app" / "page" / "assets"
-TEXTS = (".html", ".js", ".css", ".svg", ".webmanifest")
-"""What a browser fetches; beside it the folder has licences."""
 CONNECTIONS = 64
 CALLERS = 32
 HISTORY = 4096
@@ -171,7 +170,7 @@ def sizes(server: Server) -> list[Figure]:
 
     Raises RuntimeError if the server lacks one.
     """
-    paths = sorted(file for file in ASSETS.rglob("*") if file.suffix in TEXTS)
+    paths = sorted(file for file in ASSETS.rglob("*") if file.suffix in MEDIA_TYPES)
     raw = sum(path.stat().st_size for path in paths)
     sent = sum(sent_bytes(server, path.relative_to(ASSETS).as_posix()) for path in paths)
     return [

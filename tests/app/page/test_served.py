@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from penstock import create_app, create_router
+from penstock.app.http.assets import MEDIA_TYPES
 from penstock.app.page.files import DIRECTORY
 from penstock.app.settings import Settings
 
@@ -35,6 +36,13 @@ def client_of(app: Any, **options: Any) -> httpx.AsyncClient:
 @pytest.fixture(scope="module")
 def app() -> Any:
     return create_app()
+
+
+def test_all_that_is_served_is_250_kilobytes_at_most() -> None:
+    sizes = {
+        path: path.stat().st_size for path in DIRECTORY.rglob("*") if path.suffix in MEDIA_TYPES
+    }
+    assert sum(sizes.values()) <= 250_000, sorted(sizes.items(), key=lambda item: item[1])
 
 
 async def test_the_page_and_all_that_it_links_to_are_there(app: Any) -> None:
