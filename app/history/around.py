@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from penstock.pipelines.node.queue import Batch
 
@@ -12,6 +12,16 @@ from .record import ItemVisit, Record
 
 NodeKey: TypeAlias = tuple[str, str | None]
 """A node with its executors: what their names begin with, and its pipeline's version."""
+
+
+class Before(NamedTuple):
+    """What a node started while an item queued there: how many rows; when an instance was free for
+    the first of them; and when rule 9 held the node. Times are seconds.
+    """
+
+    rows: int
+    free: float
+    held: list[tuple[float, float]]
 
 
 class Surroundings:
@@ -47,9 +57,8 @@ class Surroundings:
         """Return the ids of the other requests in a batch."""
         return [name for name in self._mates.get(id(batch), ()) if name != record.id]
 
-    def before(self, record: Record, visit: ItemVisit) -> tuple[int, float] | None:
-        """Return what went before a visit while it queued: how many rows, and when an instance was
-        free for the first of them. None if nothing did, as far as is known.
+    def before(self, record: Record, visit: ItemVisit) -> Before | None:
+        """Return what went before a visit while it queued; None if nothing did, as far as is known.
 
         For a visit without a batch: what was started until the request ended.
         """
@@ -61,6 +70,7 @@ class Surroundings:
             taken = visit.batch.start.taken - visit.batch.size
         first: Batch | None = None
         free = float("inf")
+        held: list[tuple[float, float]] = []
         for batch in reversed(batches[:last]):
             assert batch.start is not None
             if batch.start.decided < visit.enqueued:
@@ -68,10 +78,12 @@ class Surroundings:
             if batch.start.decided <= record.ended:
                 taken = taken or batch.start.taken
                 first, free = batch, min(free, batch.start.freed)
+                if batch.start.held is not None:
+                    held.append(batch.start.held)
         if first is None:
             return None
         rows = taken - (_taken(first) - first.size)
-        return (rows, free) if rows > 0 else None
+        return Before(rows, free, held) if rows > 0 else None
 
 
 def _node_of(visit: ItemVisit, record: Record) -> NodeKey:

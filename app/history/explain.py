@@ -9,37 +9,26 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 from penstock.backends.text import encodable
 from penstock.pipelines.node.queue import Batch, BatchStart
+from penstock.pipelines.node.statistics import covered
 
 from . import words
 from .around import Surroundings
+from .causes import TOLD_MS, TOLD_PART, Causes, Say
 from .record import ItemVisit, Record
+from .spans import Span, joined, without
 
 Object: TypeAlias = dict[str, Any]
 
 MAX_MATES = 16
 """The most ids of a batch's other requests that are told."""
 
-MAX_SENTENCES = 8
-"""The most sentences of a summary."""
-
-TOLD_PART = 0.05
-TOLD_MS = 0.5
-"""A cause is told if it took this part of the request's time, and as long as this."""
-
 LONG_RUN = 2.0
 """A run is long if it took more than this many times what batches there took lately."""
-
-
-class Cause(NamedTuple):
-    """Something that took time. `key`: causes of one key are told once, by the longest of them."""
-
-    ms: float
-    key: tuple[str, str]
-    words: str
 
 
 class Explanation:
@@ -52,8 +41,7 @@ class Explanation:
         self._around = around
         self._record = record
         self._end = max(0, round(record.seconds * 1e6))
-        self._causes: list[Cause] = []
-        self._ran: list[Cause] = []
+        self._causes = Causes()
         self._intervals: list[tuple[int, int]] = []
         # How many of its own items and parts are in a batch.
         self._own = Counter(id(visit.batch) for visit in record.walk())
@@ -121,21 +109,24 @@ class Explanation:
         if batch is None:
             return base | self._unfinished(visit, queued)
         started = max(queued, self._at(batch.started))
-        # A batch that has not been delivered may have no end yet.
-        runs_on = batch.executor is not None or batch.ended > self._record.ended
-        ended = self._end if runs_on else max(started, self._at(batch.ended))
+        runs_on = self._runs_on(batch)
+        ended = self._ended(batch, started)
         self._intervals.append((queued, ended))
         waited, ran = (started - queued) / 1000, (ended - started) / 1000
         start = batch.start
         waits: list[Object] = []
-        for why, length, text in self._waits(visit, start, queued, started):
-            sentence = f"Waited {words.time_text(length / 1000)} at node {visit.node} {text}."
-            waits.append({"why": why, "ms": length / 1000, "words": sentence})
-            self._causes.append(Cause(length / 1000, (visit.node, why), sentence))
-        told = self._run(visit, batch, ran, waited)
+        for why, spans, text in self._waits(visit, start, queued, started):
+            say = partial(words.waited, visit.node, text)
+            length = sum(end - begin for begin, end in spans) / 1000
+            waits.append({"why": why, "ms": length, "words": say(words.time_text(length))})
+            for begin, end in spans:
+                self._causes.add(why, visit.node, begin, end, say)
+        told = self._run(visit, batch, started, ended)
+        if waited >= TOLD_MS:
+            told = f"waited {words.time_text(waited)}, then {told}"
         if runs_on:
             told = f"{told}, and ran on when the request ended"
-            self._causes.append(Cause(ran, (visit.node, "end"), words.ran_on(visit.node, ran)))
+            self._causes.add("end", visit.node, started, ended, partial(words.ran_on, visit.node))
         return base | {
             "started_at_ms": started / 1000,
             "ended_at_ms": ended / 1000,
@@ -158,8 +149,9 @@ class Explanation:
         there = (self._end - queued) / 1000
         before = self._around.before(self._record, visit)
         why = "instance" if before is None else "order"
-        sentence = words.unfinished(visit.node, there, 0 if before is None else before[0])
-        self._causes.append(Cause(there, (visit.node, "end"), sentence))
+        say = partial(words.unfinished, visit.node, 0 if before is None else before.rows)
+        self._causes.add("queued", visit.node, queued, self._end, say)
+        sentence = say(words.time_text(there))
         return {
             "started_at_ms": None,
             "ended_at_ms": None,
@@ -173,16 +165,24 @@ class Explanation:
             "words": f"waited {words.time_text(there)}, until the request ended",
         }
 
+    def _runs_on(self, batch: Batch) -> bool:
+        """Return whether a batch ran on when the request ended. It may have no end yet."""
+        return batch.executor is not None or batch.ended > self._record.ended
+
+    def _ended(self, batch: Batch, started: int) -> int:
+        return self._end if self._runs_on(batch) else max(started, self._at(batch.ended))
+
     def _waits(
         self, visit: ItemVisit, start: BatchStart | None, queued: int, started: int
-    ) -> Iterator[tuple[str, int, str]]:
-        """Yield what the item waited for, in order, with the time of each.
+    ) -> Iterator[tuple[str, list[Span], str]]:
+        """Yield what the item waited for, with the spans of time and the words.
 
-        Each cause takes the time from the end of the one before until it was over.
+        Each cause takes the time from the end of the one before until it was over, but for the time
+        in which rule 9 held the node.
         """
         if start is None:
             if started > queued:
-                yield "instance", started - queued, words.QUEUED
+                yield "instance", [(queued, started)], words.QUEUED
             return
         instances = start.running + start.idle + 1
         timeout_ms = start.batching_timeout * 1000
@@ -193,49 +193,68 @@ class Explanation:
         held_back = timeout_ms > 0 and start.device != "" and start.idle > 0
         if not held_back:
             instance = words.for_instance(_number(start.executor), start.running, instances)
-            ends.append(("instance", free if before is None else self._at(before[1]), instance))
+            ends.append(("instance", free if before is None else self._at(before.free), instance))
             if before is not None:
-                ends.append(("order", free, words.behind(before[0])))
-        if start.held is not None:
-            ends.append(("loop", self._at(start.held[0]), words.for_loop()))
-            ends.append(("downstream", self._at(start.held[1]), words.for_downstream()))
+                ends.append(("order", free, words.behind(before.rows)))
         if timeout_ms > 0 and (start.shared or held_back):
             ends.append(("batching", decided, words.for_more_items(timeout_ms)))
         ends.append(("loop", started, words.for_loop()))
+        holds = [start.held, *(() if before is None else before.held)]
+        held = joined(
+            (max(queued, self._at(hold[0])), min(started, self._at(hold[1])))
+            for hold in holds
+            if hold is not None
+        )
         at = queued
         for why, until, text in ends:
             end = min(until, started)
             if end > at:
-                yield why, end - at, text
+                if spans := without(at, end, held):
+                    yield why, spans, text
                 at = end
+        if held:
+            yield "downstream", held, words.for_downstream()
 
-    def _run(self, visit: ItemVisit, batch: Batch, ran: float, waited: float) -> str:
-        """Note what is to be told of a run. Return the words for the whole visit."""
+    def _run(self, visit: ItemVisit, batch: Batch, started: int, ended: int) -> str:
+        """Note what is to be told of a run, and return the words for it."""
         node, start = visit.node, batch.start
+        ran = (ended - started) / 1000
+        if start is None:
+            return self._composite(node, batch, started, ended)
         mine = self._own[id(batch)]
         mates = len(self._around.mates(self._record, batch))
         # Those that are still on their way, or forgotten, are not known.
         together = words.in_batch(batch.size, mates if mates + mine == batch.size else None)
-        text = f"ran {words.time_text(ran)} {together}"
-        if start is None:
-            parts = 0 if batch.parts is None else len(batch.parts) + batch.more_parts
-            text = f"took {words.time_text(ran)}"
-            if parts:
-                text += f" for its {words.count_text(parts, 'part')}"
-            else:  # nothing else says where its time went
-                self._ran.append(Cause(ran, (node, "run"), words.ran(node, ran, "")))
-            return text
-        self._ran.append(Cause(ran, (node, "run"), words.ran(node, ran, together)))
+        self._causes.add_run(node, started, ended, partial(words.ran, node, together))
         if batch.alone is not None:
-            sentence = words.ran_again(node, batch.size)
-            self._causes.append(Cause(ran, (node, "again"), sentence))
+            say = partial(words.ran_again, node, batch.size)
+            self._causes.add("again", node, started, ended, say)
         elif start.usual > 0 and ran > LONG_RUN * start.usual * 1000:
-            usual = start.usual * 1000
-            sentence = words.ran_long(node, ran, together, usual)
-            self._causes.append(Cause(ran - usual, (node, "long"), sentence))
-        if waited >= TOLD_MS:
-            return f"waited {words.time_text(waited)}, then {text}"
-        return text
+            say = partial(words.ran_long, node, together, start.usual * 1000)
+            self._causes.add("long", node, started, ended, say)
+        return f"ran {words.time_text(ran)} {together}"
+
+    def _composite(self, node: str, batch: Batch, started: int, ended: int) -> str:
+        """Do the same for a composite, whose time is that of its parts, if it has some."""
+        took = (ended - started) / 1000
+        parts = 0 if batch.parts is None else len(batch.parts) + batch.more_parts
+        text = f"took {words.time_text(took)}"
+        if batch.parts is None or not parts:
+            self._causes.add_run(node, started, ended, partial(words.ran, node, ""))
+            return text
+        at_nodes = [
+            (
+                self._at(part.enqueued),
+                self._end if part.batch is None else self._ended(part.batch, 0),
+            )
+            for _, visits in batch.parts
+            for part in visits
+        ]
+        between = took - covered(at_nodes) / 1000
+        told = not batch.more_parts and between >= max(TOLD_MS, TOLD_PART * took)
+        say = partial(words.took, node, parts, between if told else 0.0)
+        self._causes.add("parts", node, started, ended, say)
+        return f"{text} for its {words.count_text(parts, 'part')}"
 
     def _batch(self, batch: Batch, start: BatchStart) -> Object:
         mates = self._around.mates(self._record, batch)
@@ -259,22 +278,20 @@ class Explanation:
         at = 0
         for number, (start, end) in enumerate(sorted(self._intervals)):
             if start > at:
-                gap = (start - at) / 1000
                 if not number:
-                    yield self._span("receive", at, start, words.received(gap))
-                elif gap >= TOLD_MS:
-                    yield self._span("between", at, start, words.between(gap))
+                    yield self._span("receive", at, start, words.received)
+                elif start - at >= TOLD_MS * 1000:
+                    yield self._span("between", at, start, words.between)
             at = max(at, end)
         if not self._intervals:
-            yield self._span("receive", 0, self._end, words.no_node(self._end / 1000))
+            yield self._span("receive", 0, self._end, words.no_node)
         elif self._end > at:
-            rest = (self._end - at) / 1000
             good = self._record.outcome == "ok"
-            text = words.answered(rest) if good else words.ended_after(rest)
-            yield self._span("answer", at, self._end, text)
+            yield self._span("answer", at, self._end, words.answered if good else words.ended_after)
 
-    def _span(self, name: str, start: int, end: int, text: str) -> Object:
-        self._causes.append(Cause((end - start) / 1000, ("", name), text))
+    def _span(self, name: str, start: int, end: int, say: Say) -> Object:
+        self._causes.add(name, "", start, end, say)
+        text = say(words.time_text((end - start) / 1000))
         return {"name": name, "start_ms": start / 1000, "end_ms": end / 1000, "words": text}
 
     # in words
@@ -283,32 +300,14 @@ class Explanation:
         """Say how it ended unless it was answered well, and why it took so long."""
         record, whole = self._record, self._end / 1000
         told = self._ending()
-        longest: dict[tuple[str, str], Cause] = {}
-        counts: dict[tuple[str, str], int] = {}
-        for cause in self._causes:
-            if cause.ms < TOLD_MS or cause.ms < TOLD_PART * whole:
-                continue
-            counts[cause.key] = counts.get(cause.key, 0) + 1
-            if cause.key not in longest or cause.ms > longest[cause.key].ms:
-                longest[cause.key] = cause
-        run = max(self._ran, default=Cause(0.0, ("", ""), ""))
-        causes = sorted(longest.values(), reverse=True)[:MAX_SENTENCES]
-        if not causes and not told:
-            return [words.nothing_waited(whole, run.key[0], run.ms), *self._missing()]
-        if run.words and not any((run.key[0], why) in longest for why in ("long", "again", "end")):
-            # A run as usual is no reason to be slow: it comes last, however long it was.
-            causes.append(run)
-            if record.outcome == "ok" and not record.slow:
-                causes.sort(reverse=True)
-        for cause in causes:
-            count = counts.get(cause.key, 1)
-            several = count > 1 and cause.key[1] != "again"
-            told.append(words.longest(cause.words, count) if several else cause.words)
-        return told + self._missing()
-
-    def _missing(self) -> list[str]:
-        more = self._record.more_visits + self._record.more_parts
-        return [words.not_remembered(more)] if more else []
+        told += self._causes.told(whole, slow=record.slow or record.outcome != "ok")
+        if not told:
+            run = self._causes.longest_run
+            node, ran = ("", 0.0) if run is None else (run.node, run.ms)
+            told.append(words.nothing_waited(whole, node, ran))
+        if more := record.more_visits + record.more_parts:
+            told.append(words.not_remembered(more))
+        return told
 
     def _ending(self) -> list[str]:
         record = self._record

@@ -65,10 +65,14 @@ def for_loop() -> str:
     return "until the event loop and the instance's thread came to it"
 
 
-def unfinished(node: str, ms: float, rows: int) -> str:
+def waited(node: str, why: str, time: str) -> str:
+    return f"Waited {time} at node {node} {why}."
+
+
+def unfinished(node: str, rows: int, time: str) -> str:
     """`rows`: how many others were started there meanwhile."""
     others = f"; {count_text(rows, 'other row')} started there meanwhile" if rows else ""
-    return f"Waited {time_text(ms)} at node {node} {QUEUED} until the request ended{others}."
+    return f"Waited {time} at node {node} {QUEUED} until the request ended{others}."
 
 
 # batches
@@ -100,49 +104,60 @@ def in_batch(rows: int, others: int | None) -> str:
     return "alone" if rows == 1 else f"in a batch of {count_text(rows, 'row')}"
 
 
-def ran(node: str, ms: float, batch: str) -> str:
-    return f"Ran {time_text(ms)} at node {node} {batch}".rstrip() + "."
+def ran(node: str, batch: str, time: str) -> str:
+    return f"Ran {time} at node {node} {batch}".rstrip() + "."
 
 
-def ran_on(node: str, ms: float) -> str:
-    return f"Had run {time_text(ms)} at node {node} when the request ended, and ran on."
+def took(node: str, parts: int, between_ms: float, time: str) -> str:
+    """`between_ms`: the time in which none of the parts was at a node; 0 if that is not told."""
+    text = f"Took {time} at node {node} for its {count_text(parts, 'part')}."
+    if between_ms:
+        text += (
+            f" For {time_text(between_ms)} of that none of them was at a node: parts of other "
+            "requests took their turns, or code of the node ran."
+        )
+    return text
 
 
-def ran_long(node: str, ms: float, batch: str, usual_ms: float) -> str:
-    return (
-        f"Ran {time_text(ms)} at node {node} {batch}; batches there took {time_text(usual_ms)} "
-        "lately."
-    )
+def ran_on(node: str, time: str) -> str:
+    return f"Had run {time} at node {node} when the request ended, and ran on."
 
 
-def ran_again(node: str, rows: int) -> str:
+def ran_long(node: str, batch: str, usual_ms: float, time: str) -> str:
+    return f"Ran {time} at node {node} {batch}; batches there took {time_text(usual_ms)} lately."
+
+
+def ran_again(node: str, rows: int, time: str) -> str:
     if rows == 1:
-        return f"Ran twice at node {node}: the first time it failed."
+        return f"Ran twice at node {node}, {time} together: the first time it failed."
     batch = f"Its batch of {count_text(rows, 'row')} at node {node}"
-    return f"{batch} failed, so its items ran again one by one."
+    return f"{batch} failed, so its items ran again one by one: {time} together."
 
 
 # outside of nodes
 
 
-def received(ms: float) -> str:
-    return f"Its body took {time_text(ms)} to come and to be read."
+def received(time: str) -> str:
+    return f"It took {time} until its body had come and was read, turns of the event loop included."
 
 
-def answered(ms: float) -> str:
-    return f"Its answer took {time_text(ms)} to be made, after the last node."
+def answered(time: str) -> str:
+    return (
+        f"After the last node it took {time} until its answer was ready, turns of the event loop "
+        "included."
+    )
 
 
-def ended_after(ms: float) -> str:
-    return f"After the last node it took {time_text(ms)} until the request ended."
+def ended_after(time: str) -> str:
+    return f"After the last node it took {time} until the request ended."
 
 
-def no_node(ms: float) -> str:
-    return f"It came to no node within {time_text(ms)}."
+def no_node(time: str) -> str:
+    return f"It came to no node within {time}."
 
 
-def between(ms: float) -> str:
-    return f"Between nodes it took {time_text(ms)}."
+def between(time: str) -> str:
+    return f"Between nodes it took {time}."
 
 
 # how it ended
@@ -184,9 +199,9 @@ def nothing_waited(ms: float, node: str, ran_ms: float) -> str:
     )
 
 
-def longest(text: str, count: int) -> str:
-    """Say that a sentence is about the longest of `count` such times."""
-    return f"{text.removesuffix('.')} (the longest of {count} such times)."
+def of_several(text: str, count: int, longest_ms: float) -> str:
+    """Say that a sentence is about `count` times together."""
+    return f"{text.removesuffix('.')} ({count} times, {time_text(longest_ms)} at most)."
 
 
 def not_remembered(visits: int) -> str:

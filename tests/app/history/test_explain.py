@@ -286,7 +286,8 @@ def test_a_batch_that_failed_and_ran_again() -> None:
     bench.move(8)
     bench.end()
     assert bench.story("a")["summary"] == [
-        "Its batch of 2 rows at node net failed, so its items ran again one by one."
+        "Its batch of 2 rows at node net failed, so its items ran again one by one: "
+        "8.0 ms together."
     ]
 
 
@@ -311,8 +312,9 @@ def test_slow_bodies_and_answers() -> None:
     one = one._replace(started=one.started - 0.2, ended=one.ended + 0.03)
     made = story(one)
     assert made["summary"] == [
-        "Its body took 200 ms to come and to be read.",
-        "Its answer took 30.0 ms to be made, after the last node.",
+        "It took 200 ms until its body had come and was read, turns of the event loop included.",
+        "After the last node it took 30.0 ms until its answer was ready, turns of the event loop "
+        "included.",
         "Ran 10.0 ms at node net alone.",
     ]
     assert [span["name"] for span in made["spans"]] == ["receive", "answer"]
@@ -326,7 +328,10 @@ def test_a_run_as_usual_comes_last_if_the_request_was_slow_else_by_its_length() 
     bench.move(10)
     bench.end()
     one = bench.records[0]._replace(started=bench.records[0].started - 0.001)
-    told = ["Its body took 1.0 ms to come and to be read.", "Ran 10.0 ms at node net alone."]
+    told = [
+        "It took 1.0 ms until its body had come and was read, turns of the event loop included.",
+        "Ran 10.0 ms at node net alone.",
+    ]
     assert story(one)["summary"] == told
     assert story(one._replace(slow=False))["summary"] == told[::-1]
 
@@ -434,7 +439,59 @@ def test_parts_of_a_composite() -> None:
     )
 
 
-def test_visits_are_in_the_order_of_time_and_the_longest_of_several_is_told() -> None:
+def test_parts_that_were_held_back_and_many_short_waits() -> None:
+    """Each part's wait is less than a twentieth of the whole; together they are two fifths."""
+    outer = Batch("each", None, [], 1, 1.0)
+    outer.ended = 2.0
+    parts: list[tuple[int, list[Visit]]] = []
+    for number in range(10):
+        ran = Batch("rec", None, [], 1, 1.0 + 0.1 * number + 0.04)
+        ran.ended = ran.started + 0.02
+        parts.append((number, [Visit("rec", ran.started - 0.04, ran)]))
+    outer.parts = Parts(parts)
+    made = story(record("a", 1.0, 2.0, [("each", 1.0, outer)]))
+    assert made["summary"] == [
+        "Took 1 s at node each for its 10 parts. For 400 ms of that none of them was at a node: "
+        "parts of other requests took their turns, or code of the node ran.",
+        "Waited 400 ms at node rec in its queue (10 times, 40.0 ms at most).",
+        "Ran 200 ms at node rec (10 times, 20.0 ms at most).",
+    ]
+
+
+def test_waits_at_the_same_time_count_once() -> None:
+    bench = Bench(most=4)
+    bench.put("busy")
+    enqueued = bench.clock()
+    bench.put("a", "b", "c")
+    bench.move(10)
+    bench.end()
+    bench.move(10)
+    bench.end()
+    batch = bench.batches["a"]
+    visits = [ItemVisit(item, None, "net", enqueued, batch) for item in range(3)]
+    assert story(record("x", enqueued, bench.clock(), visits))["summary"] == [
+        "Waited 10.0 ms at node net for its only instance to be free (3 times, 10.0 ms at most).",
+        "Ran 10.0 ms at node net in a batch of 3 rows (3 times, 10.0 ms at most).",
+    ]
+
+
+def test_a_hold_of_the_batches_that_went_before_counts_as_one() -> None:
+    bench = Bench(most=1)
+    hold = bench.scheduler.outflow
+    bench.put("a", "b", "c")
+    for _ in range(3):  # each runs for 1 ms; then the nodes after it are full for 200 ms
+        bench.move(1)
+        hold.bytes = 1 << 60
+        bench.end()
+        bench.move(200)
+        hold.bytes = 0
+        bench.decide()
+    made = bench.story("c")
+    assert waits(made) == {"downstream": 400.0, "order": 2.0}
+    assert made["summary"][0].startswith("Waited 400 ms at node net because its results that")
+
+
+def test_visits_are_in_the_order_of_time_and_several_waits_are_told_together() -> None:
     inner, outer = Batch("work", None, [], 1, 1.02), Batch("yields", None, [], 1, 1.0)
     inner.ended, outer.ended = 1.03, 1.1
     # A node that yields is noted when its stream has ended.
@@ -442,7 +499,7 @@ def test_visits_are_in_the_order_of_time_and_the_longest_of_several_is_told() ->
     made = story(record("a", 1.0, 1.1, visits))
     assert [visit["node"] for visit in made["nodes"]] == ["yields", "work", "work"]
     assert made["summary"] == [
-        "Waited 15.0 ms at node work in its queue (the longest of 2 such times).",
+        "Waited 15.0 ms at node work in its queue (2 times, 15.0 ms at most).",
         "Ran 100 ms at node yields.",
     ]
 
