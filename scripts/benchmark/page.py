@@ -14,9 +14,11 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 from figures import ROOT, WEB_PAGE, Figure, of_runs, say
 from http_noop import NOOP, PIPELINE, WRK
@@ -24,6 +26,7 @@ from servers import Server, penstock, pss
 from wrk import Side, compared, in_turns, ratios, require_wrk
 
 from penstock.app.bench.client import HttpClient
+from penstock.app.bench.load import NO_ANSWER
 from penstock.app.http.assets import MEDIA_TYPES
 from penstock.app.http.request_id import MAX_ID_CHARACTERS
 
@@ -34,6 +37,8 @@ from chromium import browsing
 PART = WEB_PAGE
 ASSETS = ROOT / "app" / "page" / "assets"
 CONNECTIONS = 64
+TURNS = 41
+"""Costs of one per cent are less than what a turn differs from the next."""
 CALLERS = 32
 HISTORY = 4096
 """Requests that are remembered: the default of `request_history`."""
@@ -43,9 +48,10 @@ PAINTED = """() => new Promise((resolve) => new PerformanceObserver((list) => {
   for (const entry of list.getEntriesByName("first-contentful-paint")) resolve(entry.startTime);
 }).observe({ type: "paint", buffered: true }))"""
 
-CROWDED = """
+CROWDED = {
+    "parts": """
 [pipeline]
-name = "crowded"
+name = "parts"
 
 [pipeline.inputs]
 data = { kind = "text" }
@@ -68,7 +74,21 @@ max = 32
 
 [fail]
 backend = "Python[crowded.py:fail]"
-"""
+""",
+    "alone": """
+[pipeline]
+name = "alone"
+
+[pipeline.inputs]
+data = { kind = "text" }
+
+[alone]
+backend = "Python[crowded.py:size]"
+max = 1
+""",
+}
+"""Requests that take the most memory: with many parts and an error, and in batches of their own."""
+
 CROWDED_CODE = """
 def split(item):
     return {"result": item["data"], "parts": [item["data"]] * 64}
@@ -84,7 +104,6 @@ def fail(data):
 def measure(quick: bool) -> list[Figure]:
     require_wrk()
     ours, others = processors()
-    turns = 5 if quick else 41
     with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
         (folder / "noop_backend.py").write_text(NOOP)
@@ -98,49 +117,34 @@ def measure(quick: bool) -> list[Figure]:
         def compare(
             name: str, it: Side, yardstick: Side, least: float | None, note: str = ""
         ) -> Figure:
-            runs = in_turns([yardstick, it], CONNECTIONS, quick=quick, turns=turns)
+            runs = in_turns([yardstick, it], CONNECTIONS, quick=quick, turns=TURNS)
             of_it, of_yardstick = runs[it.name], runs[yardstick.name]
+            turns = zip(of_it, of_yardstick, strict=True)
+            processor = median(run.processor / bare.processor for run, bare in turns)
             return of_runs(
                 PART,
                 name,
                 ratios(of_it, of_yardstick),
                 least=least,
-                note=compared(of_it, of_yardstick) + note,
+                note=f"{compared(of_it, of_yardstick)}; CPU × {processor:.3f}{note}",
             )
 
-        def side(
-            name: str,
-            server: Server = server,
-            beside: Callable[[], AbstractContextManager[object]] | None = None,
-        ) -> Side:
-            path, script = "/predict/noop", folder / "post.lua"
-            return Side(name, server, path, script, *([beside] if beside else []))
-
+        side = partial(Side, path="/predict/noop", script=folder / "post.lua")
         with pinned(others):
-            watched = Watch(server)
-            figures.append(
-                compare(
-                    f"rate with {READ} ÷ {CLOSED}",
-                    side(READ, beside=watched),
-                    side(CLOSED),
-                    0.99,
-                )
-            )
-            say(f"   {watched.events} events were read")
+            closed = side(CLOSED, server)
+            watch = Watch(server)
+            read = side(READ, server, beside=watch.read)
+            figures.append(compare(f"rate with {READ} ÷ {CLOSED}", read, closed, 0.99))
+            say(f"   {watch.events} events were read")
             with Tab(server) as tab:
-                figures.append(
-                    compare(
-                        f"rate {OPEN} ÷ {CLOSED}",
-                        side(OPEN, beside=tab.open),
-                        side(CLOSED),
-                        None,
-                        "; Chromium shares a processor with wrk",
-                    )
-                )
-            figures.append(
-                compare(f"rate with {ON} ÷ {OFF}", side(ON), side(OFF, server=other), 0.98)
-            )
-    return [*figures, memory_of_history()]
+                shown = side(OPEN, server, beside=tab.open)
+                note = "; Chromium shares a processor with wrk"
+                figures.append(compare(f"rate {OPEN} ÷ {CLOSED}", shown, closed, None, note))
+            on, off = side(ON, server), side(OFF, other)
+            figures.append(compare(f"rate with {ON} ÷ {OFF}", on, off, 0.98))
+    for pipeline, requests in (("parts", "of 64 parts that fail"), ("alone", "in batches of one")):
+        figures.append(memory_of_history(pipeline, f"memory of {HISTORY} requests {requests}"))
+    return figures
 
 
 def processors() -> tuple[set[int], set[int]]:
@@ -212,7 +216,7 @@ class Watch:
         self.events = 0
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def read(self) -> Iterator[None]:
         with socket.create_connection(("127.0.0.1", self._server.port), 30) as connection:
             head = "GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
             connection.sendall(head.encode())
@@ -256,48 +260,39 @@ class Tab:
         self._page.goto("about:blank")
 
 
-def memory_of_history() -> Figure:
+def memory_of_history(pipeline: str, what: str) -> Figure:
     """Return by how much a server that remembers is larger than one that does not.
 
-    Both have answered the same: requests whose ids, texts and parts are as large as clients can
-    make them.
+    Both have answered the same requests of a pipeline of CROWDED.
     """
     sizes = []
     for history in (HISTORY, 0):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "crowded.py").write_text(CROWDED_CODE)
-            (folder / "crowded.toml").write_text(CROWDED)
+            (folder / "crowded.toml").write_text(CROWDED[pipeline])
             with penstock(folder / "crowded.toml", f"--request-history={history}") as server:
-                asyncio.run(crowd(server))
+                asyncio.run(crowd(server.url(f"/predict/{pipeline}")))
                 sizes.append(pss(server.pid))
     full, empty = sizes
-    return Figure(
-        PART,
-        f"memory of {HISTORY} of the largest requests",
-        full - empty,
-        "MB",
-        most=20,
-        note=f"{full:.1f} to {empty:.1f} MB",
-    )
+    note = f"{full:.1f} to {empty:.1f} MB"
+    return Figure(PART, what, full - empty, "MB", most=20, note=note)
 
 
-async def crowd(server: Server) -> None:
+async def crowd(url: str) -> None:
     """Send more requests than are remembered, each with an id as long as one may be.
 
-    Raises RuntimeError if one is answered by anything but the pipeline's failure.
+    Raises RuntimeError if one gets no answer.
     """
     numbers = iter(range(HISTORY + 128))
 
     async def caller() -> None:
         for number in numbers:
-            client = HttpClient(
-                server.url("/predict/crowded"), {"X-Request-Id": f"{number:0{MAX_ID_CHARACTERS}}"}
-            )
+            client = HttpClient(url, {"X-Request-Id": f"{number:0{MAX_ID_CHARACTERS}}"})
             answer = await client.send(b"x" * 1000)
             await client.close()
-            if answer.status != 500:
-                raise RuntimeError(f"a request was answered with {answer.status}")
+            if answer.status == NO_ANSWER:
+                raise RuntimeError(f"request {number} got no answer")
 
     async with asyncio.TaskGroup() as callers:
         for _ in range(CALLERS):
