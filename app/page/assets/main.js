@@ -13,9 +13,17 @@ import { Requests, Why } from "./why.js";
 
 const TABS = { graph: "Graph", try: "Try it", requests: "Requests" };
 
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // typed by hand
+  }
+}
+
 /** #/p/NAME, #/p/NAME/TAB or #/requests/ID; anything else is the first pipeline's graph. */
 function routeOf(hash) {
-  const [kind, name, tab] = hash.slice(2).split("/").map(decodeURIComponent);
+  const [kind, name, tab] = hash.slice(2).split("/").map(decoded);
   if (kind === "requests" && name) return { name: null, tab: "requests", id: name };
   return { name: (kind === "p" && name) || null, tab: tab in TABS ? tab : "graph", id: null };
 }
