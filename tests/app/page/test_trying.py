@@ -125,16 +125,20 @@ async def test_a_copied_request_runs_and_gives_the_same_answer(
         await visited.open(f"#/p/{pipeline}/try")
         page: Page = visited.page
         if pipeline == "boxes":
-            (tmp_path / PHOTOGRAPH.name).write_bytes(PHOTOGRAPH.read_bytes())
+            sent = PHOTOGRAPH.name
+            (tmp_path / sent).write_bytes(PHOTOGRAPH.read_bytes())
             await page.locator("input[type=file]").first.set_input_files(PHOTOGRAPH)
         else:
-            text = {"words": "three small words", "sums": '{"numbers": [0.5]}'}[pipeline]
+            sent = {"words": "three small words", "sums": "0.5"}[pipeline]
+            text = {"words": sent, "sums": '{"numbers": [0.5]}'}[pipeline]
             await page.get_by_role("textbox", name="data").fill(text)
         for language in shows:
             await page.get_by_role("tab", name=language).click()
-            shown = await page.get_by_role("tabpanel", name=language).inner_text()
+            panel = page.get_by_role("tabpanel", name=language)
+            await expect(panel).to_contain_text(sent)
+            code = await panel.inner_text()
             await page.get_by_role("button", name="Copy", exact=True).click()
-            while (copied := await page.evaluate(CLIPBOARD)).strip() != shown.strip():
+            while (copied := await page.evaluate(CLIPBOARD)).strip() != code.strip():
                 pass  # until it is copied, or the test's time is over
             (tmp_path / FILES[language]).write_text(copied)
     outputs = await asyncio.gather(

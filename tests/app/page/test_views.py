@@ -86,10 +86,17 @@ async def test_values_change_and_nothing_moves(
         await expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
         await node.click()
         details = page.get_by_role("region", name="Node digits")
-        seen = int(await details.locator("dd", has_text=re.compile(r"^\d+$")).inner_text())
+        items = details.locator("div", has=page.get_by_text("Since the start")).locator("dd").first
+        (status,) = [
+            pipeline
+            for pipeline in server.get("/status").json()["pipelines"]
+            if pipeline["name"] == "digits"
+        ]
+        sent = status["nodes"][0]["items"]
+        await expect(items).to_have_text(str(sent))
         before = await geometry(page)
         server.put("/predict/digits", content=digit)
-        await expect(details).to_contain_text(str(seen + 1))
+        await expect(items).to_have_text(str(sent + 1))
         assert await geometry(page) == before
 
 
