@@ -251,7 +251,8 @@ class Pipeline:
     @property
     def pressure(self) -> bool:
         """True while more requests come than can be answered in time."""
-        return self._admission.pressure.on
+        # Only a batch or an arrival ends the state, so it may outlast the last request.
+        return self._admission.pressure.on and self.in_flight > 0
 
     @property
     def statistics(self) -> RequestStatistics:
