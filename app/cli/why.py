@@ -43,6 +43,7 @@ def why_command(
 
     Exits with 1 and the reason if the server does not know the request.
     """
+    request_id = request_id or None  # "$ID" of a shell may be empty
     try:
         headers = authorization(given_token(token, token_file)) | headers_of(header)
         document = asyncio.run(_ask(url, request_id, headers))

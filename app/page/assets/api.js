@@ -93,7 +93,7 @@ export const api = {
    * Call `onStatus` with each event of /status. `onLink` hears how the connection is; a lost one
    * is made again. Return a function that ends it.
    * @param {(status: any) => void} onStatus
-   * @param {(phase: "live" | "lost" | "locked", detail: string) => void} onLink `locked`: no key
+   * @param {(phase: "live" | "lost" | "locked" | "barred", detail: string) => void} onLink `locked`: no key
    */
   watch(onStatus, onLink) {
     const stop = new AbortController();
@@ -104,20 +104,24 @@ export const api = {
 
 async function keepWatching(onStatus, onLink, stop) {
   let failures = 0;
+  const hear = (status) => {
+    failures = 0;
+    onLink("live", "");
+    onStatus(status);
+  };
   while (!stop.aborted) {
     let error = new ApiError("The server closed the connection.", 0);
     try {
-      await readEvents(stop, (status) => {
-        failures = 0;
-        onLink("live", "");
-        onStatus(status);
-      });
+      await readEvents(stop, hear);
     } catch (caught) {
       if (caught instanceof ApiError) error = caught;
     }
+    const full = error.problem?.code === "too_many_watchers";
+    const seldom = full && (await api.get("status", { signal: stop }).catch(() => null));
     if (stop.aborted) return;
     const locked = error.status === 401;
-    onLink(locked ? "locked" : "lost", error.message);
+    if (seldom) hear(seldom);
+    else onLink(locked ? "locked" : error.status === 403 ? "barred" : "lost", error.message);
     failures += 1;
     const pause = error.status ? LONGEST_PAUSE_MS : Math.min(LONGEST_PAUSE_MS, 500 * 2 ** failures);
     const signal = locked ? undefined : AbortSignal.timeout(pause * (0.75 + Math.random() / 2));

@@ -25,7 +25,7 @@ function decoded(part) {
 function routeOf(hash) {
   const [kind, name, tab] = hash.slice(2).split("/").map(decoded);
   if (kind === "requests" && name) return { name: null, tab: "requests", id: name };
-  return { name: (kind === "p" && name) || null, tab: tab in TABS ? tab : "graph", id: null };
+  return { name: (kind === "p" && name) || null, tab: Object.hasOwn(TABS, tab) ? tab : "graph", id: null };
 }
 
 function addressOf(name, tab) {

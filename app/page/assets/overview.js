@@ -17,7 +17,7 @@ export function Overview({ pipeline, columns, time_s }) {
     <${Heading} ...${pipeline} sentence=${feeling(pipeline)} />
     ${pipeline.graph?.nodes.length > 0 && html`<${GraphView} pipeline=${pipeline} open=${open} onOpen=${setOpen} />`}
     ${node && html`<${Details} node=${node} live=${pipeline.nodes.find(({ name }) => name === open)} onClose=${close} />`}
-    ${untouched(pipeline) ? html`<${NoTraffic} ...${pipeline} />` : html`<${Charts} columns=${columns} time_s=${time_s} />`}`;
+    ${untouched(pipeline) ? pipeline.mood !== "down" && html`<${NoTraffic} ...${pipeline} />` : html`<${Charts} columns=${columns} time_s=${time_s} />`}`;
 }
 
 function Heading({ name, version, versions = [], mood, sentence, description, loading }) {

@@ -15,7 +15,7 @@ const LONG = 2000; // characters: what is longer comes from a file
 export const SNIPPETS = { curl, Python: python, TypeScript: typescript };
 
 const quoted = JSON.stringify;
-const shell = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+export const shell = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
 const textOf = ({ text, json }) => text ?? json;
 
 /** Return the path of what a part reads, and keep its content; "": the code has its text. */

@@ -21,8 +21,10 @@ export function TopBar({ status, link }) {
 function stateOf(status, phase) {
   if (phase === "locked") return ["idle", "API key needed"];
   if (phase === "lost") return ["loading", "Disconnected, trying again"];
+  if (phase === "barred") return ["idle", "No access to /status"];
   if (!status) return ["idle", "Connecting"];
-  const pipelines = plural(status.pipelines.length, "pipeline");
+  const down = status.pipelines.filter(({ mood }) => mood === "down").length;
+  const pipelines = plural(status.pipelines.length, "pipeline") + (down ? `, ${down} down` : "");
   return status.ready ? ["calm", `Ready, ${pipelines}`] : ["down", `Not ready, ${pipelines}`];
 }
 

@@ -2,6 +2,7 @@
 /** The last slow and failed requests, and the view of one: why it took as long as it did. */
 import { copyText } from "./copy.js";
 import { ms, plural } from "./format.js";
+import { shell } from "./snippets.js";
 import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
 import { hrefOf, Waterfall } from "./waterfall.js";
 
@@ -130,7 +131,7 @@ function Answer({ request }) {
   const items = rows > 1 && plural(rows, "item");
   const facts = [pipeline && `${pipeline} ${version}`, door, items, code, clock(request)];
   const server = new URL(".", location.href).href.slice(0, -1);
-  const command = `penstock why ${id}${server === USUAL_SERVER ? "" : ` --url ${server}`}`;
+  const command = ["penstock why", server !== USUAL_SERVER && `--url ${shell(server)}`, id[0] === "-" && "--", shell(id)].filter(Boolean).join(" ");
   const copies = [["id", id], ["command", command], ["JSON", JSON.stringify(request, null, 2)]];
   const copy = async (/** @type {string} */ what, /** @type {string} */ text) =>
     say((await copyText(text)) ? `Copied the ${what}.` : "This browser did not copy it.");

@@ -136,6 +136,7 @@ def test_a_failure_is_listed(client: httpx.Client) -> None:
     url = str(client.base_url)
     assert "Failed: node 'net'" in " ".join(why("f/1?#%41", "--url", url).stdout.split())
     assert "f/1?#%41" in why("--url", url).stdout
+    assert why("", "--url", url).stdout == why("--url", url).stdout  # a shell's unset variable
     printed = json.loads(why("f/1?#%41", "--url", url, "--json").stdout)
     assert printed["code"] == "backend_error"
 

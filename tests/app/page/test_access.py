@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from playwright.async_api import Page, expect
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from penstock import create_app
+from penstock.app.settings import Settings
 
 from ...ports import free_port
 from ..conftest import spawning
@@ -87,6 +91,37 @@ async def test_the_page_works_in_another_application(visiting: Visiting, running
             await visited.page.get_by_role("button", name="Send", exact=True).click()
             answer = visited.page.get_by_role("region", name="Answer")
             await expect(answer).to_contain_text("200 OK")
+
+
+async def test_one_more_than_may_watch_sees_the_page_without_events(
+    visiting: Visiting, running: Any, tmp_path: Path
+) -> None:
+    shutil.copy(WORDS, tmp_path)
+    shutil.copy(WORDS.with_name("tools.py"), tmp_path)
+    (tmp_path / "broken.toml").write_text("[broken]\nbackend = 'Nothing'\n")
+    app = create_app(tmp_path, settings=Settings(max_watchers=1))
+    events = {"Accept": "text/event-stream"}
+    with running(app) as client, client.stream("GET", "/status", headers=events):
+        async with visiting(str(client.base_url), 503) as visited:
+            await visited.open("#/p/words/try")
+            page = visited.page
+            await expect(page.get_by_text("Ready, 2 pipelines, 1 down")).to_be_visible()
+            await page.get_by_role("button", name="Send", exact=True).click()
+            answer = page.get_by_role("region", name="Answer")
+            await expect(answer).to_contain_text("200 OK")
+            await page.goto(f"{visited.url}/#/p/broken")
+            await expect(page.get_by_text("could not be loaded")).to_be_visible()
+            await expect(page.get_by_text("No traffic yet")).to_be_hidden()
+
+
+async def test_the_page_says_what_it_may_not_read(visiting: Visiting, running: Any) -> None:
+    settings = Settings(restricted_api=SecretStr("statistics:off"))
+    with running(create_app(WORDS, settings=settings)) as client:
+        async with visiting(str(client.base_url), 403) as visited:
+            await visited.page.goto(f"{visited.url}/")
+            await expect(visited.page.get_by_text("No access to /status")).to_be_visible()
+            await expect(visited.page.get_by_text("the operator has turned it off")).to_be_visible()
+            await expect(visited.page).to_have_title("Penstock")
 
 
 async def test_the_page_comes_back_with_the_server(visiting: Visiting) -> None:

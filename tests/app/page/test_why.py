@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -53,7 +54,24 @@ async def test_it_says_why_a_request_was_slow(visit: Callable[..., Any], waited:
         await expect(details.last).to_contain_text("waits/wait#")
         await row.press("Enter")
         await expect(details).to_have_count(0)
-        await expect(request).to_contain_text(f"penstock why {name} --url {visited.url}")
+        await expect(request).to_contain_text(f"penstock why --url {visited.url} {name}")
+
+
+async def test_the_command_runs_nothing_of_a_client(
+    visit: Callable[..., Any], server: httpx.Client
+) -> None:
+    """Clients choose the ids of their requests, and operators copy the command into a shell."""
+    async with visit(404) as visited:
+        page: Page = visited.page
+        for name, command in (("$(id)", "'$(id)'"), ("-;id", "-- '-;id'"), ("it's", "'it'\\''s'")):
+            send(server, "waits", "1", name)
+            await visited.open(f"#/requests/{quote(name, safe='')}")
+            request = page.get_by_role("article", name=f"Request {name}")
+            await expect(request.locator("footer code")).to_have_text(
+                f"penstock why --url {visited.url} {command}"
+            )
+        await visited.open("#/requests/%zz")  # typed by hand
+        await expect(page.get_by_text("no request '%zz' is remembered")).to_be_visible()
 
 
 async def test_a_slow_request_of_one_node_is_listed(server: httpx.Client) -> None:
