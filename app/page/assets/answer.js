@@ -27,7 +27,7 @@ export function Answer({ reply, found, links }) {
   return html`<section class="answer" aria-label="Answer">
     <p class="answer-head" role="status">
       <span class=${isGood ? "pill good" : "pill bad"}>${status ? `${status} ${isGood ? "OK" : (value?.title ?? "")}` : "No answer"}</span>
-      <span>${running ? "still coming" : ms(reply.ms)} <span class="hint">in all${parts === null ? "" : `, ${plural(parts, "part")}`}, ${bytes(text.length)}</span></span>
+      <span>${running ? "still coming" : ms(reply.ms)}<span class="hint">${parts === null ? "" : `, ${plural(parts, "part")}`}${status ? `, ${bytes(text.length)}` : ""}</span></span>
     </p>
     ${id && html`<p class="answer-head"><a class="mono cut" href=${`#/requests/${encodeURIComponent(id)}`} title="Why did it take so long?">${id}</a><${Copy} what="id" text=${id} /></p>`}
     ${!isGood && html`<div class="card problem" role="alert"><p dir="auto">${value?.detail ?? text.slice(0, 500)}</p>
@@ -35,7 +35,7 @@ export function Answer({ reply, found, links }) {
     ${timing.length > 0 && html`<${Timings} timing=${timing} />`}
     ${found && html`<${Findings} found=${found} />`}
     ${isGood && (value === undefined ? html`<pre class="code">${text.slice(0, 10_000)}</pre>` : html`<${JsonTree} value=${value} links=${links} />`)}
-    ${text && html`<div class="actions start"><${Copy} what="answer" text=${text} /><button class="button quiet small" onClick=${() => save("answer.json", text)}>Save</button></div>`}
+    ${text && status > 0 && html`<div class="actions start"><${Copy} what="answer" text=${text} /><button class="button quiet small" onClick=${() => save("answer.json", text)}>Save</button></div>`}
   </section>`;
 }
 

