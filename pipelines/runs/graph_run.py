@@ -328,9 +328,7 @@ class GraphRun:
 
     def note_dropped(self, visit: NodeVisit) -> None:
         """Note where the item was that is dropped, for `visits`."""
-        plan_node = visit.plan_node
-        batch = plan_node.node.batch_of(visit)
-        self.dropped.append(Visit(plan_node.name, visit.enqueued, batch))
+        self.dropped.append(_last_visit(visit))
 
     def _end(self, failure: str) -> None:
         """Count the end of the request. `failure`: a key of its statistics, or "" if good."""
@@ -348,10 +346,17 @@ class GraphRun:
         return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 
     def visits(self) -> list[Visit]:
-        return [*(Visit(*stage) for stage in self.stages), *self.dropped]
+        passed = [Visit(*stage) for stage in self.stages]
+        return [*passed, *self.dropped, *map(_last_visit, self.entries)]
 
     def timings(self) -> list[Stage]:
         return timings_of(self.visits())
+
+
+def _last_visit(visit: NodeVisit) -> Visit:
+    """Return the visit of a node that has not ended."""
+    plan_node = visit.plan_node
+    return Visit(plan_node.name, visit.enqueued, plan_node.node.batch_of(visit))
 
 
 def _filter_failure(plan_node: PlanNode, cause: BaseException) -> BackendError:

@@ -73,6 +73,11 @@ PIPELINES: list[Any] = [
         "then": {"backend": "RingWork"},
     },
     {
+        "pipeline": {"name": "graph", "inputs": TEXT},
+        "first": {"backend": "Identity", "next": "then"},
+        "then": {"backend": "RingWork", "filter": "Run", "map": "first[result:data]"},
+    },
+    {
         "pipeline": {"name": "full", "inputs": TEXT, "max_requests": 1},
         "net": {"backend": "RingWork"},
     },
@@ -116,7 +121,7 @@ def served(request: Any, running: Any) -> Iterator[Served]:
     app = create_app([load(one) for one in PIPELINES], settings=settings)
     connections = Connections(settings)
     connections.direct = request.param == "direct"
-    with running(app, http=connections) as client:
+    with running(app, http=connections, proxy_headers=False) as client:
         yield Served(client, app)
 
 
@@ -137,6 +142,8 @@ CASES: list[Case] = [
     # path, body, headers; door, status, outcome, code, nodes
     ("/predict/one", "x", {}, "predict", 200, "ok", "", ["net"]),
     ("/predict/chain", "x", {}, "predict", 200, "ok", "", ["first", "then"]),
+    ("/predict/graph", "x", {}, "predict", 200, "ok", "", ["first", "then"]),
+    ("/predict/graph", "fail", {}, "predict", 500, "failed", INTERNAL, ["first", "then"]),
     ("/predict/one", "unreadable", {}, "predict", 422, "bad input", "invalid_input", ["net"]),
     ("/predict/one", "fail", {}, "predict", 500, "failed", INTERNAL, ["net"]),
     ("/predict/chain", "fail", {}, "predict", 500, "failed", INTERNAL, ["first", "then"]),
@@ -201,7 +208,7 @@ def test_a_refusal(served: Served) -> None:
 
 
 def test_a_client_that_left(served: Served) -> None:
-    for name in ("one", "chain"):
+    for name in ("one", "chain", "graph"):
         GATE.reset()
         send_raw(served, f"/predict/{name}", "wait", f"left-{name}").close()
         GATE.wait_entered()
