@@ -75,6 +75,7 @@ class Executor:
         "_inbox",
         "_loop",
         "_owner",
+        "_pieces",
         "_process",
         "_spec",
         "_thread",
@@ -128,6 +129,7 @@ class Executor:
             self._process.on_exit = lambda: self._inbox.put(_Signal.REVIVE)
             self._process.on_restart = lambda: self._report(self._owner.executor_restarted)
         self._thread: threading.Thread  # made by `launch`
+        self._pieces: timeline.Pieces | None = None  # those of its thread, if batches are noted
 
     def __repr__(self) -> str:
         return f"<Executor {self.name}>"
@@ -242,6 +244,8 @@ class Executor:
                 batch.started = batch.watched = self.clock()
                 device_error = run_batch(backend, batch, owner, self.clock)
                 batch.ended = self.clock()
+                if batch.start is not None:
+                    self._take_pieces(batch)
                 if timeline.recording is not None:
                     self._record(timeline.recording, batch)
                 if device_error is not None:
@@ -282,6 +286,17 @@ class Executor:
         # `keep_order` put a function there that refers to the backend: a cycle. Without it the
         # model's memory is free now, and not when the garbage collector runs.
         vars(backend).pop("forward", None)
+
+    def _take_pieces(self, batch: Batch) -> None:
+        """Note what an engine did in a batch that has run. From the second batch on."""
+        if self._pieces is None:
+            self._pieces = timeline.keep_pieces()
+        elif self._pieces:
+            seconds: dict[str, float] = {}
+            for name, piece in self._pieces:
+                seconds[name] = seconds.get(name, 0.0) + piece
+            batch.pieces = tuple(seconds.items())
+            self._pieces.clear()
 
     def _record(self, recording: timeline.Recording, batch: Batch) -> None:
         """Record a batch that has run, for `penstock bench --profile`."""

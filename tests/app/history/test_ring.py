@@ -25,6 +25,7 @@ from penstock.app.history.record import MAX_VISITS, Failure, Record
 from penstock.app.history.ring import MAX_KEPT, History
 from penstock.app.server.connections import Connections
 from penstock.app.settings import Settings
+from penstock.backends import timeline
 from penstock.backends.errors import InvalidInput
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
@@ -64,6 +65,16 @@ async def pair(item: Any, call: Any) -> Any:
     return (await call("two", {"data": first["result"]}))["result"]
 
 
+@register_backend("RingPieces")
+class Engine(Backend):
+    def forward(self, batch: list[Item]) -> None:
+        for item in batch:
+            with timeline.span("assembly", rows=1):
+                item["result"] = item["data"]
+            with timeline.span("run", rows=1):
+                pass
+
+
 TEXT = {"data": {"kind": "text"}}
 PIPELINES: list[Any] = [
     {"pipeline": {"name": "one", "inputs": TEXT}, "net": {"backend": "RingWork"}},
@@ -72,6 +83,7 @@ PIPELINES: list[Any] = [
         "first": {"backend": "Identity", "next": "then"},
         "then": {"backend": "RingWork"},
     },
+    {"pipeline": {"name": "engine", "inputs": TEXT}, "net": {"backend": "RingPieces"}},
     {
         "pipeline": {"name": "graph", "inputs": TEXT},
         "first": {"backend": "Identity", "next": "then"},
@@ -218,6 +230,15 @@ def test_a_client_that_left(served: Served) -> None:
         last = record.visits[-1]
         assert last.node == ("net" if name == "one" else "then")
         assert last.batch is not None and last.batch.started >= last.enqueued
+
+
+def test_the_pieces_of_an_engine(served: Served) -> None:
+    for name in ("e1", "e2"):  # from the second batch of a thread on
+        headers = {"Content-Type": "text/plain", "X-Request-Id": name}
+        assert served.client.post("/predict/engine", content="x", headers=headers).is_success
+    batch = served.find("e2").visits[0].batch
+    assert batch is not None and [name for name, _ in batch.pieces] == ["assembly", "run"]
+    assert 0 <= sum(seconds for _, seconds in batch.pieces) <= batch.ended - batch.started
 
 
 def test_sockets(served: Served) -> None:
