@@ -204,6 +204,7 @@ def test_a_deadline_that_passes_in_the_queue(client: httpx.Client) -> None:
 
 
 def test_errors(client: httpx.Client) -> None:
+    assert send(client, "/predict/pair", b"x", "errors") == 200
     unknown = client.get("/requests/nobody%0Aknows").json()
     assert unknown["status"] == 404
     unknown = client.get("/requests/nobody").json()
