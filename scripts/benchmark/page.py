@@ -37,7 +37,7 @@ from chromium import browsing
 PART = WEB_PAGE
 ASSETS = ROOT / "app" / "page" / "assets"
 CONNECTIONS = 64
-TURNS = 41
+TURNS = 31
 """Costs of one per cent are less than what a turn differs from the next."""
 CALLERS = 32
 HISTORY = 4096
@@ -47,6 +47,39 @@ ON, OFF = f"request_history = {HISTORY}", "request_history = 0"
 PAINTED = """() => new Promise((resolve) => new PerformanceObserver((list) => {
   for (const entry of list.getEntriesByName("first-contentful-paint")) resolve(entry.startTime);
 }).observe({ type: "paint", buffered: true }))"""
+
+CHAIN = """
+[pipeline]
+name = "chain"
+
+[pipeline.inputs]
+data = { kind = "bytes" }
+
+[first]
+backend = "Python[noop_backend.py:size]"
+max = 32
+next = "second"
+
+[second]
+backend = "Identity"
+max = 32
+next = "third"
+
+[third]
+backend = "Identity"
+max = 32
+"""
+INFER = """
+wrk.method = "POST"
+wrk.body = '{"inputs":[{"name":"data","datatype":"BYTES","shape":[1],"data":["x"]}]}'
+wrk.headers["Content-Type"] = "application/json"
+"""
+DOORS = {
+    "predict": ("/predict/noop", "post.lua"),
+    "predict, 3 nodes": ("/predict/chain", "post.lua"),
+    "infer": ("/v2/models/noop/infer", "infer.lua"),
+}
+"""Ways in for requests that are remembered: path, and what wrk sends."""
 
 CROWDED = {
     "parts": """
@@ -106,12 +139,16 @@ def measure(quick: bool) -> list[Figure]:
     ours, others = processors()
     with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
-        (folder / "noop_backend.py").write_text(NOOP)
-        (folder / "noop.toml").write_text(f'{PIPELINE}executor = "thread"\n')
+        pipelines = folder / "pipelines"
+        pipelines.mkdir()
+        (pipelines / "noop_backend.py").write_text(NOOP)
+        (pipelines / "noop.toml").write_text(f'{PIPELINE}executor = "thread"\n')
+        (pipelines / "chain.toml").write_text(CHAIN)
         (folder / "post.lua").write_text(WRK)
+        (folder / "infer.lua").write_text(INFER)
         with pinned(ours):
-            server = running.enter_context(penstock(folder / "noop.toml"))
-            other = running.enter_context(penstock(folder / "noop.toml", "--request-history=0"))
+            server = running.enter_context(penstock(pipelines))
+            other = running.enter_context(penstock(pipelines, "--request-history=0"))
         figures = [*sizes(server), first_paint(server, 3 if quick else 9)]
 
         def compare(
@@ -140,8 +177,12 @@ def measure(quick: bool) -> list[Figure]:
                 shown = side(OPEN, server, beside=tab.open)
                 note = "; Chromium shares a processor with wrk"
                 figures.append(compare(f"rate {OPEN} ÷ {CLOSED}", shown, closed, None, note))
-            on, off = side(ON, server), side(OFF, other)
-            figures.append(compare(f"rate with {ON} ÷ {OFF}", on, off, 0.98))
+            for door, (path, script) in DOORS.items():
+                on, off = (
+                    Side(name, one, path, folder / script)
+                    for name, one in ((ON, server), (OFF, other))
+                )
+                figures.append(compare(f"{door}: rate with {ON} ÷ {OFF}", on, off, 0.98))
     for pipeline, requests in (("parts", "of 64 parts that fail"), ("alone", "in batches of one")):
         figures.append(memory_of_history(pipeline, f"memory of {HISTORY} requests {requests}"))
     return figures
