@@ -40,9 +40,9 @@ export function Input(props) {
   const id = `input-${name}`;
   const fault = faultOf(port, value);
   const words = [kind, items && `of ${items.kind}`, dtype, shape && `[${shape.map((size) => (size < 0 ? "any" : size)).join(", ")}]`, types?.join(", ")];
-  return html`<div class="try-input" data-input=${name}>
+  return html`<div class="try-input" role="group" aria-label=${name} data-input=${name}>
     <div class="try-name">
-      <label for=${id}><b>${name}</b></label> <span class="hint">${words.filter(Boolean).join(" ")}</span>
+      <label for=${isUpload(port) ? "" : id}><b>${name}</b></label> <span class="hint">${words.filter(Boolean).join(" ")}</span>
       ${optional && html`<label class="hint"><input type="checkbox" checked=${value.given} onChange=${() => change({ given: !value.given })} /> send it</label>`}
     </div>
     ${description && html`<p class="hint">${description}</p>`}
@@ -73,7 +73,7 @@ function Typed({ id, port: { kind }, value: { text }, change, fault }) {
     ${error && html`<button type="button" class="code fault mono" title="Go there" onClick=${go}>${error.excerpt}${"\n"}${" ".repeat(error.caret)}<span class="error">▲</span></button>`}`;
 }
 
-function Files({ id, port, value: { files }, change, streamed, onSample, onSize, over }) {
+function Files({ port, value: { files }, change, streamed, onSample, onSize, over }) {
   const chooser = useRef(null);
   const isMany = isFiles(port);
   const noun = nounOf(port);
@@ -89,7 +89,7 @@ function Files({ id, port, value: { files }, change, streamed, onSample, onSize,
       onRemove=${() => change({ files: files.filter((one) => one !== file) })} />`)}
     <div class=${isEmpty ? "drop" : "actions start"}>
       ${isEmpty && html`<p class="hint">Drop a ${noun} here${isPicture ? ", or paste it" : ""}</p>`}
-      <button type="button" id=${id} class=${isEmpty ? "button" : "button small"} onClick=${() => chooser.current.click()}>${isMany ? "Add" : "Choose"} a${isEmpty || isMany ? "" : "nother"} ${noun}</button>
+      <button type="button" class=${isEmpty ? "button" : "button small"} onClick=${() => chooser.current.click()}>${isMany ? "Add" : "Choose"} a${isEmpty || isMany ? "" : "nother"} ${noun}</button>
       ${noun === "sound" && html`<${Recorder} onSound=${(samples) => add([soundOf("recording", samples, streamed)])} />`}
       ${isEmpty && hasSample(port) && html`<button type="button" class="button" onClick=${onSample}>Try it with a ${noun} of ours</button>`}
     </div>`;
@@ -108,7 +108,7 @@ function Preview({ file, isPicture, onSize, over, onRemove }) {
   // A browser turns a picture by its EXIF orientation, as the server does.
   const measure = ({ target: { naturalWidth: width, naturalHeight: height } }) => {
     setSize({ width, height });
-    if (width) onSize?.({ width, height });
+    onSize?.(width ? { width, height } : null);
   };
   const canvas = html`<div class="canvas"><img src=${url} alt=${`What is sent: ${name}`} onLoad=${measure} onError=${measure} />${over}</div>`;
   return html`<figure class="try-file" ref=${figure}>

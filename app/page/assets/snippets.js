@@ -4,14 +4,13 @@
 import { jsonError } from "./json_text.js";
 import { isPlain, typeOf } from "./request.js";
 
-/**
- * @typedef {{code: string, files: Map<string, Blob | string>}} Snippet `files`: what it reads
- * @typedef {{url: string, key: boolean}} Where the page is, and whether it needs an API key
- */
-
 const LONG = 2000; // characters: what is longer comes from a file
 
-/** @type {Record<string, (plan: any, where: Where) => Snippet>} */
+/**
+ * Each takes a plan, the `url` of the page and whether it needs a `key`. It returns the code, and
+ * the `files` that the code reads.
+ * @type {Record<string, (plan: any, where: {url: string, key: boolean}) => {code: string, files: Map<string, any>}>}
+ */
 export const SNIPPETS = { curl, Python: python, TypeScript: typescript };
 
 const quoted = JSON.stringify;
