@@ -95,7 +95,7 @@ export function Details({ node, live, onClose }) {
   const { batching_timeout_ms: window } = node;
   const { executors, ...now } = live ?? NOTHING;
   const facts = [
-    ["Rate", rate(now.items_per_s), `${rate(now.batches_per_s)} in batches`],
+    ["Rate", rate(now.items_per_s), rate(now.batches_per_s, " batches")],
     ["Batch", now.batch_size?.toFixed(1) ?? "–", `at most ${node.max}`],
     ["Waits", ms(now.queue_ms), `${count(now.queued)} waiting now`],
     ["Runs", ms(now.run_ms), "per batch"],

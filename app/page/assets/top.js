@@ -30,7 +30,7 @@ function stateOf(status, phase) {
 
 function Memory({ used_bytes, limit_bytes, refused }) {
   const limit = limit_bytes ? ` of ${bytes(limit_bytes)}` : "";
-  return html`<span title="What requests hold in memory now, and may hold at most">
+  return html`<span class="cut" title="What requests hold in memory now, and may hold at most">
     ${bytes(used_bytes)}${limit} in requests${refused ? `, ${plural(refused, "refusal")}` : ""}</span>`;
 }
 

@@ -51,6 +51,14 @@ async def test_the_first_view_says_what_is_served(visit: Callable[..., Any]) -> 
         await expect(page.get_by_text("Finds things in an image.")).to_be_visible()
 
 
+async def test_the_state_is_whole_where_there_is_little_room(visit: Callable[..., Any]) -> None:
+    async with visit() as visited:
+        await visited.page.set_viewport_size({"width": 720, "height": 450})  # 1440 pixels at 200 %
+        await visited.open()
+        state = visited.page.get_by_text(re.compile("^Ready, "))
+        assert await state.evaluate("text => text.scrollWidth <= text.clientWidth")
+
+
 async def test_it_says_how_a_pipeline_feels(
     visit: Callable[..., Any], server: httpx.Client
 ) -> None:
