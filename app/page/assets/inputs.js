@@ -63,14 +63,14 @@ function Typed({ id, port: { kind }, value: { text }, change, fault }) {
     onInput: ({ target }) => change({ text: target.value }),
   };
   if (kind === "boolean") return html`<select ...${shared}>${["true", "false"].map((one) => html`<option value=${one}>${one}</option>`)}</select>`;
-  if (kind === "integer" || kind === "number") return html`<input inputmode="decimal" autocomplete="off" ...${shared} />`;
+  if (kind === "integer" || kind === "number") return html`<input inputmode="decimal" ...${shared} />`;
   const error = fault && jsonError(text);
   const go = () => {
     area.current.focus();
     area.current.setSelectionRange(error.index, error.index + 1);
   };
   return html`<textarea ref=${area} dir="auto" spellcheck=${isText} rows=${Math.min(14, Math.max(2, text.split("\n").length))} ...${shared} />
-    ${error && html`<button type="button" class="code fault mono" title="Go there" onClick=${go}>${error.excerpt}${"\n"}${" ".repeat(error.caret)}<span class="error">▲</span></button>`}`;
+    ${error && html`<button type="button" class="code fault mono" onClick=${go}>${error.excerpt}${"\n"}${" ".repeat(error.caret)}<span class="error">▲</span></button>`}`;
 }
 
 function Files({ port, value: { files }, change, streamed, onSample, onSize, over }) {

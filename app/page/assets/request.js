@@ -21,7 +21,7 @@ export const fileOf = (port) => (isFiles(port) ? port.items : port);
 /** @param {Port} port */
 export const isUpload = (port) => /^(image|bytes)$/.test(fileOf(port).kind);
 
-/** @param {{inputs?: Port[]}} pipeline @returns {Port[]} */
+/** @param {any} pipeline @returns {Port[]} */
 export const portsOf = ({ inputs }) => (inputs?.length ? inputs : [{ name: "data", kind: "image" }]);
 
 // A file that would be read as JSON or as a form is sent without its type.
@@ -31,12 +31,7 @@ export const typeOf = (/** @type {Part} */ { file, json }) =>
 /** Whether a shell's word can hold a text. @param {string} text */
 export const isPlain = (text) => !/[\u0000-\u0008\u000b-\u001f\u007f]/.test(text);
 
-/**
- * @param {{name: string, inputs?: Port[], stream_input?: string}} pipeline
- * @param {Record<string, Value>} values by input
- * @param {{deadline?: string, priority?: string, version?: string, events?: boolean}} [options]
- * @returns {Plan}
- */
+/** @param {any} pipeline @param {Record<string, Value>} values by input @param {any} options @returns {Plan} */
 export function planOf(pipeline, values, { deadline, priority, version, events = false } = {}) {
   const ports = portsOf(pipeline);
   const path = `predict/${encodeURIComponent(pipeline.name)}${version ? `/versions/${version}` : ""}`;

@@ -5,6 +5,10 @@ import { initOf } from "./request.js";
 
 const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
 
+// Whole numbers that a float does not hold become BigInt.
+const parse = (text) =>
+  JSON.parse(text, text.length > 1e6 ? null : (_, value, context) => (/^-?\d{16,}$/.test(context?.source) && !Number.isSafeInteger(value) ? BigInt(context.source) : value));
+
 /** Return the milliseconds and the batch of each node. @param {string | null} header Server-Timing */
 export function timingOf(header) {
   const nodes = {};
@@ -31,11 +35,11 @@ export async function ask(api, plan, signal, onPart) {
     if (headers.get("Content-Type")?.startsWith("text/event-stream")) await readEvents(response, reply, onPart);
     else {
       reply.text = await response.text();
-      reply.value = JSON.parse(reply.text);
+      reply.value = parse(reply.text);
     }
   } catch (error) {
-    if (signal.aborted && !reply.status) return null;
-    const isJson = !(error instanceof SyntaxError);
+    if (signal.aborted && reply.parts === null) return null;
+    const isJson = error.name !== "SyntaxError";
     if (!signal.aborted && isJson) Object.assign(reply, { status: error.status ?? 0, value: error.problem ?? undefined, text: error.message });
   }
   return { ...reply, running: false, ms: performance.now() - started };
@@ -53,8 +57,8 @@ async function readEvents(response, reply, onPart) {
     for (const event of events) {
       const data = /^data: (.*)$/m.exec(event)?.[1];
       if (!data || event.startsWith("event: end")) continue;
-      const parsed = JSON.parse(data);
-      reply.text += `${data}\n`;
+      const parsed = parse(data);
+      reply.text = `${reply.text}${data}\n`.slice(-1e6);
       if (event.startsWith("event: error")) Object.assign(reply, { value: parsed, status: parsed.status });
       else Object.assign(reply, { parts: reply.parts + 1, value: [...reply.value, parsed].slice(-MOST_PARTS) });
     }
