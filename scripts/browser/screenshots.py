@@ -31,8 +31,6 @@ DESKTOP, PHONE = ViewportSize(width=1440, height=900), ViewportSize(width=390, h
 LOAD_SECONDS, QUICK_SECONDS = 60.0, 1.0
 """How long the pages watch a load before the first picture, so that the charts show something."""
 PATIENCE_MS = 60_000
-LINES, LINES_SIZE = "lines.png", (500, 144)
-"""The first two lines of the page of examples/ocr: the whole takes a second."""
 BURST = 24
 """Requests at once, the slowest of which is explained in a picture."""
 
@@ -48,7 +46,7 @@ class Load(NamedTuple):
 
 
 LOADS = (
-    Load("ocr", LINES, 2, 0.2),
+    Load("page_digits", "page.png", 3, 0.03),
     Load("detector", "astronaut.jpg", 1, 0.4),
     Load("photograph", "coffee.jpg", 1, 0.3),
     Load("digits", "digit.png", 2, 0.05),
@@ -64,7 +62,6 @@ def main() -> None:
         folder = Path(name)
         for load in LOADS:
             copy_example(ROOT / "examples" / load.pipeline, folder)
-        Image.open(folder / "page.png").crop((0, 0, *LINES_SIZE)).save(folder / LINES)
         with serving(folder) as port, loading(port, folder), browsing() as browser:
             seconds = QUICK_SECONDS if arguments.quick else LOAD_SECONDS
             for picture in pictures(browser, port, folder, arguments.output, seconds):
@@ -163,8 +160,8 @@ def pictures(
     """Make the pictures one by one, after `seconds` in which the charts fill."""
     url = f"http://127.0.0.1:{port}/"
     output.mkdir(parents=True, exist_ok=True)
-    page = open_page(browser, f"{url}#/p/ocr", DESKTOP)
-    phone = open_page(browser, f"{url}#/p/ocr", PHONE)
+    page = open_page(browser, f"{url}#/p/page_digits", DESKTOP)
+    phone = open_page(browser, f"{url}#/p/page_digits", PHONE)
     page.wait_for_timeout(seconds * 1000)
     yield take(page, output / "page-overview-light.png")
     yield take(phone, output / "page-phone.png")

@@ -63,7 +63,7 @@ function Card({ node, live, open, onOpen }) {
   const { queued, batch_size, executors } = live;
   // Half full with a batch waiting for each instance, never quite full.
   const level = queued / (queued + Math.max(1, max * instances));
-  const batch = batch_size === null ? `max ${max}` : `${batch_size.toFixed(1)} of ${max}`;
+  const batch = batch_size === null ? `max ${max}` : `${batch_size.toFixed(+(batch_size < 10))} of ${max}`;
   const states = STATES.map((state) => [executors.filter((one) => one.state === state).length, state]);
   const busy = states.filter(([number]) => number).map((pair) => pair.join(" ")).join(", ");
   const now = `${queued} waiting, ${rate(live.items_per_s)}, runs ${ms(live.run_ms)}, instances: ${busy || "none"}`;
