@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from itertools import islice, starmap
 from time import monotonic
@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.pace import Pace
-from penstock.pipelines.runs.run import Submission
+from penstock.pipelines.runs.run import Run, Submission
 
 from .record import (
     MAX_CODE_CHARACTERS,
@@ -24,6 +24,7 @@ from .record import (
     Door,
     Failure,
     ItemVisit,
+    Outcome,
     Record,
     outcome_of,
     visits_of,
@@ -128,36 +129,51 @@ class History:
         status: int,
         failure: Failure | None,
         started: float,
-        runs: Iterable[Submission],
+        runs: Sequence[Submission],
     ) -> None:
         """Remember a request that ends now.
 
         `started`: 0 if it is not known; then it is the time when the first run was queued.
         """
         now = monotonic()
-        runs = tuple(runs)
+        if failure is None and status == 200 and len(runs) == 1 and pace is not None:
+            run = runs[0]
+            if isinstance(run, Run) and run.stages is None:
+                batch = run.batch
+                if batch is not None and batch.parts is None:
+                    enqueued = run.enqueued
+                    quick = request_id, pace, door, started, enqueued, now, batch, run.rows
+                    self._quick.append(quick)
+                    if now - (started or enqueued) > pace.slow:
+                        self.add_slow(quick)
+                    return
         visits, more = visits_of(runs)
-        started = started or (visits[0].enqueued if visits else now)
-        seconds = now - started
-        outcome = outcome_of(status, failure)
-        slow = outcome != "refused" and pace is not None and seconds > pace.slow
+        if not started:
+            started = visits[0].enqueued if visits else now
+        outcome: Outcome = "ok"
+        if failure is not None or status >= 400:
+            outcome = outcome_of(status, failure)
+        slow = pace is not None and now - started > pace.slow and outcome != "refused"
         if failure is not None:
             failure = Failure(
                 failure.code[:MAX_CODE_CHARACTERS], failure.detail[:MAX_DETAIL_CHARACTERS]
             )
-        record = Record(
-            request_id,
-            pace,
-            door,
-            status,
-            failure,
-            started,
-            now,
-            sum(run.rows for run in runs),
-            slow,
-            0.0 if pace is None else pace.mean,
-            visits,
-            more,
+        record = tuple.__new__(
+            Record,
+            (
+                request_id,
+                pace,
+                door,
+                status,
+                failure,
+                started,
+                now,
+                runs[0].rows if len(runs) == 1 else sum(run.rows for run in runs),
+                slow,
+                0.0 if pace is None else pace.mean,
+                visits,
+                more,
+            ),
         )
         size = _bytes_of(record)
         self._others.add(record, size)
@@ -256,7 +272,12 @@ def _record_of(quick: Quick, slow: float | None) -> Record:
 
 def _bytes_of(record: Record) -> int:
     """Return about how many bytes a record keeps in memory."""
-    size = RECORD_BYTES + sum(VISIT_BYTES for visit in record.walk())
+    visits = record.visits
+    size = RECORD_BYTES + VISIT_BYTES * len(visits)
+    for visit in visits:
+        if visit.batch is not None and visit.batch.parts is not None:
+            size += VISIT_BYTES * (sum(1 for _ in record.walk()) - len(visits))
+            break
     if record.failure is not None:
         size += sys.getsizeof(record.failure.detail)
     return size

@@ -10,7 +10,7 @@ callbacks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -309,7 +309,7 @@ class PredictCall(Run):
         door: Door,
         status: int,
         failure: Failure | None,
-        runs: Iterable[Submission],
+        runs: Sequence[Submission],
     ) -> None:
         """Put the request, which ends now, into the history, if there is one.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.backends.item import Item
@@ -108,7 +108,7 @@ class Direct:
 
     @abstractmethod
     def remember(
-        self, door: Door, status: int, failure: Failure | None, runs: Iterable[Submission]
+        self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]
     ) -> None:
         """Put the request, which ends now, into the history."""
 

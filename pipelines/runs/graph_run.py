@@ -20,7 +20,7 @@ from ..node.queue import Batch, Entry, Outcome, Visit
 from ..node.statistics import covered, kind_of_failure
 from ..overload.ticket import Ticket
 from .plan import EntryPoint, PlanNode
-from .run import Run, Stage, as_soft_failure, timings_of
+from .run import Run, Stage, as_soft_failure, new_visit, timings_of
 
 
 class NodeVisit(Entry):
@@ -346,8 +346,7 @@ class GraphRun:
         return covered((queued, batch.ended) for _, queued, batch in self.stages) - ran, ran
 
     def visits(self) -> list[Visit]:
-        passed = [Visit(*stage) for stage in self.stages]
-        return [*passed, *self.dropped, *map(_last_visit, self.entries)]
+        return [*map(new_visit, self.stages), *self.dropped, *map(_last_visit, self.entries)]
 
     def timings(self) -> list[Stage]:
         return timings_of(self.visits())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest
 from penstock.backends.item import Item
@@ -46,7 +46,16 @@ JSON_LENGTH_HEADER = b"inference-header-content-length"
 class InferRules:
     """The settings and helpers that all infer requests of an app share."""
 
-    __slots__ = ("has_key", "history", "json", "max_body", "models", "regions", "settings")
+    __slots__ = (
+        "has_key",
+        "history",
+        "json",
+        "max_body",
+        "models",
+        "regions",
+        "remember",
+        "settings",
+    )
 
     def __init__(
         self,
@@ -58,6 +67,7 @@ class InferRules:
         """`history`: None if no requests are remembered."""
         self.models = models
         self.history = history
+        self.remember = None if history is None else history.append  # as in `PredictRules`
         self.settings = settings
         self.max_body = settings.max_body  # as in `PredictRules`
         self.has_key = settings.api_key is not None
@@ -220,7 +230,7 @@ class InferCall:
         self.model.pipeline.statistics.take_back(self.request.rows)
 
     def remember(
-        self, door: Door, status: int, failure: Failure | None, runs: Iterable[Submission]
+        self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]
     ) -> None:
         """Put the request, which ends now, into the history, if there is one.
 
