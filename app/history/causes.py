@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from penstock.pipelines.node.statistics import covered
@@ -11,6 +11,9 @@ from . import words
 
 MAX_SENTENCES = 8
 """The most sentences about what took time."""
+
+MAX_RUNS = 3
+"""The most sentences about runs."""
 
 TOLD_PART = 0.05
 TOLD_MS = 0.5
@@ -52,9 +55,12 @@ class Kind:
         """Say it in the words of the longest one, with the time of all together."""
         longest = max(self.causes, key=lambda cause: cause.ms)
         text = longest.say(words.time_text(self.ms))
-        if len(self.causes) == 1 or self.name in ("again", "parts"):
+        times = len(self.causes)
+        if self.name == "run" or self.name in SAME_RUN:  # its items in one batch ran once
+            times = len({(cause.start, cause.end) for cause in self.causes})
+        if times == 1 or self.name in ("again", "parts"):
             return text
-        return words.of_several(text, len(self.causes), longest.ms)
+        return words.of_several(text, times, longest.ms)
 
 
 class Causes:
@@ -71,27 +77,27 @@ class Causes:
             self._kinds.setdefault(key, Kind(*key)).causes.append(Cause(start, end, say))
 
     def add_run(self, node: str, start: int, end: int, say: Say) -> None:
-        """Note a run. Only the node that ran longest is told: a run is no reason to be slow."""
+        """Note a run. Few are told: a run is no reason to be slow."""
         self._runs.setdefault(node, Kind("run", node)).causes.append(Cause(start, end, say))
 
     def told(self, whole: float, slow: bool) -> Iterator[str]:
         """Yield a sentence for each kind of cause that took its part of `whole` ms, the longest
-        first. Of a slow request, a run comes last.
+        first. Of a slow request, runs come last.
         """
-        kinds = [
-            (ms, kind)
-            for kind in self._kinds.values()
-            if (ms := kind.ms) >= TOLD_MS and ms >= TOLD_PART * whole
-        ]
-        kinds.sort(key=_length, reverse=True)
-        del kinds[MAX_SENTENCES:]
-        run = self.longest_run
-        if kinds and run is not None and not self._tells(kinds, run.node):
-            kinds.append((run.ms, run))
+        least = max(TOLD_MS, TOLD_PART * whole)
+        kinds = _longest(self._kinds.values(), least)[:MAX_SENTENCES]
+        if kinds:
+            runs = self._told_runs(least)
+            kinds += [run for run in runs if not self._tells(kinds, run[1].node)]
             if not slow:
                 kinds.sort(key=_length, reverse=True)
         for _, kind in kinds:
             yield kind.sentence()
+
+    def _told_runs(self, least: float) -> list[tuple[float, Kind]]:
+        """Return the longest run, however short, and the next ones of `least` ms."""
+        runs = _longest(self._runs.values(), 0.0)[:MAX_RUNS]
+        return [run for run in runs if run is runs[0] or run[0] >= least]
 
     @property
     def longest_run(self) -> Kind | None:
@@ -102,6 +108,13 @@ class Causes:
     def _tells(kinds: list[tuple[float, Kind]], node: str) -> bool:
         """Return whether one of these tells how long a node ran."""
         return any(kind.node == node and kind.name in SAME_RUN for _, kind in kinds)
+
+
+def _longest(kinds: Iterable[Kind], least: float) -> list[tuple[float, Kind]]:
+    """Return those of `least` ms and more, with their times, the longest first."""
+    return sorted(
+        ((ms, kind) for kind in kinds if (ms := kind.ms) >= least), key=_length, reverse=True
+    )
 
 
 def _length(told: tuple[float, Kind]) -> float:

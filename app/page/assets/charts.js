@@ -82,7 +82,7 @@ function optionsOf(unit, lines, range, onPoint) {
   const font = `11px ${getComputedStyle(document.body).fontFamily}`;
   const axis = { stroke: colour("ink-3"), font, grid, ticks: { show: false } };
   return {
-    padding: [8, 16, 0, 0],
+    padding: [8, 28, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: "penstock" }, y: false, drag: { x: false }, points: { size: 6 } },
     scales: { x: { range }, y: { range: (_plot, _low, high) => [0, ceiling(high ?? 0)] } },

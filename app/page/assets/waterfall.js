@@ -90,7 +90,7 @@ function laidOut({ ms: end, nodes, spans }) {
   const visits = nodes.map((visit) => rowOf(visit, end));
   /** @type {Row[]} */
   const rows = spans.map(({ name, words, start_ms: from, end_ms: to }) => ({
-    ...{ name, words, part: 0, waited: null, ran: to - from, visit: null, parts: [], from },
+    ...{ name: `(${name})`, words, part: 0, waited: null, ran: to - from, visit: null, parts: [], from },
     stretches: [{ kind: "span", from, to }],
   }));
   visits.forEach((row) => (visits[row.visit.part_of ?? -1]?.parts ?? rows).push(row));

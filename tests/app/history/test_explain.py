@@ -471,7 +471,7 @@ def test_waits_at_the_same_time_count_once() -> None:
     visits = [ItemVisit(item, None, "net", enqueued, batch) for item in range(3)]
     assert story(record("x", enqueued, bench.clock(), visits))["summary"] == [
         "Waited 10.0 ms at node net for its only instance to be free (3 times, 10.0 ms at most).",
-        "Ran 10.0 ms at node net in a batch of 3 rows (3 times, 10.0 ms at most).",
+        "Ran 10.0 ms at node net in a batch of 3 rows.",
     ]
 
 
@@ -501,6 +501,24 @@ def test_visits_are_in_the_order_of_time_and_several_waits_are_told_together() -
     assert made["summary"] == [
         "Waited 15.0 ms at node work in its queue (2 times, 15.0 ms at most).",
         "Ran 100 ms at node yields.",
+        "Ran 10.0 ms at node work.",
+    ]
+
+
+def test_the_runs_that_took_most_are_told() -> None:
+    visits: list[tuple[str, float, Batch]] = []
+    at = 1.0
+    for node, ms in (("page", 500), ("cut", 1), ("read", 400), ("sort", 90), ("save", 80)):
+        batch = Batch(node, None, [], 1, at)
+        batch.ended = at + ms / 1000
+        visits.append((node, at, batch))
+        at = batch.ended
+    assert story(record("a", 1.0, at + 0.1, visits))["summary"] == [
+        "After the last node it took 100 ms until its answer was ready, turns of the event loop "
+        "included.",
+        "Ran 500 ms at node page.",
+        "Ran 400 ms at node read.",
+        "Ran 90.0 ms at node sort.",
     ]
 
 

@@ -55,6 +55,7 @@ async def test_it_says_why_a_request_was_slow(visit: Callable[..., Any], waited:
         await row.press("Enter")
         await expect(details).to_have_count(0)
         await expect(request).to_contain_text(f"penstock why --url {visited.url} {name}")
+        await expect(request.get_by_role("button", name="(answer): ")).to_be_visible()
 
 
 async def test_the_command_runs_nothing_of_a_client(
