@@ -15,12 +15,14 @@ from time import monotonic
 from typing import TypeAlias
 
 from penstock.pipelines.node.queue import Batch
+from penstock.pipelines.runs.graph_run import GraphRun
 from penstock.pipelines.runs.pace import Pace
 from penstock.pipelines.runs.run import Run, Submission
 
 from .record import (
     MAX_CODE_CHARACTERS,
     MAX_DETAIL_CHARACTERS,
+    MAX_VISITS,
     Door,
     Failure,
     ItemVisit,
@@ -51,13 +53,22 @@ Quick: TypeAlias = tuple[str, Pace, Door, float, float, float, Batch, int]
 queued, when its answer was ready, its batch and its rows."""
 
 
+Trail: TypeAlias = Sequence[tuple[Batch, float]] | Sequence[tuple[str, float, Batch]]
+"""The batches of a request, and when it was queued for each: as a run has them."""
+
+
+Passed: TypeAlias = tuple[str, Pace, Door, float, float, int, Trail, float | None]
+"""A good request that passed several nodes, not made a `Record` yet: id, pace, door, first byte,
+when its answer was ready, its rows, its batches, and, if it was slow, the mean at that time."""
+
+
 class Shelf:
     """The newest records, at most `most` of them and of about `most_bytes` together."""
 
     __slots__ = ("_bytes", "_most", "_most_bytes", "_records")
 
     def __init__(self, most: int, most_bytes: int) -> None:
-        self._records: deque[tuple[int, Record]] = deque()
+        self._records: deque[tuple[int, Record | Passed]] = deque()
         self._bytes = 0
         self._most = most
         self._most_bytes = most_bytes
@@ -68,9 +79,14 @@ class Shelf:
     def __iter__(self) -> Iterator[Record]:
         """Iterate over the records, the oldest first."""
         for _, record in self._records:
-            yield record
+            yield _whole(record)
 
     def __reversed__(self) -> Iterator[Record]:
+        for _, record in reversed(self._records):
+            yield _whole(record)
+
+    def newest(self) -> Iterator[Record | Passed]:
+        """Iterate over the records as they are kept, the newest first."""
         for _, record in reversed(self._records):
             yield record
 
@@ -79,7 +95,7 @@ class Shelf:
         copied._records = self._records.copy()
         return copied
 
-    def add(self, record: Record, size: int) -> None:
+    def add(self, record: Record | Passed, size: int) -> None:
         records = self._records
         records.append((size, record))
         self._bytes += size
@@ -138,22 +154,28 @@ class History:
         now = monotonic()
         if failure is None and status == 200 and len(runs) == 1 and pace is not None:
             run = runs[0]
-            if isinstance(run, Run) and run.stages is None:
-                batch = run.batch
-                if batch is not None and batch.parts is None:
-                    enqueued = run.enqueued
+            if isinstance(run, Run) and (batch := run.batch) is not None:
+                enqueued, stages = run.enqueued, run.stages
+                if stages is None and batch.parts is None:
                     quick = request_id, pace, door, started, enqueued, now, batch, run.rows
                     self._quick.append(quick)
                     if now - (started or enqueued) > pace.slow:
                         self.add_slow(quick)
                     return
+                trail: Trail = (*(stages or ()), (batch, enqueued))
+                if len(trail) <= MAX_VISITS:
+                    self.add_trail(request_id, pace, door, started, trail, run.rows)
+                    return
+            elif isinstance(run, GraphRun) and 0 < len(run.stages) <= MAX_VISITS:
+                self.add_trail(request_id, pace, door, started, run.stages, run.rows)
+                return
         visits, more = visits_of(runs)
         if not started:
             started = visits[0].enqueued if visits else now
         outcome: Outcome = "ok"
         if failure is not None or status >= 400:
             outcome = outcome_of(status, failure)
-        slow = pace is not None and now - started > pace.slow and outcome != "refused"
+        is_slow = pace is not None and now - started > pace.slow and outcome != "refused"
         if failure is not None:
             failure = Failure(
                 failure.code[:MAX_CODE_CHARACTERS], failure.detail[:MAX_DETAIL_CHARACTERS]
@@ -169,7 +191,7 @@ class History:
                 started,
                 now,
                 runs[0].rows if len(runs) == 1 else sum(run.rows for run in runs),
-                slow,
+                is_slow,
                 0.0 if pace is None else pace.mean,
                 visits,
                 more,
@@ -177,10 +199,33 @@ class History:
         )
         size = _bytes_of(record)
         self._others.add(record, size)
-        if slow or outcome == "expired":
+        if is_slow or outcome == "expired":
             self._slow.add(record, size)
         if outcome == "failed":
             self._failed.add(record, size)
+
+    def add_trail(  # noqa: PLR0917  by name they would cost each request more
+        self,
+        request_id: str,
+        pace: Pace,
+        door: Door,
+        started: float,
+        trail: Trail,
+        rows: int,
+    ) -> None:
+        """Remember a good request, which ends now. It has passed 1 to `MAX_VISITS` nodes."""
+        now = monotonic()
+        begun = started or trail[0][1]
+        size = RECORD_BYTES + VISIT_BYTES * len(trail)
+        for visit in trail:
+            batch = visit[0] if len(visit) == 2 else visit[2]
+            if batch.parts is not None:
+                size += VISIT_BYTES * MAX_VISITS  # at most
+        slow = pace.mean if now - begun > pace.slow else None
+        passed: Passed = (request_id, pace, door, begun, now, rows, trail, slow)
+        self._others.add(passed, size)
+        if slow is not None:
+            self._slow.add(passed, size)
 
     def copy(self) -> History:
         """Return what is remembered now, to be read on another thread."""
@@ -208,11 +253,16 @@ class History:
             if ended <= then:
                 break
             found[pace].append(ended - (first_byte or enqueued))
-        for record in reversed(self._others):
-            if record.ended <= then:
+        for record in self._others.newest():
+            if not isinstance(record, Record):
+                _, pace, _, started, ended, *_ = record
+            elif record.pace is not None and record.outcome == "ok":
+                pace, started, ended = record.pace, record.started, record.ended
+            else:
+                continue
+            if ended <= then:
                 break
-            if record.pace is not None and record.outcome == "ok":
-                found[record.pace].append(record.seconds)
+            found[pace].append(ended - started)
         return found
 
     def slow(self) -> Iterator[Record]:
@@ -266,6 +316,34 @@ def _record_of(quick: Quick, slow: float | None) -> Record:
         slow is not None,
         pace.mean if slow is None else slow,
         (ItemVisit(0, None, batch.node, enqueued, batch),),
+        0,
+    )
+
+
+def _whole(record: Record | Passed) -> Record:
+    if isinstance(record, Record):
+        return record
+    request_id, pace, door, started, ended, rows, trail, slow = record
+    visits: list[ItemVisit] = []
+    for visit in trail:
+        if len(visit) == 2:
+            batch, enqueued = visit
+            visits.append(ItemVisit(0, None, batch.node, enqueued, batch))
+        else:
+            node, enqueued, batch = visit
+            visits.append(ItemVisit(0, None, node, enqueued, batch))
+    return Record(
+        request_id,
+        pace,
+        door,
+        200,
+        None,
+        started,
+        ended,
+        rows,
+        slow is not None,
+        pace.mean if slow is None else slow,
+        visits,
         0,
     )
 

@@ -8,7 +8,7 @@ from time import monotonic
 from penstock.backends.item import Item
 from penstock.pipelines.runs.run import ENDED, Submission
 
-from ..history.record import Door, Failure
+from ..history.record import MAX_VISITS, Door, Failure
 from ..history.ring import Quick
 from ..http.errors import failure_of
 from ..http.helper_thread import on_helper_thread
@@ -130,7 +130,19 @@ class DirectPredict(PredictCall, Direct):
                 request_id.encode(),
             )
         else:
-            if self.rules.history is not None:
+            history = self.rules.history
+            stages = self.stages if run is self else None
+            if history is not None and stages is not None and len(stages) < MAX_VISITS:
+                assert batch is not None
+                history.add_trail(
+                    self.request_id,
+                    self.pipeline.pace,
+                    "predict",
+                    self.first_byte,
+                    (*stages, (batch, self.enqueued)),
+                    self.rows,
+                )
+            elif history is not None:
                 self._remember(200, None, run)
             head = b"%b%d\r\nserver-timing: %b\r\nx-request-id: %b\r\n" % (
                 start,

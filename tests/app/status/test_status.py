@@ -72,7 +72,7 @@ async def test_percentiles_are_of_the_requests_that_are_remembered() -> None:
     }
     assert status["request_history"] == 3
     latency = status["pipelines"][0]["latency_ms"]
-    assert latency["requests"] == 2 and 0 < latency["p50"] <= latency["p90"] == latency["p99"]
+    assert latency["requests"] == 3 and 0 < latency["p50"] <= latency["p90"] == latency["p99"]
     assert later["pipelines"][0]["latency_ms"]["requests"] == 1
 
 
