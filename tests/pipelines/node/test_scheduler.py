@@ -525,3 +525,81 @@ def test_a_queue_that_ran_empty_in_turns_begins_again_in_the_order_of_arrival() 
     harness.finish()
     harness.decide()
     assert harness.ran == [["a", "bc", "de"]]
+
+
+# what is noted of a batch
+
+
+def noted(harness: Harness, executor: int = 0) -> tuple[str, tuple[int, int, int, int]]:
+    """Return the rule that started the newest batch of an executor, and how many rows queued before
+    and after, and how many other executors ran and were idle.
+    """
+    start = harness.executors[executor].batches[-1].start
+    assert start is not None and start.decided == harness.now
+    return start.rule, (start.queued, start.left, start.running, start.idle)
+
+
+def end(harness: Harness, executor: int = 0) -> None:
+    harness.executors[executor].batches[-1].ended = harness.now
+    harness.finish(executor)
+
+
+def test_the_rule_that_started_a_batch_is_noted() -> None:
+    harness = Harness([2], [2])
+    harness.scheduler.notes = True
+    harness.put("a")
+    harness.decide(1.0)
+    assert noted(harness, 1) == ("idle", (1, 0, 0, 1))
+    harness.put_all("bcdef")
+    harness.decide(2.0)
+    assert noted(harness) == ("idle", (5, 3, 1, 0))
+    harness.now = 3.0
+    end(harness)
+    harness.decide(4.0)
+    assert noted(harness) == ("freed", (3, 1, 1, 0))
+    start = harness.executors[0].batches[-1].start
+    assert start is not None
+    assert (start.freed, start.oldest, start.taken, start.limit) == (3.0, 1.0, 5, 2)
+
+
+def test_it_is_noted_that_a_device_was_partly_busy() -> None:
+    harness = Harness([2, 2], batching_timeout=1.0)
+    harness.scheduler.notes = True
+    harness.put("a")
+    harness.decide(1.0)
+    harness.put("b")
+    harness.decide(1.5)
+    assert len(harness.executors[0].batches) == 0
+    harness.decide(2.5)
+    assert noted(harness) == ("late", (1, 0, 1, 0))
+    end(harness)
+    harness.put_all("cd")
+    harness.decide()
+    assert noted(harness) == ("full", (2, 0, 1, 0))
+
+
+def test_it_is_noted_how_long_results_further_down_held_the_node() -> None:
+    harness = Harness([2])
+    harness.scheduler.notes = True
+    outflow = harness.scheduler.outflow
+    outflow.bytes = outflow.limit + 1
+    harness.put("a")
+    harness.decide(1.0)
+    harness.decide(2.0)
+    assert not harness.executors[0].batches
+    outflow.bytes = 0
+    harness.decide(3.0)
+    assert noted(harness)[0] == "downstream"
+    start = harness.executors[0].batches[-1].start
+    assert start is not None and start.held == (1.0, 3.0)
+    end(harness)
+    harness.put("b")
+    harness.decide(4.0)
+    assert noted(harness)[0] == "idle"
+
+
+def test_nothing_is_noted_unless_somebody_asked_for_it() -> None:
+    harness = Harness([2])
+    harness.put("a")
+    harness.decide(1.0)
+    assert harness.executors[0].batches[0].start is None
