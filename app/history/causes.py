@@ -80,13 +80,13 @@ class Causes:
         """Note a run. Few are told: a run is no reason to be slow."""
         self._runs.setdefault(node, Kind("run", node)).causes.append(Cause(start, end, say))
 
-    def told(self, whole: float, slow: bool) -> Iterator[str]:
+    def told(self, whole: float, *, slow: bool, ended: bool) -> Iterator[str]:
         """Yield a sentence for each kind of cause that took its part of `whole` ms, the longest
-        first. Of a slow request, runs come last.
+        first. Of a slow request, runs come last; alone they are told of one that ended badly.
         """
         least = max(TOLD_MS, TOLD_PART * whole)
         kinds = _longest(self._kinds.values(), least)[:MAX_SENTENCES]
-        if kinds:
+        if kinds or ended:
             runs = self._told_runs(least)
             kinds += [run for run in runs if not self._tells(kinds, run[1].node)]
             if not slow:

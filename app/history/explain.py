@@ -300,7 +300,8 @@ class Explanation:
         """Say how it ended unless it was answered well, and why it took so long."""
         record, whole = self._record, self._end / 1000
         told = self._ending()
-        told += self._causes.told(whole, slow=record.slow or record.outcome != "ok")
+        ended = record.outcome != "ok"
+        told += self._causes.told(whole, slow=record.slow or ended, ended=ended)
         if not told:
             run = self._causes.longest_run
             node, ran = ("", 0.0) if run is None else (run.node, run.ms)

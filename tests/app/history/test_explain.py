@@ -379,6 +379,20 @@ def test_endings(status: int, code: str, detail: str, outcome: str, first: str) 
     ]
 
 
+def test_what_ran_too_long_for_a_deadline_is_told() -> None:
+    bench = Bench()
+    bench.put("a")
+    enqueued = bench.clock()
+    bench.move(500)
+    bench.end()
+    late = {"status": 504, "failure": Failure("deadline_exceeded", "it came late")}
+    visits = [("net", enqueued, bench.batches["a"])]
+    assert story(record("a", enqueued, bench.clock(), visits, **late))["summary"] == [
+        "Its deadline passed: it came late.",
+        "Ran 500 ms at node net alone.",
+    ]
+
+
 def test_what_ran_on_when_the_request_ended() -> None:
     bench = Bench()
     bench.put("a")
