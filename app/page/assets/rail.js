@@ -15,7 +15,7 @@ export function Rail({ pipelines, chosen, link }) {
       placeholder="Find one of ${pipelines.length}" value=${text} onInput=${(event) => setText(event.target.value)} />`}
     <ul>${found.map((pipeline) => html`<li key=${pipeline.name}>
       <${Entry} pipeline=${pipeline} chosen=${pipeline.name === chosen} href=${link(pipeline.name)} /></li>`)}</ul>
-    ${!found.length && html`<p class="hint">No pipeline is called so.</p>`}
+    ${!found.length && html`<p class="hint">No pipeline matches.</p>`}
   </nav>`;
 }
 
