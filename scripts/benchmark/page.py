@@ -108,21 +108,33 @@ max = 32
 [fail]
 backend = "Python[crowded.py:fail]"
 """,
-    "alone": """
+    "nodes": """
 [pipeline]
-name = "alone"
+name = "nodes"
 
 [pipeline.inputs]
 data = { kind = "text" }
-
-[alone]
-backend = "Python[crowded.py:size]"
+"""
+    + "".join(
+        f"""
+[node{number}]
+backend = "Identity"
+max = 1
+next = "{f"node{number + 1}" if number < 63 else "fail"}"
+"""
+        for number in range(1, 64)
+    )
+    + """
+[fail]
+backend = "Python[crowded.py:fail]"
 max = 1
 """,
 }
-"""Requests that take the most memory: with many parts and an error, and in batches of their own."""
+"""Requests that take the most memory, and then fail."""
 
 CROWDED_CODE = """
+from penstock import InvalidInput
+
 def split(item):
     return {"result": item["data"], "parts": [item["data"]] * 64}
 
@@ -130,7 +142,7 @@ def size(data):
     return len(data)
 
 def fail(data):
-    raise ValueError("é" * 10_000)
+    raise InvalidInput("😀" * 10_000)
 """
 
 
@@ -183,7 +195,7 @@ def measure(quick: bool) -> list[Figure]:
                     for name, one in ((ON, server), (OFF, other))
                 )
                 figures.append(compare(f"{door}: rate with {ON} ÷ {OFF}", on, off, 0.98))
-    for pipeline, requests in (("parts", "of 64 parts that fail"), ("alone", "in batches of one")):
+    for pipeline, requests in (("parts", "of 64 parts"), ("nodes", "of 64 nodes")):
         figures.append(memory_of_history(pipeline, f"memory of {HISTORY} requests {requests}"))
     return figures
 
