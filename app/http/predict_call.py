@@ -83,7 +83,7 @@ class PredictRules:
         pipelines: Pipelines,
         settings: Settings,
         fetch: Fetch | None,
-        history: History | None,
+        history: History | None = None,
     ) -> None:
         self.pipelines = pipelines
         self.history = history

@@ -62,7 +62,7 @@ class InferRules:
         models: Models,
         settings: Settings,
         regions: SharedMemory,
-        history: History | None,
+        history: History | None = None,
     ) -> None:
         """`history`: None if no requests are remembered."""
         self.models = models
