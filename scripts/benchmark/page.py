@@ -37,7 +37,7 @@ from chromium import browsing
 PART = WEB_PAGE
 ASSETS = ROOT / "app" / "page" / "assets"
 CONNECTIONS = 64
-TURNS = 31
+TURNS = 21
 """Costs of one per cent are less than what a turn differs from the next."""
 CALLERS = 32
 HISTORY = 4096
