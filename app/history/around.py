@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 from penstock.pipelines.node.queue import Batch
@@ -69,7 +70,7 @@ class Surroundings:
             last = bisect_left(batches, visit.batch.start.taken, key=_taken)
             taken = visit.batch.start.taken - visit.batch.size
         first: Batch | None = None
-        free = float("inf")
+        free = inf
         held: list[tuple[float, float]] = []
         for batch in reversed(batches[:last]):
             assert batch.start is not None
@@ -85,6 +86,16 @@ class Surroundings:
         rows = taken - (_taken(first) - first.size)
         return Before(rows, free, held) if rows > 0 else None
 
+    def meanwhile(self, record: Record, visit: ItemVisit) -> list[tuple[float, float]]:
+        """Return when batches of others ran at a node while a visit queued there, as far as is
+        known: begins and ends, seconds.
+        """
+        spans = [
+            (max(batch.started, visit.enqueued), min(_end_of(batch), record.ended))
+            for batch in self._started.get(_node_of(visit, record), [])
+        ]
+        return [(start, end) for start, end in spans if end > start]
+
 
 def _node_of(visit: ItemVisit, record: Record) -> NodeKey:
     """Return the node whose executors run a visit: nodes may share those of another one."""
@@ -92,6 +103,11 @@ def _node_of(visit: ItemVisit, record: Record) -> NodeKey:
     if batch is not None and batch.start is not None:
         return batch.start.executor.rpartition("#")[0], record.version
     return f"{record.pipeline}/{visit.node}", record.version
+
+
+def _end_of(batch: Batch) -> float:
+    """Return when a batch ended. One that still runs has no end yet."""
+    return batch.ended if batch.executor is None else inf
 
 
 def _taken(batch: Batch) -> int:

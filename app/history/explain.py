@@ -149,7 +149,9 @@ class Explanation:
         there = (self._end - queued) / 1000
         before = self._around.before(self._record, visit)
         why = "instance" if before is None else "order"
-        say = partial(words.unfinished, visit.node, 0 if before is None else before.rows)
+        rows = 0 if before is None else before.rows
+        ran = self._around.meanwhile(self._record, visit)
+        say = partial(words.unfinished, visit.node, rows, len(ran), covered(ran) * 1000)
         self._causes.add("queued", visit.node, queued, self._end, say)
         sentence = say(words.time_text(there))
         return {

@@ -16,9 +16,9 @@ def time_text(ms: float) -> str:
     return f"{ms / 1000:.3g} s" if ms < 99_950 else f"{ms / 1000:.0f} s"
 
 
-def count_text(count: int, noun: str) -> str:
-    """Write a number of things: 1 row, 8 rows."""
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+def count_text(count: int, noun: str, many: str = "") -> str:
+    """Write a number of things: 1 row, 8 rows. `many`: where that isn't the noun with an s."""
+    return f"1 {noun}" if count == 1 else f"{count} {many or f'{noun}s'}"
 
 
 def ordinal(number: int) -> str:
@@ -69,10 +69,17 @@ def waited(node: str, why: str, time: str) -> str:
     return f"Waited {time} at node {node} {why}."
 
 
-def unfinished(node: str, rows: int, time: str) -> str:
-    """`rows`: how many others were started there meanwhile."""
-    others = f"; {count_text(rows, 'other row')} started there meanwhile" if rows else ""
-    return f"Waited {time} at node {node} {QUEUED} until the request ended{others}."
+def unfinished(node: str, rows: int, batches: int, ran_ms: float, time: str) -> str:
+    """`rows`: how many others were started there meanwhile. `batches`: how many ran there, for
+    `ran_ms` of the time.
+    """
+    text = f"Waited {time} at node {node} {QUEUED} until the request ended"
+    if rows:
+        text += f"; {count_text(rows, 'other row')} started there meanwhile"
+    if batches:
+        text += f"; {count_text(batches, 'batch of others', 'batches of others')} ran there for "
+        text += f"{time_text(ran_ms)} of that"
+    return f"{text}."
 
 
 # batches

@@ -1,8 +1,35 @@
 // @ts-check
 /** /docs: load the document with the API key, and show it by Swagger UI. */
 
-const KEY = "penstock-key"; // in sessionStorage; the page at / uses the same
-const THEME = "penstock-theme"; // in localStorage; set on the page at /
+const storedKey = kept("sessionStorage", "penstock-key"); // the page at / uses the same
+const storedTheme = kept("localStorage", "penstock-theme"); // set on the page at /
+
+/**
+ * A text that this browser keeps under a name, or null. If it refuses, as where cookies are blocked,
+ * the text lasts as long as this page. As storage.js of the page at /, which may be turned off.
+ * @param {"localStorage" | "sessionStorage"} area
+ * @param {string} name
+ */
+function kept(area, name) {
+  /** @type {string | null} */
+  let text = null;
+  const attempt = (/** @type {(storage: Storage) => any} */ act) => {
+    try {
+      return act(window[area]);
+    } catch {
+      return null; // a SecurityError
+    }
+  };
+  return {
+    /** @returns {string | null} */
+    read: () => attempt((storage) => storage.getItem(name)) ?? text,
+    /** Null forgets it. @param {string | null} next */
+    write(next) {
+      text = next;
+      attempt((storage) => (next === null ? storage.removeItem(name) : storage.setItem(name, next)));
+    },
+  };
+}
 
 /** @param {string} name */
 function meta(name) {
@@ -20,7 +47,7 @@ if (meta("penstock-page") === "on") home.href = "./";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 function showTheme() {
-  const chosen = localStorage.getItem(THEME);
+  const chosen = storedTheme.read();
   const dark = chosen === "dark" || (chosen !== "light" && system.matches);
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   document.documentElement.classList.toggle("dark-mode", dark); // Swagger UI's name
@@ -44,7 +71,7 @@ function ask(text, wrong = false) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, input.value.trim());
+  storedKey.write(input.value.trim());
   void load();
 });
 change.addEventListener("click", () => ask("Another key replaces the one in use."));
@@ -55,7 +82,7 @@ function say(text) {
 }
 
 async function load() {
-  const key = sessionStorage.getItem(KEY);
+  const key = storedKey.read();
   if (!key && meta("penstock-key") === "needed") {
     ask("This server asks for an API key. It stays in this tab and is forgotten when the tab is closed.");
     return;
@@ -70,7 +97,7 @@ async function load() {
     return;
   }
   if (response.status === 401) {
-    sessionStorage.removeItem(KEY);
+    storedKey.write(null);
     ask(key ? "The server did not accept that key." : "This server asks for an API key.", key !== null);
     return;
   }

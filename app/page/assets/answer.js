@@ -1,7 +1,7 @@
 // @ts-check
 /** An answer: how it ended, what to do, where its time went, what it holds. */
 
-import { html } from "./vendor/htm/standalone.module.js";
+import { html } from "./preact.js";
 import { Copy, save } from "./copy.js";
 import { bytes, ms, percent, plural } from "./format.js";
 import { JsonTree } from "./json_tree.js";
@@ -9,6 +9,7 @@ import { JsonTree } from "./json_tree.js";
 const LOG = "The server's log has the rest under this request's id.";
 const TODO = {
   "no answer": "The server can't be reached, or it closed the connection before all was sent, as for a body above max_body.",
+  broken: "The parts that came before are below. The request's id tells more, if the server remembers it.",
   unauthorized: "Enter the API key at the top of the page.",
   invalid_request: "Correct what it names, and send it again.",
   invalid_input: "Send something else: this could not be read.",
@@ -21,20 +22,21 @@ const TODO = {
 
 /** @param {any} props the `reply` of `ask`, what is `found` in it, and the `links` of `TryIt` */
 export function Answer({ reply, found, links }) {
-  const { status, id, value, text, running, parts, timing } = reply;
-  const isGood = status >= 200 && status < 300;
-  const code = status ? value?.code : "no answer";
+  const { status, id, value, text, running, parts, timing, problem } = reply;
+  const isGood = status >= 200 && status < 300 && (running || !problem);
+  const code = status ? problem?.code : "no answer";
+  const how = isGood ? `${status} OK` : status ? `${problem?.status ?? ""} ${problem?.title ?? status}` : "No answer";
   return html`<section class="answer" aria-label="Answer">
     <p class="answer-head" role="status">
-      <span class=${isGood ? "pill good" : "pill bad"}>${status ? `${status} ${isGood ? "OK" : (value?.title ?? "")}` : "No answer"}</span>
+      <span class=${isGood ? "pill good" : "pill bad"}>${how}</span>
       <span>${running ? "still coming" : ms(reply.ms)}<span class="hint">${parts === null ? "" : `, ${plural(parts, "part")}`}${status ? `, ${bytes(text.length)}` : ""}</span></span>
     </p>
     ${id && html`<p class="answer-head"><a class="mono cut" href=${`#/requests/${encodeURIComponent(id)}`} title="Why did it take so long?">${id}</a><${Copy} what="id" text=${id} /></p>`}
-    ${!isGood && html`<div class="card problem" role="alert"><p dir="auto">${value?.detail ?? text.slice(0, 500)}</p>
+    ${!isGood && html`<div class="card problem" role="alert"><p dir="auto">${problem?.detail ?? text.slice(0, 500)}</p>
       <p class="hint"><code>${code}</code> ${TODO[code] ?? (status === 429 || status > 501 ? "Send it again in a while." : "")} ${reply.retryAfter && `Retry after ${reply.retryAfter} s.`}</p></div>`}
     ${timing.length > 0 && html`<${Timings} timing=${timing} />`}
     ${found && html`<${Findings} found=${found} />`}
-    ${isGood && (value === undefined ? html`<pre class="code">${text.slice(0, 10_000)}</pre>` : html`<${JsonTree} value=${value} links=${links} />`)}
+    ${(isGood || parts > 0) && (value === undefined ? html`<pre class="code">${text.slice(0, 10_000)}</pre>` : html`<${JsonTree} value=${value} links=${links} />`)}
     ${text && status > 0 && html`<div class="actions start"><${Copy} what="answer" text=${text} /><button class="button quiet small" onClick=${() => save("answer.json", text)}>Save</button></div>`}
   </section>`;
 }

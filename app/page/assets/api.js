@@ -3,7 +3,11 @@
  * Calls to the server. Paths are relative, so that the page works below any root path. The API key
  * is asked for when a call answers 401, and kept for this tab.
  */
-const STORED = "penstock-key"; // the page at /docs reads it too
+import { eventsOf } from "./events.js";
+import { withRates } from "./rates.js";
+import { kept } from "./storage.js";
+
+const stored = kept("sessionStorage", "penstock-key"); // the page at /docs reads it too
 // The server writes this into the page, so that no call has to fail before the key is asked for.
 const needsKey = document.querySelector('meta[name="penstock-key"]')?.getAttribute("content") === "needed";
 const SILENCE_MS = 15_000; // events come every second: a connection this silent is dead
@@ -35,13 +39,12 @@ export const api = {
   asking: null,
 
   get key() {
-    return sessionStorage.getItem(STORED);
+    return stored.read();
   },
 
   /** Null forgets it. */
   set key(key) {
-    if (key === null) sessionStorage.removeItem(STORED);
-    else sessionStorage.setItem(STORED, key);
+    stored.write(key);
     keyChanged.dispatchEvent(new Event("change"));
   },
 
@@ -55,9 +58,7 @@ export const api = {
 
   /**
    * `fetch` with the API key. Reject with ApiError if no answer came or no key was entered.
-   * @param {string} path
-   * @param {RequestInit} [init]
-   * @returns {Promise<Response>}
+   * @param {string} path @param {RequestInit} [init] @returns {Promise<Response>}
    */
   async fetch(path, init = {}) {
     for (;;) {
@@ -79,9 +80,7 @@ export const api = {
 
   /**
    * Return the answer's JSON. Reject with ApiError for every status but 2xx.
-   * @param {string} path
-   * @param {RequestInit} [init]
-   * @returns {Promise<any>}
+   * @param {string} path @param {RequestInit} [init] @returns {Promise<any>}
    */
   async get(path, init) {
     const response = await this.fetch(path, init);
@@ -104,8 +103,10 @@ export const api = {
 
 async function keepWatching(onStatus, onLink, stop) {
   let failures = 0;
+  let last = null;
   const hear = (status) => {
     failures = 0;
+    last = status;
     onLink("live", "");
     onStatus(status);
   };
@@ -120,7 +121,7 @@ async function keepWatching(onStatus, onLink, stop) {
     const seldom = full && (await api.get("status", { signal: stop }).catch(() => null));
     if (stop.aborted) return;
     const locked = error.status === 401;
-    if (seldom) hear(seldom);
+    if (seldom) hear(withRates(seldom, last));
     else onLink(locked ? "locked" : error.status === 403 ? "barred" : "lost", error.message);
     failures += 1;
     const pause = error.status ? LONGEST_PAUSE_MS : Math.min(LONGEST_PAUSE_MS, 500 * 2 ** failures);
@@ -142,18 +143,16 @@ async function readEvents(stop, onStatus) {
     if (!response.ok) throw await errorOf(response);
     // A stream lasts no longer than its key.
     keyChanged.addEventListener("change", abort, { signal });
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let text = "";
-    for (;;) {
+    const wait = () => {
       clearTimeout(timer);
       timer = setTimeout(abort, SILENCE_MS);
-      const { done, value } = await reader.read();
-      if (done) return;
-      const events = (text + value).split("\n\n");
-      text = events.pop();
-      const newest = events.map((event) => /^data: (.*)$/m.exec(event)?.[1]).findLast(Boolean);
+    };
+    wait();
+    for await (const events of eventsOf(response)) {
+      wait();
+      const newest = events.findLast(({ data }) => data);
       // In a task of its own: an error in the page is no error of the connection.
-      if (newest) queueMicrotask(() => onStatus(JSON.parse(newest)));
+      if (newest) queueMicrotask(() => onStatus(JSON.parse(newest.data)));
     }
   } finally {
     clearTimeout(timer);

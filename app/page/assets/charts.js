@@ -1,6 +1,6 @@
 // @ts-check
 /** Three charts of a pipeline's last minutes: rate, latency, requests in flight. */
-import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { count, ms, rate } from "./format.js";
 import { colour, onTheme } from "./theme.js";
 

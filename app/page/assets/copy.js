@@ -1,5 +1,5 @@
 // @ts-check
-import { html, useState } from "./vendor/htm/standalone.module.js";
+import { html, useState } from "./preact.js";
 
 /** Copy a text. Return whether it worked. @param {string} text */
 export async function copyText(text) {

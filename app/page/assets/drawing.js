@@ -1,7 +1,7 @@
 // @ts-check
 /** Draws what an answer holds on the picture that was sent. */
 
-import { html, useEffect, useRef } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef } from "./preact.js";
 import { percent } from "./format.js";
 
 // Okabe and Ito's, which colour-blind people tell apart.
@@ -36,7 +36,7 @@ export function Drawing({ size: { width, height }, shapes, masks, active, onActi
     if (!isActive && (!text || shapes.length > MOST_LABELS)) return [mark, null];
     const [left, right, top] = [share(points, 0, width, Math.min), share(points, 0, width, Math.max), share(points, 1, height, Math.min)];
     const place = { top: `${top * 100}%`, borderColor: colour, ...(left < 0.6 ? { left: `${left * 100}%` } : { right: `${(1 - right) * 100}%` }) };
-    return [mark, html`<bdi class=${`shape-label${top < 0.08 ? " inside" : ""}${isActive ? " active" : ""}`} style=${place} aria-hidden="true">${text || index + 1}</bdi>`];
+    return [mark, html`<bdi class=${`cut shape-label${top < 0.08 ? " inside" : ""}${isActive ? " active" : ""}`} style=${place} aria-hidden="true">${text || index + 1}</bdi>`];
   });
   return html`${layers}<svg class="shapes" viewBox=${`0 0 ${width} ${height}`} preserveAspectRatio="none">${drawn.map(([mark]) => mark)}</svg>${drawn.map(([, label]) => label)}`;
 }

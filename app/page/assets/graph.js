@@ -1,6 +1,6 @@
 // @ts-check
 /** The graph of a pipeline: nodes as cards, edges as pipes, a node's details. */
-import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./preact.js";
 import { count, ms, plural, rate } from "./format.js";
 import { fit, NODE } from "./layout.js";
 

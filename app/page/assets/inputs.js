@@ -1,10 +1,10 @@
 // @ts-check
 /** A field of the form for each declared input. */
 
-import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { bytes } from "./format.js";
 import { jsonError } from "./json_text.js";
-import { faultOf, fileOf, isFiles, isUpload } from "./request.js";
+import { exampleOf, faultOf, fileOf, isFiles, isUpload } from "./request.js";
 import { picture, sound } from "./samples.js";
 import { record, wavOf, whyNoSound } from "./sound.js";
 
@@ -27,8 +27,16 @@ export async function sampleOf(port, streamed) {
   return noun === "picture" ? new File([await picture()], "cup.jpg", { type: "image/jpeg" }) : new File(["Hello from Penstock.\n"], "hello.txt", { type: "text/plain" });
 }
 
-/** What the code names where no file is chosen yet: it is empty. @param {import("./request.js").Port} port */
-export function placeholderOf(port) {
+/** The form before anything is typed. @param {import("./request.js").Port[]} ports */
+export const startOf = (ports) => Object.fromEntries(ports.map((port) => [port.name, { given: !port.optional, text: exampleOf(port), files: [] }]));
+
+/** The form with an empty file for the code to name wherever none is chosen yet. */
+export const filled = (ports, values) => Object.fromEntries(ports.map((port) => {
+  const value = values[port.name];
+  return [port.name, isUpload(port) && !value.files.length ? { ...value, files: [placeholderOf(port)] } : value];
+}));
+
+function placeholderOf(port) {
   const [name, type] = { picture: ["photo.jpg", "image/jpeg"], sound: ["sound.wav", "audio/wav"], file: ["file.bin", ""] }[nounOf(port)];
   return new File([], name, { type });
 }

@@ -1,7 +1,7 @@
 // @ts-check
 /** JSON to unfold. Only what is open is in the page, so that 10 MB do not freeze the tab. */
 
-import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { bytes, count, plural } from "./format.js";
 import { below } from "./shapes.js";
 

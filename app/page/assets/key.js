@@ -1,6 +1,6 @@
 // @ts-check
 /** The dialog that asks for the API key, and forgets it; a button in the top bar opens it too. */
-import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { api } from "./api.js";
 
 export function Key() {

@@ -9,10 +9,8 @@ const LEAST_SCALE = 0.8; // smaller is hard to read: the page scrolls down inste
 const NARROWEST_SCALE = 0.6; // the graph scrolls to the side instead
 
 /**
- * Lay a graph out from left to right, or from the top down where that fits the room better.
- * @param {import("./status.js").Graph} graph
- * @param {number} width pixels
- * @param {number} height pixels
+ * Lay a graph out from left to right, or from the top down where that fits the room better, which is
+ * `width` by `height` pixels.
  */
 export function fit(graph, width, height) {
   const [across, down] = [true, false].map((way) => {

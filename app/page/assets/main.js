@@ -1,6 +1,6 @@
 // @ts-check
 /** The page: what it shows where, by the hash of its address, and what it knows of the server. */
-import { html, render, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, render, useEffect, useRef, useState } from "./preact.js";
 import { api } from "./api.js";
 import { duration } from "./format.js";
 import { History } from "./history.js";
@@ -92,7 +92,10 @@ function App() {
     if (id) centre.current.focus();
   }, [id]);
 
+  // What is shown of the centre and the panel; on a phone it is one of them.
+  const skip = () => [...document.querySelectorAll("[data-shown]")].find((one) => one.checkVisibility())["focus"]();
   return html`
+    ${pipeline && html`<button class="button skip" onClick=${skip}>Skip to the pipeline</button>`}
     <${TopBar} status=${status} link=${link} />
     ${pipelines.length > 0 && html`<${Rail} pipelines=${pipelines} chosen=${name} link=${(other) => addressOf(other, tab)} />`}
     <main class="centre ${lost && "stale"} ${!pipeline && "alone"}" ref=${centre} tabindex="-1" data-shown=${shown}>
@@ -105,7 +108,7 @@ function App() {
     ${pipeline && html`<nav class="tabs views" aria-label="Views">${Object.entries(TABS).map(([one, text]) => html`<a
       key=${one} class="tab" data-tab=${one} href=${addressOf(name, one)}
       aria-current=${one === tab ? "page" : undefined}>${text}</a>`)}</nav>`}
-    ${pipeline && html`<aside class="side" aria-label="Try it and requests" data-shown=${shown}>
+    ${pipeline && html`<aside class="side" aria-label="Try it and requests" tabindex="-1" data-shown=${shown}>
       <div hidden=${tab === "requests"}><${TryIt} key=${name} pipeline=${pipeline} api=${api} /></div>
       ${tab === "requests" && html`<${Requests} pipeline=${pipeline} api=${api} id=${id} />`}
     </aside>`}

@@ -1,6 +1,6 @@
 // @ts-check
 /** A mark for each mood: its shape says what its colour says. */
-import { html } from "./vendor/htm/standalone.module.js";
+import { html } from "./preact.js";
 
 const SHAPES = {
   idle: html`<circle cx="6" cy="6" r="4" fill="none" stroke="currentColor" stroke-width="1.5" />`,

@@ -1,9 +1,13 @@
 // @ts-check
 /** The centre of the page: how a pipeline feels, its graph, a node's details, its charts. */
-import { html, useCallback, useState } from "./vendor/htm/standalone.module.js";
+import { html, useCallback, useState } from "./preact.js";
+import { api } from "./api.js";
 import { Charts } from "./charts.js";
 import { Details, GraphView } from "./graph.js";
+import { filled, startOf } from "./inputs.js";
 import { MoodMark } from "./mood.js";
+import { planOf, portsOf } from "./request.js";
+import { SNIPPETS } from "./snippets.js";
 import { feeling, MOODS, progress, untouched } from "./status.js";
 
 export function Overview({ pipeline, columns, time_s }) {
@@ -17,7 +21,7 @@ export function Overview({ pipeline, columns, time_s }) {
     <${Heading} ...${pipeline} sentence=${feeling(pipeline)} />
     ${pipeline.graph?.nodes.length > 0 && html`<${GraphView} pipeline=${pipeline} open=${open} onOpen=${setOpen} />`}
     ${node && html`<${Details} node=${node} live=${pipeline.nodes.find(({ name }) => name === open)} onClose=${close} />`}
-    ${untouched(pipeline) ? pipeline.mood !== "down" && html`<${NoTraffic} ...${pipeline} />` : html`<${Charts} columns=${columns} time_s=${time_s} />`}`;
+    ${untouched(pipeline) ? pipeline.mood !== "down" && pipeline.inputs && html`<${NoTraffic} pipeline=${pipeline} />` : html`<${Charts} columns=${columns} time_s=${time_s} />`}`;
 }
 
 function Heading({ name, version, versions = [], mood, sentence, description, loading }) {
@@ -39,17 +43,16 @@ function Progress({ loading, mood }) {
     ${percent && html`<p class="bar"><i style=${{ width: `${percent}%` }}></i></p>`}</div>`;
 }
 
-const CURLS = { image: "-T photo.jpg", text: "-d 'some text'", json: "--json '{}'" };
-
-function NoTraffic({ name, mood, inputs = [] }) {
-  const path = encodeURIComponent(name);
-  const url = new URL(`predict/${path}`, document.baseURI).href;
-  const options = inputs.length > 1 ? "-F …" : CURLS[inputs[0]?.kind] ?? "-T input";
+function NoTraffic({ pipeline }) {
+  const { name, mood, stream_input, streams } = pipeline;
+  const ports = portsOf(pipeline);
+  const plan = planOf(pipeline, filled(ports, startOf(ports)), { events: Boolean(stream_input || streams) });
+  const { code } = SNIPPETS.curl(plan, { url: document.baseURI, key: Boolean(api.key) });
   // The panel with its form may be beside, below or behind the graph.
   const focus = () => setTimeout(() => document.querySelector(".try :is(input, textarea, button)")?.["focus"]());
   return html`<section class="empty card">
     <p>No traffic yet.${mood === "idle" && " Try it here, or from a shell:"}</p>
-    <code class="code">curl ${options} ${url}</code>
-    <p><a class="button primary" href="#/p/${path}/try" onClick=${focus}>Try it</a></p>
+    <code class="code">${code}</code>
+    <p><a class="button primary" href="#/p/${encodeURIComponent(name)}/try" onClick=${focus}>Try it</a></p>
   </section>`;
 }

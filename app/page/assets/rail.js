@@ -1,6 +1,6 @@
 // @ts-check
 /** The list of pipelines: how each feels, its rate and its latency. */
-import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { ms, rate } from "./format.js";
 import { MoodMark } from "./mood.js";
 import { MOODS } from "./status.js";

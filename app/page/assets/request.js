@@ -25,7 +25,7 @@ export const isUpload = (port) => /^(image|bytes)$/.test(fileOf(port).kind);
 export const portsOf = ({ inputs }) => (inputs?.length ? inputs : [{ name: "data", kind: "image" }]);
 
 // A file that would be read as JSON or as a form is sent without its type.
-export const typeOf = (/** @type {Part} */ { file, json }) =>
+export const typeOf = ({ file, json }) =>
   !file ? (json === undefined ? "text/plain" : "application/json") : !file.type || /json|form/.test(file.type) ? "application/octet-stream" : file.type;
 
 /** Whether a shell's word can hold a text. @param {string} text */
@@ -41,13 +41,11 @@ export function planOf(pipeline, values, { deadline, priority, version, events =
     ...(priority && { "Penstock-Priority": priority }),
   };
   const whole = (part, type = typeOf(part)) => ({ path, events, headers: { ...headers, "Content-Type": type }, body: { ...part, name: "body" } });
-  const jsonOf = (/** @type {Part} */ { json, text }) => json ?? JSON.stringify(text);
-  /** @type {Part[]} */
+  const jsonOf = ({ json, text }) => json ?? JSON.stringify(text);
   const parts = ports.flatMap((port) => {
     const { name } = port;
     const { given, text, files } = values[name];
     if (!given) return [];
-    /** @type {Part} */
     const part = port.kind === "text" ? { name, text } : { name, json: isFiles(port) ? "[]" : text.trim() };
     return files.length ? files.map((file) => ({ name, file })) : [part];
   });

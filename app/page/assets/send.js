@@ -1,9 +1,11 @@
 // @ts-check
 /** Sends a request and reads what is answered. */
 
+import { eventsOf } from "./events.js";
 import { initOf } from "./request.js";
 
 const MOST_PARTS = 1000; // of an answer in events: the last ones are kept
+const BROKEN = { code: "broken", title: "The answer broke off", detail: "The connection ended before the answer did." };
 
 // Whole numbers that a float does not hold become BigInt.
 const parse = (text) =>
@@ -21,13 +23,14 @@ export function timingOf(header) {
 }
 
 /**
- * Return the answer, with `status` 0 if there is none; null: it was aborted before one came.
+ * Return the answer, with `status` 0 if there is none; null: it was aborted before one came. Of
+ * events, `value` has the parts, and `problem` why no more came.
  * @param {any} api @param {import("./request.js").Plan} plan @param {AbortSignal} signal
  * @param {(reply: any) => void} onPart is called with what has come of an answer in events
  */
 export async function ask(api, plan, signal, onPart) {
   const started = performance.now();
-  const reply = { status: 0, id: "", ms: 0, text: "", value: undefined, timing: [], retryAfter: null, parts: null, running: true };
+  const reply = { status: 0, id: "", ms: 0, text: "", value: undefined, timing: [], retryAfter: null, parts: null, problem: null, running: true };
   try {
     const response = await api.fetch(plan.path, { ...initOf(plan), signal });
     const { headers } = response;
@@ -36,31 +39,27 @@ export async function ask(api, plan, signal, onPart) {
     else {
       reply.text = await response.text();
       reply.value = parse(reply.text);
+      if (!response.ok) reply.problem = reply.value;
     }
   } catch (error) {
     if (signal.aborted && reply.parts === null) return null;
     const isJson = error.name !== "SyntaxError";
-    if (!signal.aborted && isJson) Object.assign(reply, { status: error.status ?? 0, value: error.problem ?? undefined, text: error.message });
+    if (reply.parts !== null) reply.problem = signal.aborted ? null : BROKEN;
+    else if (isJson) Object.assign(reply, { status: error.status ?? 0, problem: error.problem, text: error.message });
   }
   return { ...reply, running: false, ms: performance.now() - started };
 }
 
 async function readEvents(response, reply, onPart) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  Object.assign(reply, { value: [], parts: 0 });
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      const data = /^data: (.*)$/m.exec(event)?.[1];
-      if (!data || event.startsWith("event: end")) continue;
-      const parsed = parse(data);
-      reply.text = `${reply.text}${data}\n`.slice(-1e6);
-      if (event.startsWith("event: error")) Object.assign(reply, { value: parsed, status: parsed.status });
-      else Object.assign(reply, { parts: reply.parts + 1, value: [...reply.value, parsed].slice(-MOST_PARTS) });
+  Object.assign(reply, { value: [], parts: 0, problem: BROKEN });
+  for await (const events of eventsOf(response)) {
+    for (const { name, data } of events) {
+      if (name === "end") reply.problem = null;
+      else if (name === "error") reply.problem = parse(data);
+      else if (data) {
+        reply.text = `${reply.text}${data}\n`.slice(-1e6);
+        Object.assign(reply, { parts: reply.parts + 1, value: [...reply.value, parse(data)].slice(-MOST_PARTS) });
+      }
     }
     onPart({ ...reply });
   }

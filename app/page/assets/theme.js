@@ -1,14 +1,16 @@
 // @ts-check
 /** The theme (auto, light, dark), kept in this browser, and the colours that it gives. */
-const STORED = "penstock-theme";
+import { kept } from "./storage.js";
+
+const stored = kept("localStorage", "penstock-theme");
 const changes = new EventTarget();
 const tell = () => changes.dispatchEvent(new Event("change"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", tell);
 
 /** Show the theme and keep it; without a name, the one that was kept. Return its name. */
-export function chooseTheme(name = localStorage.getItem(STORED) ?? "auto") {
+export function chooseTheme(name = stored.read() ?? "auto") {
   document.documentElement.dataset.theme = name;
-  localStorage.setItem(STORED, name);
+  stored.write(name);
   tell();
   return name;
 }

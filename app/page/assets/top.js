@@ -1,6 +1,6 @@
 // @ts-check
 /** The top bar: how the server is, the key, the theme, the API's docs. */
-import { html, useState } from "./vendor/htm/standalone.module.js";
+import { html, useState } from "./preact.js";
 import { bytes, duration, plural } from "./format.js";
 import { Key } from "./key.js";
 import { MoodMark } from "./mood.js";

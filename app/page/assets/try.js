@@ -1,28 +1,28 @@
 // @ts-check
 /** The panel *Try it*: a form of the declared inputs, the answer, and the same request as code. */
 
-import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useMemo, useRef, useState } from "./preact.js";
 import { Answer } from "./answer.js";
 import { Copy, save } from "./copy.js";
 import { Drawing } from "./drawing.js";
 import { plural } from "./format.js";
-import { Input, placeholderOf, sampleOf } from "./inputs.js";
-import { exampleOf, faultOf, fileOf, isFiles, isUpload, planOf, portsOf } from "./request.js";
+import { filled, Input, sampleOf, startOf } from "./inputs.js";
+import { faultOf, fileOf, isFiles, isUpload, planOf, portsOf } from "./request.js";
 import { ask } from "./send.js";
 import { find } from "./shapes.js";
 import { SNIPPETS } from "./snippets.js";
 
-/** @param {{pipeline: any, api: any, onAnswered?: (answer: {id: string, status: number, ms: number}) => void}} props */
+/** @param {{pipeline: any, api: any}} props */
 export function TryIt(props) {
   // Another pipeline, or other inputs after a reload, begin with a new form.
   const { name, inputs } = props.pipeline; // the inputs come later than the rest
   return inputs && html`<${Panel} key=${JSON.stringify([name, inputs])} ...${props} />`;
 }
 
-function Panel({ pipeline, api, onAnswered }) {
+function Panel({ pipeline, api }) {
   const ports = useMemo(() => portsOf(pipeline), []);
   const streamed = Boolean(pipeline.stream_input);
-  const [values, setValues] = useState(() => Object.fromEntries(ports.map((port) => [port.name, { given: !port.optional, text: exampleOf(port), files: [] }])));
+  const [values, setValues] = useState(() => startOf(ports));
   const [options, setOptions] = useState({ events: streamed || pipeline.streams === true });
   const [checked, check] = useState(false);
   const [busy, setBusy] = useState(false);
@@ -37,7 +37,7 @@ function Panel({ pipeline, api, onAnswered }) {
 
   const pictured = ports.find((port) => fileOf(port).kind === "image");
   const sent = pictured && values[pictured.name].files.length ? size : null;
-  const found = useMemo(() => (reply?.value !== undefined && !reply.running && reply.status < 300 ? find(reply.value, sent) : null), [reply, sent]);
+  const found = useMemo(() => (reply?.value !== undefined && !reply.running && !reply.problem ? find(reply.value, sent) : null), [reply, sent]);
   const drawn = found && sent ? [...found.shapes, ...found.masks] : [];
   const links = useMemo(() => ({ active, shown, onActive, linked: new Set(drawn.map(({ path }) => path)) }), [active, shown, found]);
   const change = (name, part) => {
@@ -74,7 +74,6 @@ function Panel({ pipeline, api, onAnswered }) {
     const answer = await ask(api, planOf(pipeline, form, options), going.current.signal, setReply);
     setReply(answer);
     setBusy(false);
-    if (answer) onAnswered?.({ id: answer.id, status: answer.status, ms: answer.ms });
   };
   const sample = async () => {
     const form = { ...values };
@@ -90,11 +89,7 @@ function Panel({ pipeline, api, onAnswered }) {
   const over = isDrawn && drawn.length > 0 && html`<${Drawing} ...${found} size=${size} active=${active} onActive=${onActive} onShow=${onShow} />`;
   const answer = useMemo(() => reply && html`<${Answer} reply=${reply} found=${found} links=${links} />`, [reply, found, links]);
   const code = useMemo(() => {
-    const filled = ports.map((port) => {
-      const value = values[port.name];
-      return [port.name, isUpload(port) && !value.files.length ? { ...value, files: [placeholderOf(port)] } : value];
-    });
-    return html`<${CopyAs} plan=${planOf(pipeline, Object.fromEntries(filled), options)} hasKey=${Boolean(api.key)} />`;
+    return html`<${CopyAs} plan=${planOf(pipeline, filled(ports, values), options)} hasKey=${Boolean(api.key)} />`;
   }, [values, options, api.key]);
   return html`<div class="try" ref=${root} onDragOver=${(event) => event.preventDefault()} onDrop=${drop}>
     <form class="try-form" novalidate onSubmit=${(event) => (event.preventDefault(), send(values))}>

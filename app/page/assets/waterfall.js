@@ -1,7 +1,7 @@
 // @ts-check
 /** The waterfall of a request: a row for each visit of a node, with its waiting and its run. */
 import { count, ms, plural } from "./format.js";
-import { html, useMemo, useState } from "./vendor/htm/standalone.module.js";
+import { html, useMemo, useState } from "./preact.js";
 
 const UNFOLDED_PARTS = 8; // of more, the longest are shown until the reader asks for all
 const TICKS = 5; // so many have room on a phone
@@ -15,12 +15,8 @@ const WAITED_FOR = {
   loop: "for the event loop",
 };
 
-/** @typedef {any} Row what `rowOf` makes of a visit (`nodes` of GET /requests/ID) or a span */
-
-/** @param {string} id */
 export const hrefOf = (id) => `#/requests/${encodeURIComponent(id)}`;
 
-/** @param {{request: any}} props */
 export function Waterfall({ request }) {
   const { rows, longest, end } = useMemo(() => laidOut(request), [request]);
   const step = stepOf(end);
@@ -32,24 +28,22 @@ export function Waterfall({ request }) {
       <span class="num">waited</span><span class="num">ran</span>
     </div>
     <ol class="waterfall-rows" style=${{ "--step": share(step, end) }}>${rows.map(
-      (/** @type {Row} */ row) => html`<${RowOf} row=${row} depth=${0} end=${end} longest=${longest} />`,
+      (row) => html`<${RowOf} row=${row} depth=${0} end=${end} longest=${longest} />`,
     )}</ol>
   </section>`;
 }
 
-/** @param {{row: Row, depth: number, end: number, longest: Row}} props */
 function RowOf({ row, depth, end, longest }) {
   const { name, part, waited, ran, visit, parts } = row;
   const [open, setOpen] = useState(visit && row === longest);
   const [all, setAll] = useState(false);
-  /** @type {Row[]} */
   const some = all ? parts : longestOf(parts, UNFOLDED_PARTS);
   return html`<li class=${row === longest && (waited > ran ? "longest waited" : "longest")}>
     <button class="waterfall-grid" aria-label="${name}${part ? ` ${part}` : ""}: ${row.words}"
       aria-expanded=${visit ? open : undefined} onClick=${() => setOpen(visit && !open)}>
       <span class="waterfall-name" style=${{ "--depth": depth }}><span class="cut">${name}</span>
         ${part > 0 && html`<span class="unit">${part}</span>`}</span>
-      <span class="waterfall-bar">${row.stretches.map((/** @type {any} */ { kind, from, to, label }) => html`<i
+      <span class="waterfall-bar">${row.stretches.map(({ kind, from, to, label }) => html`<i
         class="stretch ${kind}" style=${{ left: share(from, end), width: share(to - from, end) }}
         ><b>${label}</b></i>`)}</span>
       <span class="num">${waited !== null && ms(waited)}</span>
@@ -65,9 +59,7 @@ function RowOf({ row, depth, end, longest }) {
   </li>`;
 }
 
-/** @param {{visit: {words: string, batch: any, waits: any[], pieces: any[], instance: string, device: string}}} props */
 function Details({ visit: { words: all, batch, waits, pieces, instance, device } }) {
-  /** @type {string[]} */
   const mates = batch?.mates ?? [];
   const more = batch?.more_mates ? `and ${count(batch.more_mates)} more` : "";
   const left = batch?.left_queued ? `${count(batch.left_queued)} stayed queued.` : "";
@@ -82,13 +74,9 @@ function Details({ visit: { words: all, batch, waits, pieces, instance, device }
   return html`<dl>${facts.map(([name, fact]) => fact && html`<dt>${name}</dt><dd>${fact}</dd>`)}</dl>`;
 }
 
-/**
- * Return the rows in their order, the one with the longest stretch, and where the axis ends, in ms.
- * @param {{ms: number, nodes: any[], spans: any[]}} request
- */
+/** Return the rows in their order, the one with the longest stretch, and the axis' end in ms. */
 function laidOut({ ms: end, nodes, spans }) {
   const visits = nodes.map((visit) => rowOf(visit, end));
-  /** @type {Row[]} */
   const rows = spans.map(({ name, words, start_ms: from, end_ms: to }) => ({
     ...{ name: `(${name})`, words, part: 0, waited: null, ran: to - from, visit: null, parts: [], from },
     stretches: [{ kind: "span", from, to }],
@@ -100,11 +88,7 @@ function laidOut({ ms: end, nodes, spans }) {
   return { rows, longest, end: Math.max(end, 0.01) };
 }
 
-/**
- * @param {any} visit
- * @param {number} end what never started or never ended lasts until then, in ms
- * @returns {Row}
- */
+/** Return the row of a visit. What never started or never ended lasts until `end`, in ms. */
 function rowOf(visit, end) {
   const { node: name, queued_at_ms: from, started_at_ms: start, batch, words } = visit;
   const stop = visit.ended_at_ms ?? end;
@@ -129,23 +113,18 @@ function rowOf(visit, end) {
   return { name, words, part, from, waited, ran, stretches, visit, parts: [] };
 }
 
-/**
- * Return the rows with the longest stretches, at most `most`, in their order.
- * @param {Row[]} rows
- * @param {number} most
- */
+/** Return the rows with the longest stretches, at most `most`, in their order. */
 function longestOf(rows, most) {
-  const length = (/** @type {Row} */ { waited, ran }) => Math.max(waited, ran); // null counts as 0
+  const length = ({ waited, ran }) => Math.max(waited, ran); // null counts as 0
   const kept = [...rows].sort((one, other) => length(other) - length(one)).slice(0, most);
   return rows.filter((row) => kept.includes(row));
 }
 
-/** Return 1, 2 or 5 times a power of ten. @param {number} end */
+/** Return 1, 2 or 5 times a power of ten. */
 function stepOf(end) {
   const least = end / TICKS;
   const power = 10 ** Math.floor(Math.log10(least));
   return power * ([1, 2, 5].find((times) => times * power >= least) ?? 10);
 }
 
-/** @type {(part: number, whole: number) => string} */
 const share = (part, whole) => `${((part / whole) * 100).toFixed(3)}%`;

@@ -1,9 +1,9 @@
 // @ts-check
 /** The last slow and failed requests, and the view of one: why it took as long as it did. */
-import { copyText } from "./copy.js";
+import { Copy } from "./copy.js";
 import { ms, plural } from "./format.js";
 import { shell } from "./snippets.js";
-import { html, useEffect, useRef, useState } from "./vendor/htm/standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { hrefOf, Waterfall } from "./waterfall.js";
 
 const REFRESH_MS = 2000;
@@ -11,29 +11,19 @@ const LISTED = 50;
 const USUAL_SERVER = "http://127.0.0.1:8000"; // of `penstock why`
 const LONG_SENTENCE = 140; // an error's text
 
-/**
- * @typedef {typeof import("./api.js").api} Api
- * @typedef {any} Entry of GET /requests: docs/reference/http.md
- */
-
-/** @type {Record<string, string>} */
 const SHADES = { ok: "calm", failed: "down", refused: "refusing", expired: "busy" };
-/** @type {Record<string, string>} */
 const KINDS = { "": "Slow or failed", slow: "Slow", failed: "Failed", recent: "Recent" };
 
-/** @param {Entry} request */
 const clock = (request) => new Date(request.time).toLocaleTimeString([], { hour12: false });
 
-/** @param {{request: Entry}} props */
 function Outcome({ request: { outcome, status, slow } }) {
   return html`${slow && html`<span class="pill mood busy">slow</span>`}
     <span class="pill mood ${SHADES[outcome]}">${outcome === "left" ? "client left" : outcome} ${status}</span>`;
 }
 
 /**
- * The panel *Requests*: the last slow or failed ones, newest first, and a field for any id.
- * @param {{pipeline?: {name: string} | null, api: Api, id?: string | null}} props `id`: of the
- *   request that is open
+ * The panel *Requests*: the last slow or failed ones, newest first, and a field for any id. `id` is
+ * that of the request that is open.
  */
 export function Requests({ pipeline, api, id }) {
   const name = pipeline?.name ?? "";
@@ -41,17 +31,17 @@ export function Requests({ pipeline, api, id }) {
   const [listed, setListed] = useState(null);
   const [failure, setFailure] = useState(null);
   const [tries, setTries] = useState(0);
-  const list = useRef(/** @type {HTMLElement | null} */ (null));
+  const list = useRef(null);
   useEffect(() => {
     const query = new URLSearchParams({ limit: `${LISTED}`, ...(name && { pipeline: name }) });
     if (kind) query.set("kind", kind);
     const stop = new AbortController();
-    const show = (/** @type {any} */ found) => {
+    const show = (found) => {
       setFailure(null);
       // Nothing moves under the pointer or the focus.
       if (!list.current?.matches(":hover, :focus-within")) setListed(found);
     };
-    const fail = (/** @type {any} */ error) => {
+    const fail = (error) => {
       if (stop.signal.aborted) return;
       setFailure(error);
       if (error.status && error.status < 500) clearInterval(timer); // until the reader asks again
@@ -64,7 +54,7 @@ export function Requests({ pipeline, api, id }) {
       stop.abort();
     };
   }, [api, name, kind, tries]);
-  const ask = (/** @type {any} */ event) => {
+  const ask = (event) => {
     event.preventDefault();
     const wanted = event.target.elements.id.value.trim();
     if (wanted) location.hash = hrefOf(wanted);
@@ -81,7 +71,7 @@ export function Requests({ pipeline, api, id }) {
     )}</div>
     ${failure && html`<${Trouble} failure=${failure} again=${() => setTries(tries + 1)} />`}
     ${listed && html`<p class="hint">Of the last ${plural(listed.remembered, "request")}</p>
-      <ol ref=${list}>${listed.requests.map((/** @type {Entry} */ request) => html`
+      <ol ref=${list}>${listed.requests.map((request) => html`
         <li key=${request.id + request.time}>
           <a href=${hrefOf(request.id)} aria-current=${request.id === id ? "true" : undefined}>
             <strong class="num">${ms(request.ms)}</strong>
@@ -99,8 +89,7 @@ export function Requests({ pipeline, api, id }) {
 
 /**
  * Why one request took as long as it did: the causes in words, the longest first, and a waterfall.
- * @param {{id: string, api: Api, onPipeline?: (name: string) => void}} props `onPipeline` hears
- *   whose request it is
+ * `onPipeline` hears the name of its pipeline.
  */
 export function Why({ id, api, onPipeline }) {
   const [request, setRequest] = useState(null);
@@ -122,19 +111,15 @@ export function Why({ id, api, onPipeline }) {
   return request && html`<${Answer} key=${request.id + request.time} request=${request} />`;
 }
 
-/** @param {{request: Entry}} props */
 function Answer({ request }) {
   const { id, pipeline, version, door, outcome, code, usual_ms: usual, rows } = request;
-  const [first, ...others] = /** @type {string[]} */ (request.summary);
-  const [said, say] = useState("");
+  const [first, ...others] = request.summary;
   const times = outcome === "ok" && usual ? request.ms / usual : 0;
   const items = rows > 1 && plural(rows, "item");
   const facts = [pipeline && `${pipeline} ${version}`, door, items, code, clock(request)];
   const server = new URL(".", location.href).href.slice(0, -1);
   const command = ["penstock why", server !== USUAL_SERVER && `--url ${shell(server)}`, id[0] === "-" && "--", shell(id)].filter(Boolean).join(" ");
   const copies = [["id", id], ["command", command], ["JSON", JSON.stringify(request, null, 2)]];
-  const copy = async (/** @type {string} */ what, /** @type {string} */ text) =>
-    say((await copyText(text)) ? `Copied the ${what}.` : "This browser did not copy it.");
   return html`<article class="why" aria-label="Request ${id}">
     <header>
       <p><strong class="num">${ms(request.ms)}</strong>
@@ -146,13 +131,10 @@ function Answer({ request }) {
     </header>
     <${Waterfall} request=${request} />
     <footer><code>${command}</code>
-      ${copies.map(([what, text]) => html`<button class="button small"
-        onClick=${() => copy(what, text)}>Copy the ${what}</button>`)}
-      <span class="hint" role="status">${said}</span></footer>
+      ${copies.map(([what, text]) => html`<${Copy} what="the ${what}" text=${text} />`)}</footer>
   </article>`;
 }
 
-/** @param {{failure: import("./api.js").ApiError, again: () => void}} props */
 function Trouble({ failure: { message, problem }, again }) {
   return html`<div class="empty" role="status"><p>${message}</p>
     ${problem?.code === "unknown_request" && html`<p>Each answer has its id in

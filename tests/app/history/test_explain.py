@@ -429,7 +429,25 @@ def test_what_went_before_a_request_that_never_ran() -> None:
     made = story(one, [one, *bench.records])
     assert made["summary"][1] == (
         "Waited 20.0 ms at node net in its queue until the request ended; 3 other rows started "
-        "there meanwhile."
+        "there meanwhile; 2 batches of others ran there for 20.0 ms of that."
+    )
+
+
+def test_what_ran_all_the_time_that_a_request_queued() -> None:
+    bench = Bench()
+    bench.put("long")
+    bench.move(100)
+    enqueued = bench.clock()
+    bench.move(300)
+    left = record("x", enqueued, bench.clock(), [("net", enqueued, None)], status=499)
+    assert story(left, [left])["summary"][1] == (
+        "Waited 300 ms at node net in its queue until the request ended."
+    ), "nothing is known of what has not ended"
+    bench.move(200)
+    bench.end()
+    assert story(left, [left, *bench.records])["summary"][1] == (
+        "Waited 300 ms at node net in its queue until the request ended; 1 batch of others ran "
+        "there for 300 ms of that."
     )
 
 

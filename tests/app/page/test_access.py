@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,19 @@ from .conftest import KEY, PIPELINES, Visiting
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WORDS = PIPELINES / "words.toml"
+REFUSE_STORAGE = """
+for (const name of ["localStorage", "sessionStorage"]) {
+  const get = () => { throw new DOMException("blocked", "SecurityError"); };
+  Object.defineProperty(window, name, { get });
+}
+"""
+PAIR = """
+[pipeline.inputs]
+title = { kind = "text" }
+size = { kind = "integer" }
+[pair]
+backend = "Identity"
+"""
 
 
 async def enter(page: Page, key: str) -> None:
@@ -82,6 +96,23 @@ async def test_without_the_key_the_page_says_so(visiting: Visiting, guarded: htt
         await expect(page.get_by_text("Ready, 1 pipeline")).to_be_visible()
 
 
+async def test_a_browser_that_keeps_nothing_can_use_the_pages(
+    visiting: Visiting, guarded: httpx.Client
+) -> None:
+    async with visiting(str(guarded.base_url)) as visited:
+        page = visited.page
+        await page.add_init_script(REFUSE_STORAGE)
+        await page.goto(f"{visited.url}/")
+        await enter(page, KEY)
+        await expect(page.get_by_text("Ready, 1 pipeline")).to_be_visible()
+        await page.get_by_role("button", name="Theme: auto").click()
+        await expect(page.get_by_role("button", name="Theme: light")).to_be_visible()
+        await page.goto(f"{visited.url}/docs")
+        await page.get_by_label("API key").fill(KEY)
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".opblock").first).to_be_visible()
+
+
 async def test_the_page_works_in_another_application(visiting: Visiting, running: Any) -> None:
     penstock = create_app(WORDS)
     host = Starlette(routes=[Mount("/inside", penstock)], lifespan=penstock.router.lifespan_context)
@@ -99,19 +130,24 @@ async def test_one_more_than_may_watch_sees_the_page_without_events(
     shutil.copy(WORDS, tmp_path)
     shutil.copy(WORDS.with_name("tools.py"), tmp_path)
     (tmp_path / "broken.toml").write_text("[broken]\nbackend = 'Nothing'\n")
+    (tmp_path / "pair.toml").write_text(PAIR)
     app = create_app(tmp_path, settings=Settings(max_watchers=1))
     events = {"Accept": "text/event-stream"}
     with running(app) as client, client.stream("GET", "/status", headers=events):
         async with visiting(str(client.base_url), 503) as visited:
             await visited.open("#/p/words/try")
             page = visited.page
-            await expect(page.get_by_text("Ready, 2 pipelines, 1 down")).to_be_visible()
+            await expect(page.get_by_text("Ready, 3 pipelines, 1 down")).to_be_visible()
             await page.get_by_role("button", name="Send", exact=True).click()
             answer = page.get_by_role("region", name="Answer")
             await expect(answer).to_contain_text("200 OK")
             await page.goto(f"{visited.url}/#/p/broken")
             await expect(page.get_by_text("could not be loaded")).to_be_visible()
             await expect(page.get_by_text("No traffic yet")).to_be_hidden()
+            await page.goto(f"{visited.url}/#/p/pair")
+            command = await page.get_by_role("main").locator("code").inner_text()
+            output = await asyncio.to_thread(subprocess.check_output, ["sh", "-c", command])
+            assert json.loads(output)["result"] == ["Hello from Penstock.", 1]
 
 
 async def test_the_page_says_what_it_may_not_read(visiting: Visiting, running: Any) -> None:

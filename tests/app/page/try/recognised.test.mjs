@@ -1,10 +1,12 @@
-// What `shapes.js` recognises, where `json_text.js` finds an error, and what a form begins with.
+// What `shapes.js` recognises, where `json_text.js` finds an error, what a form begins with, how events
+// are read, and the rates of a page that gets none.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { jsonError } from "../../../../app/page/assets/json_text.js";
 import { exampleOf, faultOf } from "../../../../app/page/assets/request.js";
-import { timingOf } from "../../../../app/page/assets/send.js";
+import { withRates } from "../../../../app/page/assets/rates.js";
+import { ask, timingOf } from "../../../../app/page/assets/send.js";
 import { wavOf } from "../../../../app/page/assets/sound.js";
 import { find } from "../../../../app/page/assets/shapes.js";
 
@@ -140,4 +142,46 @@ test("times per node", () => {
   const header = 'queue.a;dur=1.5, run.a;dur=2;desc="batch 4", queue.b.c;dur=0.01, run.b.c;dur=3;desc="batch 1"';
   assert.deepEqual(timingOf(header), [{ node: "a", queue: 1.5, run: 2, batch: 4 }, { node: "b.c", queue: 0.01, run: 3, batch: 1 }]);
   assert.deepEqual(timingOf(null), []);
+});
+
+const PLAN = { path: "predict/x", headers: {}, events: true, body: { text: "x" } };
+const PARTS = 'event: part\ndata: {"part": 1}\n\nevent: part\ndata: {"part": 2}\n\n';
+const PROBLEM = { status: 500, title: "Internal Server Error", code: "backend_error", detail: "no" };
+
+/** Ask for events that come as `text`, and then end, or break if there is an `error`. */
+function asked(text, error) {
+  let pulls = 0;
+  const body = new ReadableStream({
+    pull(controller) {
+      if (!pulls++) controller.enqueue(new TextEncoder().encode(text));
+      else if (error) controller.error(error);
+      else controller.close();
+    },
+  });
+  const headers = { "Content-Type": "text/event-stream" };
+  const api = { fetch: async () => new Response(body, { headers }) };
+  return ask(api, PLAN, new AbortController().signal, () => {});
+}
+
+test("parts that came are kept, however the stream ends", async () => {
+  const kept = [{ part: 1 }, { part: 2 }];
+  const whole = await asked(`${PARTS}event: end\ndata: {}\n\n`);
+  assert.deepEqual([whole.status, whole.value, whole.problem, whole.running], [200, kept, null, false]);
+  const failed = await asked(`${PARTS}event: error\ndata: ${JSON.stringify(PROBLEM)}\n\n`);
+  assert.deepEqual([failed.value, failed.problem], [kept, PROBLEM]);
+  for (const broken of [await asked(PARTS), await asked(PARTS, new TypeError("network error"))]) {
+    assert.deepEqual([broken.status, broken.value, broken.problem.code], [200, kept, "broken"]);
+  }
+});
+
+test("a page without events has the rates since it asked before", () => {
+  const status = (uptime_s, succeeded, queue_full) => {
+    const one = { name: "x", version: "1", mood: "idle", succeeded, failed: { soft: 0 }, refused: { queue_full } };
+    return { uptime_s, pipelines: [{ ...one, succeeded_per_s: null, failed_per_s: null, refused_per_s: null }] };
+  };
+  const seen = (now, before) => withRates(now, before).pipelines.map((one) => [one.mood, one.succeeded_per_s, one.refused_per_s])[0];
+  assert.deepEqual(seen(status(10, 5, 0), null), ["idle", null, null]);
+  assert.deepEqual(seen(status(18, 45, 0), status(10, 5, 0)), ["calm", 5, 0]);
+  assert.deepEqual(seen(status(18, 5, 8), status(10, 5, 0)), ["refusing", 0, 1]);
+  assert.deepEqual(seen(status(2, 1, 0), status(10, 5, 0)), ["idle", null, null], "the server was restarted");
 });

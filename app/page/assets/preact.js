@@ -1,0 +1,2 @@
+// @ts-check
+export * from "./vendor/htm/standalone.module.js";
