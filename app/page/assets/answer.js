@@ -9,7 +9,7 @@ import { JsonTree } from "./json_tree.js";
 const LOG = "The server's log has the rest under this request's id.";
 const TODO = {
   "no answer": "The server can't be reached, or it closed the connection before all was sent, as for a body above max_body.",
-  broken: "The parts that came before are below. The request's id tells more, if the server remembers it.",
+  broken: "Parts that came before are shown. The request's id tells more, if the server remembers it.",
   unauthorized: "Enter the API key at the top of the page.",
   invalid_request: "Correct what it names, and send it again.",
   invalid_input: "Send something else: this could not be read.",
