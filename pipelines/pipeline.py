@@ -160,7 +160,7 @@ class Pipeline:
         for node in self.nodes:
             node.scheduler.notes = True
         for composite in self.composites:
-            composite.notes = True
+            composite.notes = self.pace.has_parts = True
 
     async def close(self, timeout: float = 10.0) -> None:
         """Close the pipeline: refuse new requests, let those in flight end, and end the threads.

@@ -42,8 +42,11 @@ VISIT_BYTES = 800
 RECORD_BYTES = 600
 """About what a record holds besides."""
 
-BYTES_PER_REQUEST = 2048
-"""The ring's share for each of `size` requests that are not `Quick`."""
+BYTES_PER_REQUEST = 1024
+"""The ring's share for each of `size` requests that are neither `Quick` nor `Passed`."""
+
+VISITS_PER_REQUEST = 2
+"""The ring's share for each of `size` requests that are `Passed`."""
 
 KEPT_BYTES = 2 << 20
 """The most that slow requests may hold, and failed ones."""
@@ -57,9 +60,10 @@ Trail: TypeAlias = Sequence[tuple[Batch, float]] | Sequence[tuple[str, float, Ba
 """The batches of a request, and when it was queued for each: as a run has them."""
 
 
-Passed: TypeAlias = tuple[str, Pace, Door, float, float, int, Trail, float | None]
+Passed: TypeAlias = tuple[str, Pace, Door, float, float, int, Trail, float | None, int]
 """A good request that passed several nodes, not made a `Record` yet: id, pace, door, first byte,
-when its answer was ready, its rows, its batches, and, if it was slow, the mean at that time."""
+when its answer was ready, its rows, its batches, if it was slow the mean at that time, and how many
+visits are counted for it."""
 
 
 class Shelf:
@@ -85,11 +89,6 @@ class Shelf:
         for _, record in reversed(self._records):
             yield _whole(record)
 
-    def newest(self) -> Iterator[Record | Passed]:
-        """Iterate over the records as they are kept, the newest first."""
-        for _, record in reversed(self._records):
-            yield record
-
     def copy(self) -> Shelf:
         copied = Shelf(self._most, self._most_bytes)
         copied._records = self._records.copy()
@@ -113,10 +112,13 @@ class History:
 
     __slots__ = (
         "_failed",
+        "_most_visits",
         "_others",
+        "_passed",
         "_quick",
         "_quick_slow",
         "_slow",
+        "_visits",
         "append",
         "size",
     )
@@ -124,6 +126,9 @@ class History:
     def __init__(self, size: int) -> None:
         self.size = size
         self._quick: deque[Quick] = deque(maxlen=size)
+        self._passed: deque[Passed] = deque()
+        self._visits = 0  # of `_passed`
+        self._most_visits = size * VISITS_PER_REQUEST
         self._others = Shelf(size, size * BYTES_PER_REQUEST)
         self._slow = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
         self._failed = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
@@ -216,21 +221,25 @@ class History:
         """Remember a good request, which ends now. It has passed 1 to `MAX_VISITS` nodes."""
         now = monotonic()
         begun = started or trail[0][1]
-        size = RECORD_BYTES + VISIT_BYTES * len(trail)
-        for visit in trail:
-            batch = visit[0] if len(visit) == 2 else visit[2]
-            if batch.parts is not None:
-                size += VISIT_BYTES * MAX_VISITS  # at most
+        visits = len(trail)
+        if pace.has_parts:
+            visits += MAX_VISITS  # at most, of all its parts together
         slow = pace.mean if now - begun > pace.slow else None
-        passed: Passed = (request_id, pace, door, begun, now, rows, trail, slow)
-        self._others.add(passed, size)
+        passed: Passed = (request_id, pace, door, begun, now, rows, trail, slow, visits)
+        kept = self._passed
+        kept.append(passed)
+        visits += self._visits
+        while visits > self._most_visits or len(kept) > self.size:
+            visits -= kept.popleft()[-1]
+        self._visits = visits
         if slow is not None:
-            self._slow.add(passed, size)
+            self._slow.add(passed, RECORD_BYTES + VISIT_BYTES * passed[-1])
 
     def copy(self) -> History:
         """Return what is remembered now, to be read on another thread."""
         copied = History(self.size)
         copied._quick = self._quick.copy()
+        copied._passed = self._passed.copy()
         copied._others = self._others.copy()
         copied._slow = self._slow.copy()
         copied._failed = self._failed.copy()
@@ -242,7 +251,8 @@ class History:
         others = reversed(self._others)
         means = {id(quick): mean for quick, mean in self._quick_slow}
         quick = (_record_of(quick, means.get(id(quick))) for quick in reversed(self._quick))
-        newest = merge(others, quick, key=_ended, reverse=True)
+        passed = map(_whole, reversed(self._passed))
+        newest = merge(others, passed, quick, key=_ended, reverse=True)
         return islice(newest, self.size)
 
     def seconds_since(self, then: float) -> dict[Pace, list[float]]:
@@ -253,16 +263,15 @@ class History:
             if ended <= then:
                 break
             found[pace].append(ended - (first_byte or enqueued))
-        for record in self._others.newest():
-            if not isinstance(record, Record):
-                _, pace, _, started, ended, *_ = record
-            elif record.pace is not None and record.outcome == "ok":
-                pace, started, ended = record.pace, record.started, record.ended
-            else:
-                continue
+        for _, pace, _, started, ended, *_ in reversed(self._passed):
             if ended <= then:
                 break
             found[pace].append(ended - started)
+        for record in reversed(self._others):
+            if record.ended <= then:
+                break
+            if record.pace is not None and record.outcome == "ok":
+                found[record.pace].append(record.seconds)
         return found
 
     def slow(self) -> Iterator[Record]:
@@ -294,7 +303,7 @@ class History:
 
     def __len__(self) -> int:
         """The number of requests that `recent` has."""
-        return min(self.size, len(self._quick) + len(self._others))
+        return min(self.size, len(self._quick) + len(self._passed) + len(self._others))
 
 
 def _ended(record: Record) -> float:
@@ -323,7 +332,7 @@ def _record_of(quick: Quick, slow: float | None) -> Record:
 def _whole(record: Record | Passed) -> Record:
     if isinstance(record, Record):
         return record
-    request_id, pace, door, started, ended, rows, trail, slow = record
+    request_id, pace, door, started, ended, rows, trail, slow, _ = record
     visits: list[ItemVisit] = []
     for visit in trail:
         if len(visit) == 2:

@@ -554,6 +554,8 @@ class Node:
             except Exception as error:  # one result's fault must not cost its neighbours theirs
                 fail_undelivered(entry, error, self._log_extra)
         # As `forget`, without a call: this is the hot path.
+        batch.entries.clear()
+        batch.outcomes.clear()
         batch.entries, batch.outcomes, batch.executor = NO_ENTRIES, NO_OUTCOMES, None
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:

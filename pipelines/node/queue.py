@@ -239,8 +239,11 @@ class Batch:
         """Let go of its entries, items and executor. What refers to it from now on needs its times.
 
         Entries refer to their batch: if that kept them, there would be a cycle, and images would
-        stay in memory until the garbage collector runs.
+        stay in memory until the garbage collector runs. The lists are emptied too, because an error
+        that is among the outcomes has frames in its traceback that hold them.
         """
+        self.entries.clear()
+        self.outcomes.clear()
         self.entries = NO_ENTRIES
         self.outcomes = NO_OUTCOMES
         self.executor = None

@@ -19,17 +19,18 @@ MEAN_REQUESTS = 100
 class Pace:
     """The mean time of a pipeline's good requests, and from which time on one is slow. Seconds.
 
-    `slow` is infinite until the first one has ended. It holds nothing of the pipeline but its name
-    and its version.
+    `slow` is infinite until the first one has ended. `has_parts`: batches note the parts that their
+    composites sent to other nodes. It holds nothing of the pipeline but its name and its version.
     """
 
-    __slots__ = ("_at", "_requests", "_seconds", "mean", "name", "slow", "version")
+    __slots__ = ("_at", "_requests", "_seconds", "has_parts", "mean", "name", "slow", "version")
 
     def __init__(self, name: str, version: str) -> None:
         self.name = name
         self.version = version
         self.mean = 0.0
         self.slow = math.inf
+        self.has_parts = False
         self._requests = 0
         self._seconds = 0.0
         self._at = 0.0
