@@ -291,7 +291,7 @@ class Settings(BaseSettings):
     )
     access_log: bool = Field(default=False, description="Log a line for every request.")
     request_history: int = Field(
-        default=4096,
+        default=1024,
         ge=0,
         le=1 << 20,
         description="How many of the last requests are remembered, of all pipelines together, to "

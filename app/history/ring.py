@@ -42,11 +42,14 @@ VISIT_BYTES = 800
 RECORD_BYTES = 600
 """About what a record holds besides."""
 
+LEAST_SIZE = 4096
+"""The room below is that of a ring of so many requests at least, because a few may be large."""
+
 BYTES_PER_REQUEST = 1024
-"""The ring's share for each of `size` requests that are neither `Quick` nor `Passed`."""
+"""The room for requests that are neither `Quick` nor `Passed`."""
 
 VISITS_PER_REQUEST = 2
-"""The ring's share for each of `size` requests that are `Passed`."""
+"""The room for those that are `Passed`."""
 
 KEPT_BYTES = 2 << 20
 """The most that slow requests may hold, and failed ones."""
@@ -128,8 +131,8 @@ class History:
         self._quick: deque[Quick] = deque(maxlen=size)
         self._passed: deque[Passed] = deque()
         self._visits = 0  # of `_passed`
-        self._most_visits = size * VISITS_PER_REQUEST
-        self._others = Shelf(size, size * BYTES_PER_REQUEST)
+        self._most_visits = max(size, LEAST_SIZE) * VISITS_PER_REQUEST
+        self._others = Shelf(size, max(size, LEAST_SIZE) * BYTES_PER_REQUEST)
         self._slow = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
         self._failed = Shelf(min(MAX_KEPT, size), KEPT_BYTES)
         # With the mean of its pipeline's requests at that time.
@@ -221,11 +224,12 @@ class History:
         """Remember a good request, which ends now. It has passed 1 to `MAX_VISITS` nodes."""
         now = monotonic()
         begun = started or trail[0][1]
-        visits = len(trail)
-        if pace.has_parts:
-            visits += MAX_VISITS  # at most, of all its parts together
         slow = pace.mean if now - begun > pace.slow else None
+        visits = len(trail)
         passed: Passed = (request_id, pace, door, begun, now, rows, trail, slow, visits)
+        if pace.has_parts:
+            visits = sum(1 for _ in _whole(passed).walk())
+            passed = (request_id, pace, door, begun, now, rows, trail, slow, visits)
         kept = self._passed
         kept.append(passed)
         visits += self._visits

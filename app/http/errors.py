@@ -93,7 +93,7 @@ STATUSES: dict[str, CodeStatuses] = {
     "unknown_request": CodeStatuses(
         404,
         404,
-        example="no request 'photo-1' is remembered: 812 of the last 4096 are (request_history), "
+        example="no request 'photo-1' is remembered: 812 of the last 1024 are (request_history), "
         "the oldest from 62.4 s ago",
     ),
     "history_off": CodeStatuses(

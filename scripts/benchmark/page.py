@@ -40,7 +40,7 @@ CONNECTIONS = 64
 TURNS = 21
 """Costs of one per cent are less than what a turn differs from the next."""
 CALLERS = 32
-HISTORY = 4096
+HISTORY = 1024
 """Requests that are remembered: the default of `request_history`."""
 CLOSED, READ, OPEN = "closed", "its events read", "open in Chromium"
 ON, OFF = f"request_history = {HISTORY}", "request_history = 0"
