@@ -48,7 +48,7 @@ LEAST_SIZE = 4096
 BYTES_PER_REQUEST = 1024
 """The room for requests that are neither `Quick` nor `Passed`."""
 
-VISITS_PER_REQUEST = 2
+VISITS_PER_REQUEST = 1
 """The room for those that are `Passed`."""
 
 KEPT_BYTES = 2 << 20

@@ -313,6 +313,13 @@ def quick(history: History, pace: Pace, name: str, seconds: float = 0.001) -> No
         history.add_slow(one)  # type: ignore[arg-type]
 
 
+def chain(history: History, pace: Pace, name: str, seconds: float, nodes: int = 2) -> None:
+    """Remember a good request that passed several nodes."""
+    began = time.monotonic() - seconds
+    trail = [(batch_of_one(began), began) for _ in range(nodes)]
+    history.add_trail(name, pace, "predict", began, trail, 1)
+
+
 def batch_of_one(now: float) -> Batch:
     batch = Batch("a node of this name", None, [], 1, now + 1e-6)
     batch.start = BatchStart._make(now + n for n in range(len(BatchStart._fields)))
@@ -360,12 +367,15 @@ def test_a_flood_of_quick_and_refused_requests_leaves_the_slow_and_failed_ones()
     add(history, pace, "failed", "backend_error", 500)
     add(history, pace, "expired", "deadline_exceeded", 504)
     quick(history, pace, "slow", 1.0)
+    chain(history, pace, "slow chain", 0.5)
     for number in range(300):
+        chain(history, pace, f"chain {number}", 0.001)
         quick(history, pace, f"quick {number}")
         add(history, pace, f"refused {number}", "overloaded", 429)
     assert len(history) == 100 and len(list(history.recent())) == 100
-    assert [record.id for record in history.recent()][:2] == ["refused 299", "quick 299"]
-    assert [record.id for record in history.slow()] == ["slow", "expired", "failed"]
+    newest_three = [record.id for record in history.recent()][:3]
+    assert newest_three == ["refused 299", "quick 299", "chain 299"]
+    assert [record.id for record in history.slow()] == ["slow chain", "slow", "expired", "failed"]
     assert [record.id for record in history.failed()] == ["failed"]
     assert [record.id for record in history][-3:] == ["slow", "expired", "failed"]
     slow = history.find("slow")
@@ -385,6 +395,8 @@ def test_a_full_ring_takes_less_than_20_mb() -> None:
         history = History(4096)
         for number in range(4200):
             quick(history, pace, f"{number:0128}")
+        for number in range(4200):
+            chain(history, pace, f"{number:0128}", 0.0)
         for number in range(4200):
             add(history, pace, f"{number:0128}", "overloaded", 429)
         many = MAX_VISITS + 10
