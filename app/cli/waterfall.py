@@ -1,4 +1,4 @@
-"""What `GET /requests` says, as text for a terminal of 80 columns."""
+"""Write what `GET /requests` answers as text for a terminal of 80 columns."""
 
 from __future__ import annotations
 

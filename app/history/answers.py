@@ -1,4 +1,4 @@
-"""What the routes below /requests answer."""
+"""Make the answers of the routes below /requests."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _ended(record: Record) -> float:
 
 
 def _unknown(history: History, request_id: str) -> str:
-    """Say that there is no request of an id, and how far back the history reaches."""
+    """Make the error for an unknown id. It says how far back the history reaches."""
     text = f"no request {request_id[:200]!r} is remembered"
     oldest: Record | None = None
     for record in history.recent():

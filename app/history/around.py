@@ -1,4 +1,4 @@
-"""What the other requests tell of one: who was in its batches, and what went before it."""
+"""Find in the other requests who was in the batches of one, and what went before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What took the time of a request, collected while its record is read, and told in sentences."""
+"""Collect what took the time of a request while its record is read, and tell it in sentences."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Causes:
             self._kinds.setdefault(key, Kind(*key)).causes.append(Cause(start, end, say))
 
     def add_run(self, node: str, start: int, end: int, say: Say) -> None:
-        """Note a run. Few are told: a run is no reason to be slow."""
+        """Note a run. Few are told, because one that took its usual time slowed nothing down."""
         self._runs.setdefault(node, Kind("run", node)).causes.append(Cause(start, end, say))
 
     def told(self, whole: float, *, slow: bool, ended: bool) -> Iterator[str]:

@@ -299,12 +299,6 @@ class History:
         """Return the newest request with this id."""
         return next((record for record in self if record.id == request_id), None)
 
-    def mates_of(self, batch: Batch) -> Iterator[Record]:
-        """Iterate over the remembered requests that ran in a batch."""
-        for record in self:
-            if any(visit.batch is batch for visit in record.walk()):
-                yield record
-
     def __len__(self) -> int:
         """The number of requests that `recent` has."""
         return min(self.size, len(self._quick) + len(self._passed) + len(self._others))
@@ -317,20 +311,8 @@ def _ended(record: Record) -> float:
 def _record_of(quick: Quick, slow: float | None) -> Record:
     """Return the whole record. `slow`: if it was, the mean at that time."""
     request_id, pace, door, first_byte, enqueued, ended, batch, rows = quick
-    return Record(
-        request_id,
-        pace,
-        door,
-        200,
-        None,
-        first_byte or enqueued,
-        ended,
-        rows,
-        slow is not None,
-        pace.mean if slow is None else slow,
-        (ItemVisit(0, None, batch.node, enqueued, batch),),
-        0,
-    )
+    trail = ((batch, enqueued),)
+    return _whole((request_id, pace, door, first_byte or enqueued, ended, rows, trail, slow, 1))
 
 
 def _whole(record: Record | Passed) -> Record:

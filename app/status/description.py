@@ -1,4 +1,4 @@
-"""What `/status` says of a pipeline that does not change while it is loaded: its form and graph."""
+"""Describe what does not change of a pipeline while it is loaded: its form and its graph."""
 
 from __future__ import annotations
 
