@@ -111,7 +111,7 @@ def _ended(record: Record) -> float:
 
 
 def _unknown(history: History, request_id: str) -> str:
-    """Make the error for an unknown id. It says how far back the history reaches."""
+    """Make the error text for an unknown id. It says how far back the history reaches."""
     text = f"no request {request_id[:200]!r} is remembered"
     oldest: Record | None = None
     for record in history.recent():
