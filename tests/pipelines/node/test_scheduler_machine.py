@@ -31,9 +31,13 @@ class Future:
 
 class FakeExecutor:
     def __init__(self, bound: int, device_group: DeviceGroup, machine: SchedulerMachine) -> None:
+        self.name = f"executor of {bound}"
+        self.device = device_group.name
+        self.device_group = device_group
         self.max = bound
         self.ready = True
-        self.device_group = device_group
+        self.freed = 0.0
+        self.last: Batch | None = None
         self.machine = machine
 
     def start(self, batch: Batch) -> None:
