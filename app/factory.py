@@ -73,6 +73,7 @@ def create_app(
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
     history = _history(settings, repository)
+    protocol = protocol_app(repository, settings, history)
     predict = Predict(repository, settings, _fetch(settings), history)
     metrics = Metrics(repository, settings.ready_when)
     protected = settings.api_key is not None
@@ -112,7 +113,7 @@ def create_app(
             Middleware(
                 HotRoutes,
                 predict=predict,
-                protocol=protocol_app(repository, settings, history),
+                protocol=protocol,
             ),
         ],
         docs_url=None,
@@ -124,6 +125,7 @@ def create_app(
     app.state.penstock = repository
     app.state.metrics = metrics
     app.state.history = history
+    app.state.protocol = protocol  # gRPC shares it
     install_handlers(app)
     _guard_document(app, restriction)
     docs.lead(app.router, "/docs", "/docs/", "/docs/assets/{file:path}")

@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one."
     )
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Serve the Open Inference Protocol by gRPC at this port of host, too; Triton's "
+        "is 8001, 0 picks a free one. Needs the extra grpc.",
+    )
     uds: Path | None = Field(
         default=None,
         description="Unix socket to listen on, instead of host and port.",

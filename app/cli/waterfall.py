@@ -188,6 +188,7 @@ def _door(document: Mapping[str, Any]) -> str:
         "predict": "at /predict",
         "batch": "at /predict/…/batch",
         "v2": "at /v2",
+        "grpc": "over gRPC",
         "stream": "at /predict, with a streamed body or answer",
         "socket": "by WebSocket",
     }

@@ -15,6 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..settings import OFF, parse_restrictions
 from .errors import Forbidden
 
+GRPC_PREFIX = "triton-grpc-protocol-"
+"""Triton's clients put it before a header's name in the metadata of a call by gRPC, where the name
+itself is accepted, too.
+"""
+
 
 class Restriction:
     """The rules of `restricted_api` by group. False if there are none.
@@ -50,7 +55,14 @@ class Restriction:
         name = rule.header.encode()
         values = [value for header, value in scope["headers"] if header == name]
         if len(values) != 1 or not hmac.compare_digest(values[0], rule.secret):
-            raise Forbidden(f"This API is restricted, expecting header '{rule.header}'")
+            raise Forbidden(_missing(rule.header, scope))
+
+
+def _missing(header: str, scope: Scope) -> str:
+    """Say which header a request needs, in Triton's words."""
+    if scope.get("type") == "grpc":
+        return f"This protocol is restricted, expecting header '{GRPC_PREFIX}{header}'"
+    return f"This API is restricted, expecting header '{header}'"
 
 
 def restriction_of(rules: SecretStr | None) -> Restriction:

@@ -20,10 +20,11 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -44,6 +45,9 @@ from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
 from .switch_interval import SwitchInterval
 from .tls import TlsError, tls_context
+
+if TYPE_CHECKING:  # it needs an extra
+    from ..grpc.server import GrpcServer
 
 logger = logging.getLogger("penstock.serve")
 
@@ -102,6 +106,17 @@ def serve(repository: Repository, settings: Settings) -> int:
         backlog=settings.backlog,
     )
     server = Server(config, repository, settings, connections, tls)
+    if settings.grpc_port is not None:
+        try:
+            from ..grpc.server import GrpcServer
+        except ImportError as error:
+            logger.error(
+                "grpc_port needs the extra grpc: pip install 'penstock-serve[grpc]' (%s)", error
+            )
+            return 1
+        server.make_grpc = partial(
+            GrpcServer, app.state.protocol, repository, settings, connections.max_connections
+        )
     server.shares_listeners = bool(inherited)
     try:
         server.run(listeners)
@@ -127,6 +142,8 @@ class Server(uvicorn.Server):
         self._tls = tls
         self.shares_listeners = False
         """Another process listens at the same sockets: what waits in them is left to it."""
+        self.make_grpc: Callable[[], GrpcServer] | None = None
+        self._grpc: GrpcServer | None = None
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
         self._repository = repository
@@ -185,6 +202,8 @@ class Server(uvicorn.Server):
                 page = f", page on {where}/" if self._settings.page else ""
                 pages = f"{page}, docs on {where}/docs"
             logger.info("listening on %s%s", where, pages)
+            if self.make_grpc is not None:
+                await self._start_grpc(self.make_grpc)
             if (
                 self._settings.api_key is None
                 and self._settings.uds is None
@@ -198,7 +217,27 @@ class Server(uvicorn.Server):
         if self._ended:
             self._loop.call_soon(self._end)
 
+    async def _start_grpc(self, make: Callable[[], GrpcServer]) -> None:
+        from ..grpc.tls import GrpcError
+
+        grpc = make()
+        try:
+            await grpc.start()
+        except GrpcError as error:
+            logger.error("%s", error)
+            self.exit_code = 1
+            self._ended = True
+            return
+        self._grpc = grpc
+        logger.info("listening for gRPC on %s", grpc.address)
+
+    async def _stop_grpc(self, grace: float) -> None:
+        grpc, self._grpc = self._grpc, None
+        if grpc is not None:
+            await grpc.stop(grace)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._stop_grpc(0)  # unless it has been drained
         if not self.shares_listeners:
             for waiting in stop_listening(self.servers):
                 await self._loop.connect_accepted_socket(self._make_connection, waiting)
@@ -309,6 +348,7 @@ class Server(uvicorn.Server):
             self._loading.cancel()
             await asyncio.wait([self._loading])
         await self._repository.close(self._settings.drain_timeout)
+        await self._stop_grpc(max(1.0, ends - time.monotonic()))
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
         self._end()

@@ -300,19 +300,31 @@ def error_answer(error: BaseException) -> ProtocolAnswer:
     headers = tuple(retry_headers(error, status))
     if status.protocol == 401:
         headers = ((b"www-authenticate", b'Bearer realm="penstock"'),)
-    detail = detail_of(error)
-    prefix = MESSAGE_PREFIXES.get(code_of(error))
-    return error_with(status.protocol, detail if prefix is None else f"{prefix}: {detail}", headers)
+    return error_with(status.protocol, message_of(error), headers)
 
 
 def error_with(
     status: int, message: str, headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> ProtocolAnswer:
     """Return an error answer with this status and message, shortened if it is very long."""
-    if len(message) > ERROR_MESSAGE_CHARACTERS:
-        message = message[: ERROR_MESSAGE_CHARACTERS - 1] + "…"
-    text = message.encode("utf-8", "backslashreplace").decode()  # UTF-8 has no lone surrogates
+    text = shortened(message, ERROR_MESSAGE_CHARACTERS)
     return ProtocolAnswer(status, (JSON_HEADER, *headers), orjson.dumps({"error": text}))
+
+
+def message_of(error: BaseException) -> str:
+    """Return what a client is told about an error, in the words that Triton's clients look for."""
+    if isinstance(error, ProtocolError):
+        return str(error)
+    detail = detail_of(error)
+    prefix = MESSAGE_PREFIXES.get(code_of(error))
+    return detail if prefix is None else f"{prefix}: {detail}"
+
+
+def shortened(message: str, characters: int) -> str:
+    """Cut a message that is very long, and make it encodable: UTF-8 has no lone surrogates."""
+    if len(message) > characters:
+        message = message[: characters - 1] + "…"
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 Handler = Callable[[ProtocolCall], Awaitable[Any]]

@@ -82,7 +82,7 @@ class ProtocolApp:
         # Clients ask for few paths, again and again.
         self._remembered: dict[tuple[str, str], tuple[Route, dict[str, str]]] = {}
         self._table: list[tuple[re.Pattern[str], dict[str, Route]]] = []
-        by_pattern: dict[str, dict[str, Route]] = {}
+        self._by_pattern = by_pattern = dict[str, dict[str, Route]]()
         for route in (infer.route, *routes):
             methods = by_pattern.get(route.pattern)
             if methods is None:
@@ -125,6 +125,10 @@ class ProtocolApp:
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))
+
+    def route(self, method: str, pattern: str) -> Route:
+        """Return the route of a method and a pattern, for calls that do not come by HTTP."""
+        return self._by_pattern[pattern][method]
 
     def names_of_infer(self, path: str) -> dict[str, str] | None:
         """Return the names in the path of an infer request; None for any other path."""

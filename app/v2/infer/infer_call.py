@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
-from penstock.backends.errors import DeadlineExceeded, InvalidRequest
+from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
@@ -168,7 +168,7 @@ class InferCall:
         if self.model.pipeline.state != "ready":
             self.model = self._model()
         if not recall(self.request, text, blobs, self.model, self.rules.regions):
-            if self._takes_long(text, blobs):
+            if self._takes_long(len(text), len(blobs)):
                 return False
             self.read(text, blobs)
         return True
@@ -265,18 +265,24 @@ class InferCall:
         names = self.head.names
         model = self.rules.models.get(names["model"], names["version"])
         if model.streams:
-            raise InvalidRequest(
-                "HTTP end point doesn't support models with decoupled transaction policy: model "
-                f"'{model.name}' answers in parts, which POST /predict/{model.name} sends"
-            )
+            raise self._in_parts(model)
         return model
 
-    def _takes_long(self, text: bytes, blobs: memoryview) -> bool:
-        """Return whether reading this on the event loop would delay other requests notably."""
+    def _in_parts(self, model: Model) -> PenstockError:
+        """Return the error for a model whose answers come in parts."""
+        return InvalidRequest(
+            "HTTP end point doesn't support models with decoupled transaction policy: model "
+            f"'{model.name}' answers in parts, which POST /predict/{model.name} sends"
+        )
+
+    def _takes_long(self, text: int, blobs: int) -> bool:
+        """Return whether reading so many bytes of text and of tensors on the event loop would delay
+        other requests notably.
+        """
         shared = self.rules.regions.largest
-        if len(text) >= READ_OFF_LOOP_BYTES or shared > COPY_OFF_LOOP_BYTES:
+        if text >= READ_OFF_LOOP_BYTES or shared > COPY_OFF_LOOP_BYTES:
             return True
-        return max(len(blobs), shared) >= READ_OFF_LOOP_BYTES and not all(
+        return max(blobs, shared) >= READ_OFF_LOOP_BYTES and not all(
             tensor.datatype is not None and tensor.datatype.in_place for tensor in self.model.inputs
         )
 

@@ -113,15 +113,33 @@ def _is_copied(tensor: Tensor, value: Any) -> bool:
 
 
 def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
-    """Return the body of the answer, and write to shared memory.
-
-    Raises `InvalidRequest` for an output that can't be written as the request asks, and
-    `BackendError` for a value that is not a tensor of the declared datatype.
-    """
-    outputs: list[dict[str, Any]] = []
+    """Return the body of the answer, and write to shared memory. Raises what `encode` raises."""
+    outputs, contents = encode(request, model, chosen)
     texts: list[bytes | None] = []
     blobs: list[Any] = []
     size = 0
+    for content, (_, _, wanted) in zip(contents, chosen, strict=True):
+        as_text = not wanted.binary and wanted.lease is None
+        texts.append(content if as_text else None)
+        if not as_text and (length := _length(content)):
+            blobs.append(content)
+            size += length
+    head = _head(request.id, model, outputs, texts)
+    return Written(head, blobs, len(head) + size)
+
+
+def encode(
+    request: InferRequest, model: Model, chosen: Chosen
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Describe each output as the protocol's JSON does, and encode what it holds.
+
+    The second list has, for each output, its bytes as a contiguous buffer, its JSON if it is not
+    wanted as bytes, or b"" once it has been written to shared memory. Raises `InvalidRequest` for
+    an output that can't be written as the request asks, and `BackendError` for a value that is not
+    a tensor of the declared datatype.
+    """
+    outputs: list[dict[str, Any]] = []
+    contents: list[Any] = []
     for tensor, value, wanted in chosen:
         if _is_rows(tensor, value, request, model):
             datatype, array = DATATYPES["BYTES"], as_rows(value)
@@ -137,12 +155,12 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
             written_bytes(datatype, array, binary=wanted.binary or wanted.lease is not None),
             "an answer",
         )
-        text = None
         output: dict[str, Any] = {
             "name": tensor.name,
             "datatype": datatype.name,
             "shape": array.shape,
         }
+        content: Any = b""
         if wanted.lease is not None:
             output["parameters"] = {
                 "shared_memory_region": wanted.region,
@@ -152,18 +170,19 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
                 "shared_memory_offset": wanted.offset,
             }
         elif wanted.binary:
-            blob = to_bytes(datatype, array)
-            length = len(blob) if isinstance(blob, bytes) else blob.nbytes
-            output["parameters"] = {"binary_data_size": length}
-            if length:
-                blobs.append(blob)
-                size += length
+            content = to_bytes(datatype, array)
+            output["parameters"] = {"binary_data_size": _length(content)}
         else:
-            text = to_flat_json(datatype, array, tensor.name, request.memory)
+            content = to_flat_json(datatype, array, tensor.name, request.memory)
         outputs.append(output)
-        texts.append(text)
-    head = _head(request.id, model, outputs, texts)
-    return Written(head, blobs, len(head) + size)
+        contents.append(content)
+    return outputs, contents
+
+
+def _length(content: Any) -> int:
+    """Return the bytes of what `to_bytes` made."""
+    length: int = len(content) if isinstance(content, bytes) else content.nbytes
+    return length
 
 
 def write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written | None:

@@ -21,7 +21,14 @@ PLATFORM = "penstock"
 MODEL_NOT_READY = "Model version not ready"
 """Triton's words. The repository's index has the reason."""
 
-_MODEL_PATH = "/v2/models/{model}[/versions/{version}]"
+MODEL_PATH = "/v2/models/{model}[/versions/{version}]"
+
+
+class ModelNotReadyError(ProtocolError):
+    """Raised for a model that is known and can't take requests now."""
+
+    def __init__(self) -> None:
+        super().__init__(400, MODEL_NOT_READY)
 
 
 def description_routes(models: Models) -> tuple[Route, ...]:
@@ -41,15 +48,15 @@ def description_routes(models: Models) -> tuple[Route, ...]:
         try:
             model = model_of(call)
         except NotReady:
-            raise ProtocolError(400, MODEL_NOT_READY) from None
+            raise ModelNotReadyError from None
         if model.pipeline.not_ready:
-            raise ProtocolError(400, MODEL_NOT_READY)
+            raise ModelNotReadyError
         return json_answer({"name": model.name, "ready": True})
 
     return (
-        Route("GET", _MODEL_PATH, "metadata", metadata),
-        Route("GET", f"{_MODEL_PATH}/config", "model-config", config),
-        Route("GET", f"{_MODEL_PATH}/ready", "health", ready),
+        Route("GET", MODEL_PATH, "metadata", metadata),
+        Route("GET", f"{MODEL_PATH}/config", "model-config", config),
+        Route("GET", f"{MODEL_PATH}/ready", "health", ready),
     )
 
 

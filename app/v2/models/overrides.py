@@ -56,12 +56,12 @@ class FilesConfig(PipelineConfig):
 class Override:
     """A load's configuration and files for the model `name`.
 
-    `files` holds base64 texts by version and file name.
+    `files` holds base64 texts, or bytes as gRPC has them, by version and file name.
     """
 
     name: str
     config: Mapping[str, Any]
-    files: Mapping[tuple[int, str], str]
+    files: Mapping[tuple[int, str], str | bytes]
 
     @classmethod
     def read(cls, name: str, parameters: Mapping[str, Any], limits: JsonLimits) -> Self:
@@ -70,7 +70,7 @@ class Override:
         `limits` bounds the configuration's JSON. Raises `InvalidRequest` for
         parameters that are not valid or not allowed.
         """
-        files: dict[tuple[int, str], str] = {}
+        files: dict[tuple[int, str], str | bytes] = {}
         for key, value in parameters.items():
             if key == "config":
                 continue
@@ -84,7 +84,7 @@ class Override:
                 raise InvalidRequest(
                     f"failed to load '{name}', unexpected parameter '{key[:100]}': {expected}"
                 )
-            if not isinstance(value, str):
+            if not isinstance(value, (str, bytes)):
                 raise InvalidRequest(
                     f"failed to load '{name}', '{key}' is a JSON {kind_of(value)}, expected base64"
                 )
@@ -187,8 +187,11 @@ class Override:
             )
 
     def _decoded(self, version: int, name: str) -> bytes:
+        content = self.files[version, name]
+        if isinstance(content, bytes):
+            return content
         try:
-            return decode_base64(self.files[version, name])
+            return decode_base64(content)
         except ValueError as error:
             raise InvalidRequest(
                 f"failed to load '{self.name}', 'file:{version}/{name}' is not valid base64: "

@@ -171,7 +171,7 @@ class RepositoryRoutes:
         """
         check_admin(call.scope, self._settings)
         name = call.names["model"]
-        if name == "." or ".." in name or "\\" in name or "\0" in name:
+        if name == "." or ".." in name or any(letter in name for letter in "/\\\0"):
             raise InvalidRequest("model name must not contain path traversal characters")
         if name in self._repository.models and name not in self._repository.pipelines:
             raise InvalidRequest(

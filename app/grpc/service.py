@@ -1,0 +1,154 @@
+"""The RPCs of `GRPCInferenceService`.
+
+Handlers get and return serialised messages: gRPC's own (de)serialisation would copy every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+
+from penstock.backends.errors import forget_frames
+from penstock.pipelines.runs.run import Submission
+
+from ..history.record import CLIENT_LEFT_STATUS
+from ..http.access import Access
+from ..http.errors import log_failure, retry_headers, status_of
+from ..http.exchange import leave
+from ..http.request_id import request_id_of
+from ..settings import Settings
+from ..v2.call import ProtocolError, error_answer, failure_of
+from ..v2.routes import ProtocolApp
+from . import unary
+from .calls import check_call, detail_of, scope_of, status_code_of
+from .infer import RpcInfer
+from .stream import StreamInfer
+
+SERVICE = "inference.GRPCInferenceService"
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""https://github.com/grpc/proposal/blob/master/A6-client-retries.md"""
+
+
+class InferenceService:
+    """Answers the calls of `GRPCInferenceService` by what serves the protocol over HTTP."""
+
+    def __init__(self, protocol: ProtocolApp, settings: Settings) -> None:
+        self._protocol = protocol
+        self._settings = settings
+        self._streams: set[StreamInfer] = set()
+
+    def end_streams(self) -> None:
+        """End the streams that are open. Their clients may keep them open for ever."""
+        for stream in self._streams:
+            stream.end()
+
+    def handler(self) -> Any:
+        """Return the handler of the service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(partial(self._answer, name))
+            for name in unary.NAMES
+        }
+        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream_infer)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def _answer(self, name: str, content: bytes, context: Any) -> bytes:
+        scope = scope_of(context)
+        access = self._access(name, scope)
+        status, size = CLIENT_LEFT_STATUS, 0
+        try:
+            answer = await unary.answer(name, content, scope, self._protocol, self._settings)
+            status, size = 200, len(answer)
+            return answer
+        except Exception as error:
+            failure = error
+            status = error_answer(error).status
+        finally:
+            if access is not None:
+                access.log(status, size, request_id_of(scope))
+        return await abort(context, failure, request_id_of(scope))
+
+    async def _infer(self, message: bytes, context: Any) -> bytes:
+        scope = scope_of(context)
+        access = self._access("ModelInfer", scope)
+        infer: RpcInfer | None = None
+        runs: tuple[Submission, ...] = ()
+        status, reported, size = CLIENT_LEFT_STATUS, None, 0  # until it is known better
+        try:
+            check_call(scope, "inference", self._settings, self._protocol.guard)
+            infer = RpcInfer(self._protocol.infer.rules, message, scope)
+            infer.begin()
+            await infer.read_all(context.time_remaining())
+            submission = infer.submit()
+            runs = (submission,)
+            content = await infer.answer(await submission.future)
+            context.set_trailing_metadata((("x-request-id", infer.request_id),))
+            status, size = 200, len(content)
+            return content
+        except Exception as error:
+            failure = error
+            status, reported = error_answer(error).status, failure_of(error)
+        finally:
+            if infer is not None:
+                infer.remember("grpc", status, reported, runs)
+                scope["penstock.request_id"] = infer.request_id  # the protocol's own, if it has one
+                if access is not None:
+                    access.follow(infer, lambda: runs)
+                leave(runs, infer.memory)
+                infer.request.release()
+            if access is not None:
+                access.log(status, size, request_id_of(scope))
+        pipeline = None if infer is None else infer.pipeline_name()
+        return await abort(context, failure, request_id_of(scope), pipeline)
+
+    async def _stream_infer(
+        self, requests: AsyncIterator[bytes], context: Any
+    ) -> AsyncIterator[bytes]:
+        scope = scope_of(context)
+        access = self._access("ModelStreamInfer", scope)
+        status, size = CLIENT_LEFT_STATUS, 0
+        try:
+            check_call(scope, "inference", self._settings, self._protocol.guard)
+            stream = StreamInfer(self._protocol.infer.rules, scope, context)
+            self._streams.add(stream)
+            try:
+                async for response in stream.responses(requests):
+                    size += len(response)
+                    yield response
+            finally:
+                self._streams.discard(stream)
+            status = 200
+            return
+        except Exception as error:
+            failure = error
+            status = error_answer(error).status
+        finally:
+            if access is not None:
+                access.log(status, size, request_id_of(scope))
+        await abort(context, failure, request_id_of(scope))
+
+    def _access(self, name: str, scope: dict[str, Any]) -> Access | None:
+        """Return the line of a call in the access log; None if that is off."""
+        if not self._settings.access_log:
+            return None
+        return Access(scope["client"], "POST", f"/{SERVICE}/{name}".encode(), b"", "2")
+
+
+async def abort(
+    context: Any, error: BaseException, request_id: str, pipeline: str | None = None
+) -> NoReturn:
+    """End a call by an error."""
+    log_failure(error, request_id, pipeline)
+    code, detail = status_code_of(error), detail_of(error)
+    trailing = [("x-request-id", request_id)]
+    if not isinstance(error, ProtocolError):
+        # As Retry-After: a client that retries by itself, as KServe's does, waits so long.
+        for _, seconds in retry_headers(error, status_of(error)):
+            trailing.append((PUSHBACK, str(1000 * int(seconds))))
+    forget_frames(error)
+    await context.abort(code, detail, tuple(trailing))
+    raise AssertionError  # `context.abort` raises
