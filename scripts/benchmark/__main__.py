@@ -28,6 +28,7 @@ PARTS = {
     "http": "http_noop",
     "bodies": "bodies",
     "protocol": "protocol",
+    "grpc": "rpc",
     "resnet": "resnet",
     "memory": "memory",
     "overload": "overload",
