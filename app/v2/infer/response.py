@@ -163,6 +163,7 @@ def encode(
         content: Any = b""
         if wanted.lease is not None:
             output["parameters"] = {
+                "binary_data_size": 0,  # clients in C++ refuse parameters without it
                 "shared_memory_region": wanted.region,
                 "shared_memory_byte_size": _write_to(
                     wanted.lease, to_bytes(datatype, array), wanted.name

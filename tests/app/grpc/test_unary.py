@@ -80,7 +80,13 @@ async def test_every_method(served: Any, kind: str, region: Any) -> None:
         total = np.frombuffer(bytes(content[128:192]), np.int32)
         assert (total == tensors[:16] + tensors[16:]).all()
         assert (answer.as_numpy("OUTPUT1") == tensors[:16] - tensors[16:]).all()
-        assert answer.get_output("OUTPUT0").parameters["shared_memory_byte_size"].int64_param == 64
+        parameters = answer.get_output("OUTPUT0").parameters
+        assert parameters.keys() == {
+            "shared_memory_region",
+            "shared_memory_byte_size",
+            "shared_memory_offset",
+        }
+        assert parameters["shared_memory_byte_size"].int64_param == 64
     await call(client, "unregister_system_shared_memory", "r", headers=ADMIN)
     with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'r'"):
         await call(client, "infer", "simple", inputs)

@@ -498,6 +498,13 @@ def test_inputs_and_outputs_in_place(client: Any, region: tuple[str, Any]) -> No
     result = client.infer("gated", [given(array, offset=16)], outputs=[wanted(64, offset=8)])
     output = result.get_output("Y")
     assert "data" not in output and output["datatype"] == "INT32" and output["shape"] == [2, 4]
+    # Triton's client in C++, and so perf_analyzer, asks for the size wherever there are parameters.
+    assert output["parameters"] == {
+        "binary_data_size": 0,
+        "shared_memory_region": "out",
+        "shared_memory_byte_size": 32,
+        "shared_memory_offset": 8,
+    }
     assert (
         triton.get_contents_as_numpy(handle, np.int32, [2, 4], offset=4096 + 100 + 8) == array * 2
     ).all()
