@@ -148,6 +148,84 @@ def test_requests_that_are_refused(stub: Any, request_: Any, detail: str) -> Non
     assert detail in str(caught.value.details())
 
 
+def raw(**changes: Any) -> Any:
+    """Return a good request for `identity_FP32`, and what `changes` sets or adds."""
+    request = messages.ModelInferRequest(model_name="identity_FP32", raw_input_contents=[bytes(4)])
+    request.inputs.add(name="INPUT0", datatype="FP32", shape=[1, 1])
+    request.MergeFrom(messages.ModelInferRequest(**changes))
+    return request
+
+
+def parameter(name: str, **value: Any) -> dict[str, Any]:
+    return {name: messages.InferParameter(**value)}
+
+
+def output(name: str, **parameters: Any) -> Any:
+    return messages.ModelInferRequest.InferRequestedOutputTensor(name=name, parameters=parameters)
+
+
+INPUT = messages.ModelInferRequest.InferInputTensor(name="INPUT0", datatype="FP32", shape=[1, 1])
+OTHER = messages.ModelInferRequest.InferInputTensor(name="OTHER", datatype="FP32", shape=[1, 1])
+
+
+@pytest.mark.parametrize(
+    ("request_", "detail"),
+    [
+        (raw(model_version="9"), "version 9 is not found"),
+        (raw(inputs=[INPUT], raw_input_contents=[bytes(4)]), "input 'INPUT0' already exists"),
+        (
+            raw(inputs=[OTHER], raw_input_contents=[bytes(4)]),
+            "expected 1 inputs but got 2 inputs for model 'identity_FP32'. Got input(s) ['INPUT0',"
+            "'OTHER']",
+        ),
+        (raw(inputs=[OTHER]), "unable to find data for input tensor 'OTHER' for model"),
+        (raw(outputs=[output("NO")]), "unexpected inference output 'NO' for model 'identity_FP32'"),
+        (
+            raw(outputs=[output("OUTPUT0"), output("OUTPUT0")]),
+            "output 'OUTPUT0' already exists in request",
+        ),
+        (
+            raw(outputs=[output("OUTPUT0", **parameter("classification", string_param="1"))]),
+            "'classification' of output 'OUTPUT0' must be an unsigned 64-bit integer",
+        ),
+        (raw(parameters=parameter("priority", string_param="1")), "'priority' must be an unsigned"),
+        (raw(parameters=parameter("timeout", int64_param=-1)), "'timeout' must be an unsigned"),
+        (raw(parameters=parameter("triton_any", bool_param=True)), "'triton_any' is reserved"),
+        (raw(parameters=parameter("empty")), "parameter 'empty' has no value"),
+    ],
+)
+def test_requests_that_tritons_tests_refuse(stub: Any, request_: Any, detail: str) -> None:
+    for _ in range(2):  # nothing of them is kept
+        with pytest.raises(grpc.RpcError) as caught:
+            stub(request_)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert detail in str(caught.value.details())
+
+
+def test_parameters_of_every_type(stub: Any) -> None:
+    given = {
+        **parameter("flag", bool_param=True),
+        **parameter("number", int64_param=-3),
+        **parameter("large", uint64_param=2**64 - 1),
+        **parameter("share", double_param=0.5),
+        **parameter("text", string_param="a"),
+        **parameter("priority", uint64_param=1),
+        **parameter("timeout", int64_param=60_000_000),
+    }
+    wanted = [output("OUTPUT0", **parameter("classification", uint64_param=1))]
+    answer = stub(raw(parameters=given, outputs=wanted))
+    assert answer.raw_output_contents == [b"\x0a\0\0\x000.000000:0"]
+
+
+@pytest.mark.parametrize("contents", [{}, {"raw_input_contents": [b""]}])
+def test_empty_tensors(stub: Any, contents: Any) -> None:
+    for datatype in ("FP32", "BYTES"):
+        request = messages.ModelInferRequest(model_name=f"identity_{datatype}", **contents)
+        request.inputs.add(name="INPUT0", datatype=datatype, shape=[1, 0])
+        response = stub(request)
+        assert response.raw_output_contents == [b""] and response.outputs[0].shape == [1, 0]
+
+
 def test_parameters_about_bytes_are_ignored(stub: Any) -> None:
     """KServe's client sends them."""
     request = message("identity_INT8", "INT8", [1, 1])

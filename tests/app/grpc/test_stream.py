@@ -118,6 +118,20 @@ def test_with_triton_grpc_error_an_error_ends_the_stream(served: Any) -> None:
     client.close()
 
 
+def test_a_restricted_stream_ends_at_once(serve: Any, sources: Any) -> None:
+    """The client may then start another one, as Triton's tests do."""
+    with serve(sources[:1], restricted_api="inference:infer-key=secret") as one:
+        stream = Stream(one.client, headers={"test": "1"})
+        assert "This protocol is restricted" in stream.next().message()
+        with pytest.raises(InferenceServerException, match="no longer in valid state"):
+            stream.send("simple", "a")
+        one.client.stop_stream()
+        stream = Stream(one.client, headers={"infer-key": "secret"})
+        stream.send("simple", "a", request_id="1")
+        assert "input" in stream.next().message()
+        one.client.stop_stream()
+
+
 async def test_the_asyncio_client(served: Any) -> None:
     client: Any = tritonclient.grpc.aio.InferenceServerClient(served.address)
 
