@@ -25,7 +25,7 @@ from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
 from .runs.plan import Plan
 from .runs.run import PARTS, EmptyRun, Run, Submission
-from .runs.stream import StreamRun
+from .runs.stream import Parts
 from .runs.trace import Trace
 
 
@@ -369,15 +369,7 @@ class Pipeline:
             )
         submission = self.submit_nowait(as_item(item), timeout, priority, client=client)
         try:
-            if not isinstance(submission, StreamRun):
-                answer: Item = await submission.future
-                if "error" in answer:
-                    raise answer["error"]
-                for part in answer.get(PARTS, (answer,)):
-                    yield part
-                return
-            submission.read()
-            while (part := await submission.next_part()) is not None:
+            async for part in Parts(submission):
                 yield part
         finally:
             submission.leave()

@@ -189,6 +189,7 @@ def _door(document: Mapping[str, Any]) -> str:
         "batch": "at /predict/…/batch",
         "v2": "at /v2",
         "grpc": "over gRPC",
+        "generate": "at /v2/…/generate",
         "stream": "at /predict, with a streamed body or answer",
         "socket": "by WebSocket",
     }

@@ -8,6 +8,7 @@ from typing import Any
 from penstock.backends.errors import PenstockError
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
+from penstock.pipelines.runs.run import Submission
 
 from ..http.auth import client_of
 from ..http.helper_thread import on_helper_thread
@@ -15,7 +16,6 @@ from ..v2.call import ProtocolError
 from ..v2.infer.infer_call import InferCall, InferHead, InferRules
 from ..v2.infer.layout import KEPT_JSON_BYTES, recall, remember
 from ..v2.infer.request import parse
-from ..v2.infer.response import takes_long
 from ..v2.models.model import Model
 from ..v2.tensors import COPY_OFF_LOOP_BYTES
 from .calls import check_size
@@ -98,39 +98,22 @@ class RpcInfer(InferCall):
         kept = min(parsed, len(parts.text))
         request.memory.resize(request.memory.size - parsed + kept, "a parsed message")
 
-    async def answer(self, item: Item, **parameters: bool) -> bytes:
-        """Return the serialised answer for a final item, or for one of a stream's.
+    async def answer(self, item: Item, run: Submission, **parameters: bool) -> bytes:
+        """Return the serialised answer for the final item of `run`, or for one of its parts.
 
         Raises the item's error.
         """
         if "error" in item:
             raise item["error"]
-        answered = time.monotonic()
-        try:
-            chosen = self.choose(item)
-            if takes_long(chosen):
-                content = await on_helper_thread(
-                    lambda: write_message(self.request, self.model, chosen, **parameters)
-                )
-            else:
-                content = write_message(self.request, self.model, chosen, **parameters)
-        except Exception:
-            if not self.model.streams:  # a stream has not been counted yet
-                self.take_back()
-            raise
-        self.count(answered)
-        self._reading = 0.0  # the next part of a stream does not count it again
-        return content
+        return await self.write_part(
+            item,
+            run,
+            lambda chosen: write_message(self.request, self.model, chosen, **parameters),
+        )
 
     def final_answer(self) -> bytes:
         """Return the serialised answer without outputs that ends a decoupled request."""
         return write_message(self.request, self.model, [], triton_final_response=True)
-
-    def _model(self) -> Model:
-        if not self.in_stream:
-            return super()._model()
-        names = self.head.names
-        return self.rules.models.get(names["model"], names["version"])
 
     def _in_parts(self, model: Model) -> PenstockError:
         return ProtocolError(

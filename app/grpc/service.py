@@ -85,7 +85,7 @@ class InferenceService:
             await infer.read_all(context.time_remaining())
             submission = infer.submit()
             runs = (submission,)
-            content = await infer.answer(await submission.future)
+            content = await infer.answer(await submission.future, submission)
             context.set_trailing_metadata((("x-request-id", infer.request_id),))
             status, size = 200, len(content)
             return content

@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.backends.errors import NotReady, forget_frames
 from penstock.pipelines.runs.run import Submission
-from penstock.pipelines.runs.stream import StreamRun
+from penstock.pipelines.runs.stream import Parts, StreamRun
 
 from ..history.record import CLIENT_LEFT_STATUS
 from ..http.errors import log_failure
@@ -130,22 +130,14 @@ class StreamInfer:
             await infer.read_all(self._context.time_remaining())
             submission = infer.submit()
             runs = (submission,)
-            if isinstance(submission, StreamRun):
-                submission.read()
-                while (part := await submission.next_part()) is not None:
-                    try:
-                        content = await infer.answer(part, triton_final_response=False)
-                    except Exception:
-                        submission.leave("unwritten")
-                        raise
-                    await self._put(content)
-                if infer.wants_final:
-                    await self._put(infer.final_answer())
-            else:
-                content = await infer.answer(await submission.future, triton_final_response=True)
+            whole = not isinstance(submission, StreamRun)
+            async for part in Parts(submission):
+                content = await infer.answer(part, submission, triton_final_response=whole)
                 if before is not None:
                     await before.wait()
                 await self._put(content)
+            if not whole and infer.wants_final:
+                await self._put(infer.final_answer())
             status = 200
         except Exception as error:
             status, reported = error_answer(error).status, failure_of(error)

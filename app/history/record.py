@@ -13,7 +13,7 @@ from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.pace import Pace
 from penstock.pipelines.runs.run import Submission
 
-Door: TypeAlias = Literal["predict", "batch", "v2", "grpc", "stream", "socket"]
+Door: TypeAlias = Literal["predict", "batch", "v2", "grpc", "generate", "stream", "socket"]
 Outcome: TypeAlias = Literal["ok", "failed", "refused", "expired", "left", "bad input"]
 
 CLIENT_LEFT_STATUS = 499

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -23,7 +23,7 @@ from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Submission
-from penstock.pipelines.runs.stream import StreamRun
+from penstock.pipelines.runs.stream import Parts
 from penstock.pipelines.runs.trace import Trace
 
 from ..history.record import CLIENT_LEFT_STATUS, Failure
@@ -70,43 +70,34 @@ def _quality(media_range: bytes) -> tuple[bytes, float]:
 
 
 class EventStream:
-    """The events of one request. The caller calls `run.leave` when they have ended."""
+    """The events of one request. The caller calls `run.leave` when they have ended.
 
-    def __init__(
-        self,
-        run: Submission,
-        pipeline: Pipeline,
-        request_id: str,
-        trace: Trace | None,
-        memory: Reservation,
-    ) -> None:
-        """`trace`, if any, goes into the last event. `memory` is the request's."""
-        self._memory = memory
-        self._held = memory.size
-        self._run = run
+    Subclasses say what the events hold.
+    """
+
+    headers: Sequence[tuple[bytes, bytes]] = EVENT_HEADERS
+
+    def __init__(self, run: Submission, pipeline: Pipeline, request_id: str) -> None:
         self._pipeline = pipeline
         self._request_id = request_id
-        self._trace = trace
-        self._parts = 0
+        self._read = Parts(run)
         self._ended = False
+        self.parts = 0
         self.status = CLIENT_LEFT_STATUS  # until the last event is sent
         self.failure: Failure | None = None  # what the last event says
-        if isinstance(run, StreamRun):
-            run.read()
 
     async def answer(self, send: Send, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Wait for the first part, then send the head with `headers` added, and all events.
 
         Raises what fails before the head is sent.
         """
-        part = await self._next_part()
-        event = self._end() if part is None else await self._event(part)
+        event = await self._next_part()
         try:
             await send(
                 {
                     "type": "http.response.start",
                     "status": 200,
-                    "headers": [*EVENT_HEADERS, *headers],
+                    "headers": [*self.headers, *headers],
                 }
             )
             while not self._ended:
@@ -122,45 +113,74 @@ class EventStream:
                 raise  # the server, or a host, cancels the request itself
             # Otherwise the client has left, and the watch has dropped the item.
 
-    async def _next_part(self) -> Item | None:
-        """Return the final item of the next part; None at the end.
-
-        The answer of a pipeline that does not stream is the only part.
-        """
-        if isinstance(self._run, StreamRun):
-            return await self._run.next_part()
-        if self._parts:
-            return None
-        item = await self._run.future
-        if "error" in item:
-            raise item["error"]
-        return item
+    async def _next_part(self) -> bytes:
+        """Return the event of the next part, or what ends the stream."""
+        async for part in self._read:
+            self.parts += 1
+            return await self._event(part)
+        self._ended = True
+        return self._end()
 
     async def _next_event(self) -> bytes:
-        """Return the event of the next part, or the last event."""
+        """Do as `_next_part`. If the request fails, return the event that says so."""
         try:
-            part = await self._next_part()
-            return self._end() if part is None else await self._event(part)
+            return await self._next_part()
         except Exception as error:
             log_failure(error, self._request_id, self._pipeline.name)
+            self._ended = True
             self.failure = failure_of(error)
-            last = self._last("error", problem_object(error, self._request_id))
+            last = self._failed(error)
             forget_frames(error)
             return last
 
     async def _event(self, part: Item) -> bytes:
-        # One line: line breaks inside JSON strings are escaped.
-        self._memory.resize(self._held, "an answer")  # the last part has been sent
-        text = await write_item(part, self._run, self._pipeline, self._memory)
-        event = b"data: %s\n\n" % text
-        self._parts += 1
-        return event
+        """Return the event of a part. Raises the error of one that can't be written."""
+        raise NotImplementedError
+
+    def _failed(self, error: Exception) -> bytes:
+        """Return the event that ends a stream that has failed."""
+        raise NotImplementedError
 
     def _end(self) -> bytes:
-        return self._last("end", {"parts": self._parts})
+        """Return the event that ends a stream, b"" if none does."""
+        return b""
+
+
+class PredictEvents(EventStream):
+    """The events of a predict request."""
+
+    def __init__(
+        self,
+        run: Submission,
+        pipeline: Pipeline,
+        request_id: str,
+        trace: Trace | None,
+        memory: Reservation,
+    ) -> None:
+        """`trace`, if any, goes into the last event. `memory` is the request's."""
+        super().__init__(run, pipeline, request_id)
+        self._run = run
+        self._memory = memory
+        self._held = memory.size
+        self._trace = trace
+
+    async def _event(self, part: Item) -> bytes:
+        # One line: line breaks inside JSON strings are escaped.
+        self._memory.resize(self._held, "an answer")  # the last part has been sent
+        return event_of(await write_item(part, self._run, self._pipeline, self._memory))
+
+    def _failed(self, error: Exception) -> bytes:
+        return self._last("error", problem_object(error, self._request_id))
+
+    def _end(self) -> bytes:
+        return self._last("end", {"parts": self.parts})
 
     def _last(self, name: str, fields: dict[str, Any]) -> bytes:
-        self._ended = True
         if self._trace is not None:
             fields["trace"] = self._trace.steps
-        return b"event: %s\ndata: %s\n\n" % (name.encode(), orjson.dumps(fields))
+        return b"event: %s\n%s" % (name.encode(), event_of(orjson.dumps(fields)))
+
+
+def event_of(text: bytes) -> bytes:
+    """Return an event that holds a line of JSON."""
+    return b"data: %s\n\n" % text

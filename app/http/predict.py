@@ -29,7 +29,7 @@ from .auth import client_of
 from .body import ClientLeft, must_close, read_rest
 from .compression import inflate
 from .errors import Problem, failure_of, log_failure, problem
-from .events import EventStream
+from .events import PredictEvents
 from .exchange import Exchange, Watch, leave
 from .helper_thread import on_helper_thread
 from .inputs.json_body import Link
@@ -200,7 +200,7 @@ class Predict:
                     exchange.listen()
                 if call.head.asks_for_events:
                     door = "stream"
-                    events = EventStream(run, call.pipeline, call.request_id, call.trace, memory)
+                    events = PredictEvents(run, call.pipeline, call.request_id, call.trace, memory)
                     await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
                     status, failure = events.status, events.failure
                     return None

@@ -17,7 +17,7 @@ from penstock.backends.errors import NotFound, TooLarge, UnsupportedMedia, forge
 from penstock.backends.item import Item
 from penstock.pipelines.config.definition import Port
 from penstock.pipelines.runs.run import Submission
-from penstock.pipelines.runs.stream import StreamRun
+from penstock.pipelines.runs.stream import Parts
 
 from ..history.record import CLIENT_LEFT_STATUS, Failure
 from ..settings import Settings
@@ -123,14 +123,7 @@ class StreamSockets:
 
 async def _send_parts(run: Submission, call: PredictCall, send: Send) -> None:
     """Send each part of the answer as it comes. Raises the error that ends it."""
-    if not isinstance(run, StreamRun):
-        item = await run.future
-        if "error" in item:
-            raise item["error"]
-        await send(await _message(item, run, call))
-        return
-    run.read()
-    while (part := await run.next_part()) is not None:
+    async for part in Parts(run):
         await send(await _message(part, run, call))
         call.memory.resize(0, "an answer")
 

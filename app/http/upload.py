@@ -22,7 +22,7 @@ from ..history.record import Failure
 from ..settings import Settings
 from .body import announced_bytes, must_close
 from .errors import Problem, failure_of
-from .events import EventStream
+from .events import PredictEvents
 from .exchange import Exchange, UploadTimer
 from .input_stream import InputStream
 from .predict_call import PredictCall, client_left, server_timing, success
@@ -202,7 +202,7 @@ async def answer_streamed(
         exchange.runs = (run,)
         upload.start(run)
         if call.head.asks_for_events:
-            events = EventStream(run, call.pipeline, call.request_id, call.trace, call.memory)
+            events = PredictEvents(run, call.pipeline, call.request_id, call.trace, call.memory)
             await events.answer(send, [(b"x-request-id", call.request_id.encode("ascii"))])
             return events.status, events.failure, None
         item = await run.future

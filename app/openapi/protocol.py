@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..http.errors import STATUSES
+from ..http.events import EVENTS_MEDIA_TYPE
 from ..http.inputs.datatypes import DATATYPES
 from ..http.restriction import restriction_of
 from ..settings import Settings
@@ -160,6 +161,27 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
         model_version=TEXT,
         outputs=array_of(reference("InferOutput")),
     ),
+    "GenerateRequest": {
+        **object_of(
+            (),
+            "A key that names an input is that input: a value, or its elements in a flat list. All "
+            "others are parameters.",
+            id={**TEXT, "description": "An id for the request, which the answers repeat."},
+            parameters=reference("InferParameters"),
+        ),
+        "additionalProperties": True,
+        "example": {"text_input": "hello", "parameters": {"max_tokens": 16}},
+    },
+    "GenerateResponse": {
+        **object_of(
+            ["model_name", "model_version"],
+            "Each output by its name: one element by itself, several as a flat list.",
+            id=TEXT,
+            model_name=TEXT,
+            model_version=TEXT,
+        ),
+        "additionalProperties": True,
+    },
     "StatisticDuration": object_of(
         ["count", "ns"],
         count=UNSIGNED,
@@ -378,6 +400,21 @@ def _model_paths(settings: Settings) -> dict[str, Any]:
         paths[f"{root}/infer"] = {
             "post": {**infer, "parameters": [*parameters, _JSON_LENGTH_PARAMETER], **key}
         }
+        which = "a version of a model" if version else "a model"
+        for end, summary in (
+            ("generate", f"Run {which} whose answer is one part"),
+            ("generate_stream", f"Run {which}, and get each part of its answer as an event"),
+        ):
+            generate = _with_body(
+                _operation(
+                    f"{end}{suffix}", summary, "GenerateResponse", [*_INFER_CODES, *inference]
+                ),
+                "GenerateRequest",
+            )
+            generate["responses"]["501"] = infer["responses"]["501"]
+            if end == "generate_stream":
+                generate["responses"]["200"] = _events("GenerateResponse")
+            paths[f"{root}/{end}"] = {"post": {**generate, "parameters": parameters, **key}}
     return paths
 
 
@@ -494,6 +531,17 @@ def _operation(identifier: str, summary: str, schema: str, codes: Iterable[str])
         "tags": ["Open Inference Protocol"],
         "responses": responses,
     }
+
+
+def _events(schema: str) -> Schema:
+    """Return the response of a stream whose events hold `schema`."""
+    text = {
+        **TEXT,
+        "description": f"Server-Sent Events. The data of each is a {schema}; if the request fails, "
+        "that of the last is a ProtocolError.",
+    }
+    content = {EVENTS_MEDIA_TYPE: {"schema": text}}
+    return {"description": "A stream of answers.", "content": content}
 
 
 def _silent(identifier: str, summary: str, codes: Iterable[str]) -> Schema:

@@ -31,7 +31,7 @@ _HEAD: dict[str, Schema] = {
     "version": TEXT,
     "door": {
         "type": "string",
-        "enum": ["predict", "batch", "v2", "grpc", "stream", "socket"],
+        "enum": ["predict", "batch", "v2", "grpc", "generate", "stream", "socket"],
         "description": "The route by which it came.",
     },
     "status": {"type": "integer", "description": "The status of the answer; 499: the client left."},

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
-from starlette.types import Receive, Scope
+from starlette.types import Receive, Scope, Send
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge
 from penstock.backends.lazy_numpy import np
@@ -73,6 +73,13 @@ class ProtocolAnswer(NamedTuple):
     body: bytes = b""
 
 
+class Sent(NamedTuple):
+    """An answer that its handler has sent already: its status, and what the call failed with."""
+
+    status: int
+    failure: Failure | None = None
+
+
 class ProtocolCall:
     """A request to one of the protocol's routes.
 
@@ -80,7 +87,8 @@ class ProtocolCall:
     a part that the path leaves out. `body_was_read` is true once the whole body has been received.
     `body_was_late` is true after the body took longer than `body_timeout`: the rest of it is not
     waited for, and the connection has to close. `memory` is what the call holds, its body for one.
-    `ended`: called at the end with the answer's status and what the call failed with.
+    `ended`: called at the end with the answer's status and what the call failed with. `send` is for
+    handlers that return `Sent`.
     """
 
     __slots__ = (
@@ -91,6 +99,7 @@ class ProtocolCall:
         "names",
         "receive",
         "scope",
+        "send",
         "settings",
     )
 
@@ -105,6 +114,7 @@ class ProtocolCall:
         self.ended: Callable[[int, Failure | None], None] | None = None
         self.receive = receive
         self.memory = Reservation(budget)
+        self.send: Send
 
     @property
     def json_limits(self) -> JsonLimits:
@@ -330,7 +340,7 @@ def shortened(message: str, characters: int) -> str:
 Handler = Callable[[ProtocolCall], Awaitable[Any]]
 """Answers the calls of a route.
 
-It returns a `ProtocolAnswer`, a value to be sent as JSON, or None for an empty body. Every
+It returns a `ProtocolAnswer`, a value to be sent as JSON, None for an empty body, or `Sent`. Every
 exception becomes `{"error": …}`.
 """
 

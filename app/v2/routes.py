@@ -28,11 +28,13 @@ from .call import (
     ProtocolAnswer,
     ProtocolCall,
     Route,
+    Sent,
     error_answer,
     error_with,
     failure_of,
     json_answer,
 )
+from .generate.handler import Generate
 from .health import health_routes
 from .infer.handler import Infer
 from .models.description import description_routes
@@ -100,7 +102,12 @@ class ProtocolApp:
             route, names = self._find(scope["method"], path_of(scope) if path is None else path)
             self.guard(route.group, scope)
             call = ProtocolCall(scope, receive, names, self._settings)
+            call.send = send
             result = await route.handler(call)
+            if isinstance(result, Sent):
+                if call.ended is not None:
+                    call.ended(*result)
+                return
             if isinstance(result, ProtocolAnswer):
                 answer = result
             else:
@@ -210,6 +217,7 @@ def protocol_app(
     # The table is searched in this order, after infer, which is by far the most frequent: the
     # statistics' /v2/models/stats has to come before the description's /v2/models/{model}.
     routes: Sequence[Route] = (
+        *Generate(infer).routes,
         *health_routes(repository, EXTENSIONS, settings.ready_when),
         *statistics_routes(repository, models),
         *RepositoryRoutes(repository, settings).routes,

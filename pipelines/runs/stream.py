@@ -15,7 +15,7 @@ from penstock.backends.item import Item
 from ..node.queue import Batch
 from .graph_run import GraphRun, NodeVisit
 from .plan import EntryPoint, PlanNode
-from .run import PARTS, Run
+from .run import PARTS, Run, Submission
 
 
 class StreamRun(GraphRun):
@@ -153,3 +153,38 @@ class StreamRun(GraphRun):
     def _wake(waiter: asyncio.Future[None] | None) -> None:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class Parts:
+    """The parts of a request's answer, one after another: each is a final dict.
+
+    Iterate over it once. A run that does not stream has one part. Raises the error that ended the
+    request; a soft failure too. The caller calls `run.leave` in the end.
+    """
+
+    __slots__ = ("_rest", "_run")
+
+    def __init__(self, run: Submission) -> None:
+        self._run = run
+        self._rest: list[Item] | None = None  # of a run that was not read part by part
+        if isinstance(run, StreamRun):
+            run.read()
+
+    def __aiter__(self) -> Parts:
+        return self
+
+    async def __anext__(self) -> Item:
+        run = self._run
+        if isinstance(run, StreamRun):
+            part = await run.next_part()
+            if part is None:
+                raise StopAsyncIteration
+            return part
+        if self._rest is None:
+            item = await run.future
+            if "error" in item:
+                raise item["error"]
+            self._rest = list(item.get(PARTS, (item,)))  # loops may end with a stream
+        if not self._rest:
+            raise StopAsyncIteration
+        return self._rest.pop(0)

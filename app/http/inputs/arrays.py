@@ -22,13 +22,13 @@ def array_of(value: Any, expected: Tensor, name: str) -> Array:
     Raises `InvalidRequest` for lists of several lengths, for elements of another type, and for
     another shape than the declared one.
     """
-    flat, shape = _flattened(value, name)
+    flat, shape = flattened(value, name)
     wanted = expected.shape
     if wanted is not None and not _fits(shape, wanted):
         raise InvalidRequest(
             f"{name!r} is a tensor of shape {shape}, expected {list(wanted)} (-1: any size)"
         )
-    datatype = expected.datatype or _datatype_of(flat, name)
+    datatype = expected.datatype or datatype_of_values(flat, name)
     try:
         array = flat_array(flat, datatype, name)
     except ValueError as error:
@@ -39,7 +39,7 @@ def array_of(value: Any, expected: Tensor, name: str) -> Array:
     return array.reshape(shape)
 
 
-def _flattened(value: Any, name: str) -> tuple[list[Any], list[int]]:
+def flattened(value: Any, name: str) -> tuple[list[Any], list[int]]:
     """Return the elements of nested lists, and the shape."""
     if type(value) is not list:
         raise InvalidRequest(
@@ -70,7 +70,7 @@ def _fits(shape: list[int], wanted: tuple[int, ...]) -> bool:
     )
 
 
-def _datatype_of(flat: list[Any], name: str) -> Datatype:
+def datatype_of_values(flat: list[Any], name: str) -> Datatype:
     types: set[type] = set(map(type, flat))
     known: tuple[tuple[set[type], str], ...] = (
         ({bool}, "BOOL"),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar, cast
 
 from penstock.pipelines.runs.run import Submission
 
+from ...history.record import Door
 from ...history.ring import History
 from ...http.access import follow
 from ...http.auth import client_of
@@ -26,6 +27,9 @@ from ..models.model import Models
 from ..shared_memory import SharedMemory
 from .infer_call import InferCall, InferHead, InferRules
 from .response import takes_long
+
+C = TypeVar("C", bound=InferCall)
+A = TypeVar("A")
 
 
 class Infer:
@@ -45,7 +49,20 @@ class Infer:
         self._watch = Watch(settings.body_timeout)
 
     async def infer(self, call: ProtocolCall) -> ProtocolAnswer:
-        """Answer one request. Every failure is raised, for the route to answer."""
+        """Answer one request."""
+        return await self.serve(call, InferCall, "v2", self._answer)
+
+    async def serve(
+        self,
+        call: ProtocolCall,
+        kind: type[C],
+        door: Door,
+        answer: Callable[[C, Submission], Awaitable[A]],
+    ) -> A:
+        """Read one request, submit it, and let `answer` wait for what comes of it.
+
+        Every failure is raised, for the route to answer.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # an app is served by one loop at a time
             self._loop = loop
@@ -55,7 +72,7 @@ class Infer:
         )
         self._watch.begin(exchange, loop)
         scope = call.scope
-        infer = InferCall(
+        infer = kind(
             self.rules,
             InferHead(call.names, scope["headers"]),
             call.memory,
@@ -67,7 +84,7 @@ class Infer:
         if self.rules.history is not None:
             # When the answer is known, which is not here.
             call.ended = lambda status, failure: infer.remember(
-                "v2", status, failure, cast("Sequence[Submission]", exchange.runs)
+                door, status, failure, cast("Sequence[Submission]", exchange.runs)
             )
         try:
             infer.begin()
@@ -76,35 +93,7 @@ class Infer:
             exchange.runs = (submission,)
             if exchange.helper is not None:
                 exchange.listen()
-            item = await submission.future
-            if "error" in item:
-                raise item["error"]
-            answered = time.monotonic()
-            try:
-                chosen = infer.choose(item)
-                written = infer.write_arrays(chosen)
-                if written is None:
-                    written = (
-                        await on_helper_thread(infer.write, chosen)
-                        if takes_long(chosen)
-                        else infer.write(chosen)
-                    )
-            except Exception:
-                infer.take_back()
-                raise
-            infer.count(answered)
-            fields = written.headers()
-            body = written.joined()
-            if (encoding := infer.encoding(written)) is not None:
-                smaller = (
-                    deflate(body, encoding)
-                    if len(body) < COMPRESS_OFF_LOOP_BYTES
-                    else await on_helper_thread(deflate, body, encoding)
-                )
-                if len(smaller) < len(body):
-                    fields.append((b"content-encoding", encoding))
-                    body = smaller
-            return ProtocolAnswer(200, fields, body)
+            return await answer(infer, submission)
         except asyncio.CancelledError:
             if exchange.timed_out and not exchange.task.uncancel():
                 raise call.too_late() from None
@@ -116,6 +105,38 @@ class Infer:
             leave(exchange.runs, call.memory)
             infer.request.release()
             scope["penstock.request_id"] = infer.request_id  # the protocol's own, if it has one
+
+    async def _answer(self, infer: InferCall, submission: Submission) -> ProtocolAnswer:
+        """Wait for the final item, and write the answer."""
+        item = await submission.future
+        if "error" in item:
+            raise item["error"]
+        answered = time.monotonic()
+        try:
+            chosen = infer.choose(item)
+            written = infer.write_arrays(chosen)
+            if written is None:
+                written = (
+                    await on_helper_thread(infer.write, chosen)
+                    if takes_long(chosen)
+                    else infer.write(chosen)
+                )
+        except Exception:
+            infer.take_back()
+            raise
+        infer.count(answered)
+        fields = written.headers()
+        body = written.joined()
+        if (encoding := infer.encoding(written)) is not None:
+            smaller = (
+                deflate(body, encoding)
+                if len(body) < COMPRESS_OFF_LOOP_BYTES
+                else await on_helper_thread(deflate, body, encoding)
+            )
+            if len(smaller) < len(body):
+                fields.append((b"content-encoding", encoding))
+                body = smaller
+        return ProtocolAnswer(200, fields, body)
 
     async def _read(self, call: ProtocolCall, infer: InferCall, exchange: Exchange) -> None:
         """Read the body and the request in it."""

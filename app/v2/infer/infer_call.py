@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError
 from penstock.backends.item import Item
@@ -20,6 +21,7 @@ from ...history.record import Door, Failure
 from ...history.ring import History
 from ...http.body import is_discarded
 from ...http.compression import choose_encoding, window_of
+from ...http.helper_thread import on_helper_thread
 from ...http.json_text import JsonLimits, parse_json, parsed_bytes
 from ...http.request_id import choose_request_id, is_fit
 from ...settings import Settings
@@ -29,7 +31,9 @@ from ..shared_memory import SharedMemory
 from ..tensors import COPY_OFF_LOOP_BYTES
 from .layout import recall, remember
 from .request import InferRequest, held_bytes, parse, parse_raw
-from .response import Chosen, Written, choose, write, write_arrays
+from .response import Chosen, Written, choose, takes_long, write, write_arrays
+
+T = TypeVar("T")
 
 READ_OFF_LOOP_BYTES = 1 << 17
 """JSON, or tensors that are not read in place, of this size take milliseconds to read.
@@ -127,6 +131,9 @@ class InferCall:
         "window",
     )
 
+    in_stream: bool = False
+    """True: the answer may come in parts."""
+
     def __init__(
         self,
         rules: InferRules,
@@ -212,6 +219,28 @@ class InferCall:
         """Write the body of any other answer. `takes_long` says where to call it."""
         return write(self.request, self.model, chosen)
 
+    async def write_part(self, item: Item, run: Submission, write: Callable[[Chosen], T]) -> T:
+        """Write the final item of `run`, or one of its parts, on a helper thread if that is long.
+
+        If it can't be written, the request has failed, even if it was counted as a success.
+        """
+        answered = time.monotonic()
+        try:
+            chosen = self.choose(item)
+            if takes_long(chosen):
+                written = await on_helper_thread(write, chosen)
+            else:
+                written = write(chosen)
+        except Exception:
+            if run.future.done():
+                self.take_back()
+            else:
+                run.leave("unwritten")
+            raise
+        self.count(answered)
+        self._reading = 0.0  # the next part does not count it again
+        return written
+
     def encoding(self, written: Written) -> bytes | None:
         """Return how to compress the answer; None to leave it as it is."""
         accepted = self.head.accepted
@@ -264,7 +293,7 @@ class InferCall:
         """
         names = self.head.names
         model = self.rules.models.get(names["model"], names["version"])
-        if model.streams:
+        if model.streams and not self.in_stream:
             raise self._in_parts(model)
         return model
 
@@ -272,7 +301,8 @@ class InferCall:
         """Return the error for a model whose answers come in parts."""
         return InvalidRequest(
             "HTTP end point doesn't support models with decoupled transaction policy: model "
-            f"'{model.name}' answers in parts, which POST /predict/{model.name} sends"
+            f"'{model.name}' answers in parts, which POST /predict/{model.name} sends, and "
+            f"/v2/models/{model.name}/generate_stream"
         )
 
     def _takes_long(self, text: int, blobs: int) -> bool:

@@ -187,8 +187,8 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
     for key, value in parameters.items():
         if type(value) not in PARAMETER_TYPES:
             raise InvalidRequest(
-                f"parameter '{key}' is a JSON {kind_of(value)}, expected a string, a number or a "
-                "boolean"
+                f"parameter '{key}' has invalid type: it is a JSON {kind_of(value)}, expected a "
+                "string, a number or a boolean"
             )
         if key == "binary_data_output":
             request.binary = check_boolean(value, "parameter 'binary_data_output'")

@@ -146,6 +146,7 @@ def config_of(model: Model) -> dict[str, Any]:
         "metric_tags": {},
         "parameters": {},
         "model_warmup": [],
+        "model_transaction_policy": {"decoupled": model.streams},
     }
     entry_point = model.pipeline.plan.default
     if entry_point is not None:

@@ -47,13 +47,14 @@ ACCEPTED_KEYS = frozenset(
         "output",
         "version_policy",
         "optimization",
+        "model_transaction_policy",
     }
 )
 """The fields that may be given.
 
 Inputs and outputs must be those of the pipeline or its model (`declared_tensors.py`). The version
-policy must be the pipeline's own. ONNX Runtime optimises models itself: `FIXED` has the values that
-`optimization` may have.
+and transaction policies must be the pipeline's own. ONNX Runtime optimises models itself: `FIXED`
+has the values that `optimization` may have.
 """
 
 FIXED: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -132,6 +133,7 @@ def configure(
             nodes |= _bounded(bound, [nodes[name] for name in working])
     _check_fields(_table_in(override, "optimization"), "optimization")
     _check_policy(_table_in(override, "version_policy"), version_policy_of(config))
+    _check_decoupled(_table_in(override, "model_transaction_policy"), config)
     placed: set[str] = set()
     for group in list_of(override.get("instance_group"), "instance_group"):
         _check_fields(group, "instance_group")
@@ -240,6 +242,22 @@ def _check_policy(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         if value not in ({}, own[key]):
             raise _invalid(
                 f"'{key}' of 'version_policy' can't be changed, expected {json.dumps(own[key])}"
+            )
+
+
+def _check_decoupled(given: Mapping[str, Any], config: PipelineConfig) -> None:
+    """Raise `InvalidRequest` unless a transaction policy is the pipeline's own."""
+    entry_point = Plan(config.nodes, config.entry).default
+    streams = entry_point is not None and entry_point.stream is not None
+    for key, value in given.items():
+        if key != "decoupled":
+            raise _invalid(
+                f"'{key[:100]}' of 'model_transaction_policy' can't be set here, expected decoupled"
+            )
+        if value is not None and value is not streams:
+            raise _invalid(
+                "'decoupled' of 'model_transaction_policy' can't be changed, expected "
+                f"{json.dumps(streams)}"
             )
 
 

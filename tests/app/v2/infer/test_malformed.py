@@ -260,7 +260,8 @@ def test_a_model_that_streams(served: Served) -> None:
     message = served.refused("letters", document)
     assert message == (
         "HTTP end point doesn't support models with decoupled transaction policy: model 'letters' "
-        "answers in parts, which POST /predict/letters sends"
+        "answers in parts, which POST /predict/letters sends, and "
+        "/v2/models/letters/generate_stream"
     )
     assert served.http.post("/predict/letters", content=b"ab").json() == {"result": ["a", "b"]}
 

@@ -216,6 +216,14 @@ def test_the_number_of_groups_can_not_change(grouped: Any) -> None:
         ({"instance_group": [{"count": 3}, {"count": 3}]}, "two 'instance_group' are of node 'nod"),
         ({"version_policy": []}, "'version_policy' is a JSON array, expected an object"),
         ({"version_policy": {"nonsense": None}}, "'nonsense' of 'version_policy' can't be set"),
+        (
+            {"model_transaction_policy": {"decoupled": True}},
+            "'decoupled' of 'model_transaction_policy' can't be changed, expected false",
+        ),
+        (
+            {"model_transaction_policy": {"x": 1}},
+            "'x' of 'model_transaction_policy' can't be set here, expected decoupled",
+        ),
         ({"optimization": 0}, "'optimization' is a JSON number, expected an object"),
         ({"dynamic_batching": {"preferred_batch_size": [3]}}, "'preferred_batch_size' of 'dynami"),
         ({"dynamic_batching": {"preferred_batch_size": 4}}, "'preferred_batch_size' of 'dynami"),
