@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -19,6 +19,7 @@ import penstock
 from penstock.backends.memory import limited
 from penstock.pipelines.repository import Repository
 
+from .grpc.start import grpc_server
 from .history.ring import History
 from .http.assets import Pages, is_public
 from .http.auth import Authenticate
@@ -37,7 +38,7 @@ from .settings import Settings, split, unknown_variables
 from .status.answer import Status
 from .v2.call import error_answer
 from .v2.router import protocol_router
-from .v2.routes import protocol_app
+from .v2.routes import ProtocolApp, protocol_app
 
 logger = logging.getLogger("penstock")
 
@@ -60,7 +61,8 @@ def create_app(
     Pipelines are read and checked here; `ConfigError` has every problem. Of a directory, what can't
     be read or loaded is logged and left out, unless `settings.strict`. The app's lifespan loads
     them, and drains them at its end. A `Repository` that is loading or ready already belongs to the
-    caller: the lifespan leaves it alone. The repository is `app.state.penstock`.
+    caller: the lifespan leaves it alone. The repository is `app.state.penstock`. The lifespan also
+    serves by gRPC, if `settings.grpc_port` is set; `app.state.grpc.port` is the real port.
 
     Starlette does not run the lifespan of a mounted app. The lifespan of its host must:
 
@@ -106,7 +108,7 @@ def create_app(
     app: _App = _App(
         title=title,
         version=penstock.__version__,
-        lifespan=_lifespan(repository, settings),
+        lifespan=_lifespan(repository, settings, protocol, metrics),
         middleware=[
             *middleware,
             *checks,
@@ -125,7 +127,7 @@ def create_app(
     app.state.penstock = repository
     app.state.metrics = metrics
     app.state.history = history
-    app.state.protocol = protocol  # gRPC shares it
+    app.state.protocol = protocol
     install_handlers(app)
     _guard_document(app, restriction)
     docs.lead(app.router, "/docs", "/docs/", "/docs/assets/{file:path}")
@@ -210,8 +212,10 @@ def create_router(
     """
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
-    api_router = APIRouter(lifespan=_lifespan(repository, settings), **router)
     history = _history(settings, repository)
+    protocol = protocol_app(repository, settings, history)
+    metrics = Metrics(repository, settings.ready_when)
+    api_router = APIRouter(lifespan=_lifespan(repository, settings, protocol, metrics), **router)
     predict = Predict(repository, settings, _fetch(settings), history)
     api_router.include_router(socket_routes(predict.rules))
     api_router.include_router(typed_routes(repository, settings, predict))
@@ -220,12 +224,11 @@ def create_router(
             repository,
             settings,
             predict,
-            metrics=Metrics(repository, settings.ready_when),
+            metrics=metrics,
             status=Status(repository, settings, history),
             history=history,
         )
     )
-    protocol = protocol_app(repository, settings, history)
     api_router.include_router(protocol_router(protocol, settings))
     return api_router
 
@@ -278,22 +281,30 @@ def _fetch(settings: Settings) -> Fetch | None:
 
 
 def _lifespan(
-    repository: Repository, settings: Settings
+    repository: Repository, settings: Settings, protocol: ProtocolApp, metrics: Metrics
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
-        # A repository that is loading or ready belongs to the caller, which closes it too. Nothing
-        # runs between this look and the first step of `start`, which sets the state: of two
-        # lifespans over one repository exactly one starts it.
-        if repository.state not in ("loading", "ready"):
-            await repository.start()
-            try:
-                with limited(settings.max_memory):
-                    yield
-            finally:
-                await asyncio.shield(repository.close(settings.drain_timeout))
-        else:
-            with limited(settings.max_memory):
-                yield
+        async with AsyncExitStack() as stack:
+            grpc = grpc_server(
+                protocol, repository, settings, metrics.registry, settings.max_connections
+            )
+            if grpc is not None:
+                await grpc.start()
+                stack.push_async_callback(grpc.stop, settings.drain_timeout)
+            if isinstance(app, _App):
+                app.state.grpc = grpc
+            # A repository that is loading or ready belongs to the caller, which closes it too.
+            # Nothing runs between this look and the first step of `start`, which sets the state: of
+            # two lifespans over one repository exactly one starts it.
+            if repository.state not in ("loading", "ready"):
+                await repository.start()
+                stack.push_async_callback(_close, repository, settings.drain_timeout)
+            stack.enter_context(limited(settings.max_memory))
+            yield
 
     return run
+
+
+async def _close(repository: Repository, seconds: float) -> None:
+    await asyncio.shield(repository.close(seconds))

@@ -1,5 +1,5 @@
 """The Open Inference Protocol over gRPC, with Triton's extensions: `GRPCInferenceService`.
 
-Needs the extra `grpc`. Nothing outside this room imports grpc or protobuf, and `server/` imports
-this room only if a gRPC port is set.
+`start` is for the rest of the app. Everything else needs the extra `grpc`, so nothing outside this
+room imports it, and `start` does so only if a gRPC port is set.
 """

@@ -6,13 +6,10 @@ the code that checks them for HTTP. An error becomes a status code and a text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
-
-from penstock.backends.errors import TooLarge
 
 from ..http.auth import check_key
 from ..http.errors import code_of, status_of
@@ -20,6 +17,7 @@ from ..http.restriction import GRPC_PREFIX
 from ..settings import Settings
 from ..v2.call import ProtocolCall, ProtocolError, message_of, shortened
 from ..v2.routes import Guard
+from .proxies import TrustedProxies
 
 MAX_DETAIL_BYTES = 4096
 """The longest text of an error as it travels: clients take trailing metadata of 8 KiB."""
@@ -49,16 +47,21 @@ STATUS_BY_HTTP = {
 """Statuses by those of the protocol over HTTP, which are Triton's."""
 
 
-def scope_of(context: Any) -> dict[str, Any]:
+def scope_of(context: Any, proxies: TrustedProxies) -> dict[str, Any]:
     """Return the scope of a call: its metadata as `headers`, and its `client`."""
-    headers = list(_headers(context.invocation_metadata() or ()))
-    return {"type": "grpc", "headers": headers, "client": _client(context.peer())}
+    headers = [_header(*field) for field in context.invocation_metadata() or ()]
+    client = _client(context.peer())
+    if proxies and client is not None:
+        forwarded = b",".join(value for name, value in headers if name == b"x-forwarded-for")
+        host = proxies.client(client[0], forwarded.decode("latin-1"))
+        if host != client[0]:
+            client = host, 0
+    return {"type": "grpc", "headers": headers, "client": client}
 
 
-def _headers(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[tuple[bytes, bytes]]:
-    for key, value in metadata:
-        name = key.removeprefix(GRPC_PREFIX)
-        yield name.encode(), value if isinstance(value, bytes) else value.encode()
+def _header(key: str, value: str | bytes) -> tuple[bytes, bytes]:
+    name = key.removeprefix(GRPC_PREFIX)
+    return name.encode(), value if isinstance(value, bytes) else value.encode()
 
 
 def _client(peer: str) -> tuple[str, int] | None:
@@ -67,7 +70,7 @@ def _client(peer: str) -> tuple[str, int] | None:
     if kind not in {"ipv4", "ipv6"}:
         return None
     host, _, port = unquote(place).rpartition(":")
-    return host.strip("[]"), int(port)
+    return host.strip("[]").removeprefix("::ffff:"), int(port)
 
 
 def check_call(
@@ -80,14 +83,6 @@ def check_call(
     if not is_open:
         check_key(scope, settings)
     guard(group, scope)
-
-
-def check_size(content: bytes, most: int) -> None:
-    """Raise `TooLarge` for a message of more than `most` bytes, the setting `max_body`."""
-    if len(content) > most:
-        raise TooLarge(
-            f"the message has {len(content)} bytes, at most {most} are accepted (max_body)"
-        )
 
 
 def status_code_of(error: BaseException) -> Any:

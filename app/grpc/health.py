@@ -14,11 +14,15 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2 as messages
 
-from ..http.errors import Forbidden
+from penstock.backends.errors import InvalidRequest
+from penstock.backends.memory import Reservation, budget
+
 from ..http.request_id import request_id_of
 from ..v2.routes import Guard
 from .calls import scope_of
+from .proxies import NO_PROXIES
 from .service import SERVICE, abort
+from .uploads import Uploads
 
 SERVICES = ("", SERVICE)
 """The names that a check may ask for: "" is the whole server."""
@@ -35,9 +39,10 @@ class HealthService:
     `guard` knows who may ask, if the operator has restricted that.
     """
 
-    def __init__(self, is_ready: Callable[[], bool], guard: Guard) -> None:
+    def __init__(self, is_ready: Callable[[], bool], guard: Guard, uploads: Uploads) -> None:
         self._is_ready = is_ready
         self._guard = guard
+        self._uploads = uploads
         self._ended = asyncio.Event()
 
     def end_watches(self) -> None:
@@ -46,13 +51,13 @@ class HealthService:
 
     def handler(self) -> Any:
         methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
+            "Check": grpc.stream_unary_rpc_method_handler(self._check),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
 
-    async def _check(self, content: bytes, context: Any) -> bytes:
-        service = await self._service(content, context)
+    async def _check(self, requests: object, context: Any) -> bytes:
+        service = await self._service(context)
         if service not in SERVICES:
             names = " and ".join(repr(name) for name in SERVICES)
             await context.abort(
@@ -60,8 +65,8 @@ class HealthService:
             )
         return _response(self._status())
 
-    async def _watch(self, content: bytes, context: Any) -> AsyncIterator[bytes]:
-        service = await self._service(content, context)
+    async def _watch(self, requests: object, context: Any) -> AsyncIterator[bytes]:
+        service = await self._service(context)
         sent = None
         while not self._ended.is_set():
             status = self._status() if service in SERVICES else Status.SERVICE_UNKNOWN
@@ -77,21 +82,24 @@ class HealthService:
         status: int = Status.SERVING if self._is_ready() else Status.NOT_SERVING
         return status
 
-    async def _service(self, content: bytes, context: Any) -> str:
-        """Return the name that a call asks for. Ends a call that may not ask."""
-        scope = scope_of(context)
+    async def _service(self, context: Any) -> str:
+        """Return the name that a call asks for. Ends a call that may not ask, or asks badly."""
+        scope = scope_of(context, NO_PROXIES)
+        memory = Reservation(budget)
         try:
             self._guard("health", scope)
-        except Forbidden as error:
-            await abort(context, error, request_id_of(scope))
-        try:
+            content = await self._uploads.receive(context, memory)
             service: str = messages.HealthCheckRequest.FromString(content).service
             return service
         except DecodeError:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "the request is not a HealthCheckRequest"
+            failure: Exception = InvalidRequest(
+                "the request is not a HealthCheckRequest: its protobuf is malformed"
             )
-            raise  # `abort` has raised
+        except Exception as error:
+            failure = error
+        finally:
+            memory.close()
+        return await abort(context, failure, request_id_of(scope))
 
 
 def _response(status: int) -> bytes:

@@ -7,18 +7,17 @@ from typing import Any
 
 from penstock.backends.errors import PenstockError
 from penstock.backends.item import Item
-from penstock.backends.memory import Reservation, budget
+from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
 
 from ..http.auth import client_of
 from ..http.helper_thread import on_helper_thread
-from ..v2.call import ProtocolError
+from ..v2.call import UNCOUNTED_COPY_BYTES, ProtocolError
 from ..v2.infer.infer_call import InferCall, InferHead, InferRules
 from ..v2.infer.layout import KEPT_JSON_BYTES, recall, remember
 from ..v2.infer.request import parse
 from ..v2.models.model import Model
 from ..v2.tensors import COPY_OFF_LOOP_BYTES
-from .calls import check_size
 from .request import joined, read_message
 from .response import write_message
 from .wire import CutMessage, cut
@@ -35,20 +34,24 @@ KEPT_LAYOUT_BYTES = KEPT_JSON_BYTES - len(LAYOUT_PREFIX)
 class RpcInfer(InferCall):
     """An infer request that came as a message."""
 
-    __slots__ = ("_cut", "identity", "in_stream", "wants_final")
+    __slots__ = ("_cut", "_size", "identity", "in_stream", "wants_final")
 
     def __init__(
-        self, rules: InferRules, message: bytes, scope: dict[str, Any], in_stream: bool = False
+        self,
+        rules: InferRules,
+        message: bytes,
+        memory: Reservation,
+        scope: dict[str, Any],
+        in_stream: bool = False,
     ) -> None:
-        """`in_stream`: it is one of many, and its answer may come in parts; reading then sets
-        `wants_final`. `identity` is the message's `id`, known before it is read.
+        """`memory` has the message, and is closed by the caller. `in_stream`: it is one of many,
+        and its answer may come in parts; reading then sets `wants_final`. `identity` is the
+        message's `id`, known before it is read.
 
-        Raises `TooLarge`, `MemoryFull`, and `InvalidRequest` for bytes that are not a message.
+        Raises `InvalidRequest` for bytes that are not a message.
         """
-        check_size(message, rules.max_body)
-        memory = Reservation(budget)
-        memory.resize(len(message), "a message")
         self._cut = cut(message)
+        self._size = len(message)
         self.identity = self._cut.identity
         self.in_stream = in_stream
         self.wants_final = False
@@ -71,6 +74,8 @@ class RpcInfer(InferCall):
         else:
             self._read_parts(parts)
         del self._cut  # only the tensors are needed from now on
+        if self._size > UNCOUNTED_COPY_BYTES:
+            self.memory.resize(self.memory.size - self._size, "tensors")
         if remaining is not None:
             own = self.request.timeout
             self.request.timeout = remaining if own is None else min(own, remaining)

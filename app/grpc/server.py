@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from grpc import aio
+from prometheus_client.registry import CollectorRegistry
 
 from penstock.pipelines.repository import Repository
 
 from ..settings import Settings
 from ..v2.routes import ProtocolApp
+from .errors import GrpcError
 from .health import HealthService
 from .reflection import ReflectionService
 from .service import InferenceService
-from .tls import GrpcError, credentials
+from .tls import credentials
+from .uploads import Uploads
+
+logger = logging.getLogger("penstock.serve")
 
 MESSAGE_SLACK_BYTES = 1 << 26
 """Messages that exceed max_body by so much are still received, to be refused by an error that names
@@ -42,19 +48,27 @@ class GrpcServer:
         protocol: ProtocolApp,
         repository: Repository,
         settings: Settings,
+        registry: CollectorRegistry,
         max_connections: int | None = None,
     ) -> None:
-        """`max_connections`: None for any number."""
-        self._server = aio.server(options=_options(settings, max_connections))
+        """`registry` gets the metrics of calls while it serves. `max_connections`: None for any
+        number.
+        """
+        self._registry = registry
+        calls = None if max_connections is None else max(max_connections, MAX_STREAMS)
+        self._server = aio.server(
+            options=_options(settings, max_connections), maximum_concurrent_rpcs=calls
+        )
         self._settings = settings
         self.port = 0
 
         def is_ready() -> bool:
             return not repository.why_not_ready(settings.ready_when)
 
-        self._inference = InferenceService(protocol, settings)
-        self._health = HealthService(is_ready, protocol.guard)
-        reflection = ReflectionService(protocol.guard, settings)
+        uploads = Uploads(settings)
+        self._inference = InferenceService(protocol, settings, uploads)
+        self._health = HealthService(is_ready, protocol.guard, uploads)
+        reflection = ReflectionService(protocol.guard, settings, uploads)
         self._server.add_generic_rpc_handlers(
             (self._inference.handler(), self._health.handler(), reflection.handler())
         )
@@ -62,7 +76,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen at `grpc_port` of `host`; `port` is the real one.
 
-        Raises `GrpcListenError`, and `GrpcTlsError` for settings that gRPC can't follow.
+        Raises `GrpcError` if that is not possible, and for settings that gRPC can't follow.
         """
         settings = self._settings
         place = _place(settings.host, settings.grpc_port or 0)
@@ -76,11 +90,14 @@ class GrpcServer:
         except RuntimeError:
             self.port = 0
         if not self.port:
-            raise GrpcListenError(
+            raise GrpcError(
                 f"grpc_port: can't listen on {place}: end the program that listens there, or "
                 "choose another port with --grpc-port (0 takes a free one)"
             )
         await self._server.start()
+        self._inference.counts.port = self.port
+        self._registry.register(self._inference.counts)
+        logger.info("listening for gRPC on %s", self.address)
 
     @property
     def address(self) -> str:
@@ -92,10 +109,7 @@ class GrpcServer:
         self._inference.end_streams()
         self._health.end_watches()
         await self._server.stop(grace)
-
-
-class GrpcListenError(GrpcError):
-    """Raised when the server can't listen where `grpc_port` says."""
+        self._registry.unregister(self._inference.counts)
 
 
 def _place(host: str, port: int) -> str:
@@ -108,6 +122,7 @@ def _options(settings: Settings, max_connections: int | None) -> list[tuple[str,
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", _at_most(settings.max_body + MESSAGE_SLACK_BYTES)),
         ("grpc.max_send_message_length", -1),
+        ("grpc.per_message_decompression", 0),  # `Uploads` does it
         ("grpc.max_metadata_size", settings.max_head),
         ("grpc.absolute_max_metadata_size", settings.max_head),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
@@ -117,6 +132,7 @@ def _options(settings: Settings, max_connections: int | None) -> list[tuple[str,
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
         ("grpc.http2.max_pings_without_data", 0),  # else gRPC stops asking after two
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),  # else a client may ping each 2 h
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
     ]

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import grpc
 
 from penstock.backends.errors import forget_frames
+from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.runs.run import Submission
 
 from ..history.record import CLIENT_LEFT_STATUS
@@ -24,8 +25,11 @@ from ..v2.call import ProtocolError, error_answer, failure_of
 from ..v2.routes import ProtocolApp
 from . import unary
 from .calls import check_call, detail_of, scope_of, status_code_of
+from .counts import CANCELLED, OK, CallCounts
 from .infer import RpcInfer
+from .proxies import TrustedProxies
 from .stream import StreamInfer
+from .uploads import Uploads
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -36,9 +40,12 @@ PUSHBACK = "grpc-retry-pushback-ms"
 class InferenceService:
     """Answers the calls of `GRPCInferenceService` by what serves the protocol over HTTP."""
 
-    def __init__(self, protocol: ProtocolApp, settings: Settings) -> None:
+    def __init__(self, protocol: ProtocolApp, settings: Settings, uploads: Uploads) -> None:
+        self.counts = CallCounts()
         self._protocol = protocol
         self._settings = settings
+        self._uploads = uploads
+        self._proxies = TrustedProxies(settings.trusted_proxies)
         self._streams: set[StreamInfer] = set()
 
     def end_streams(self) -> None:
@@ -48,57 +55,77 @@ class InferenceService:
 
     def handler(self) -> Any:
         """Return the handler of the service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        # Calls with one message are streams here, too: `Uploads` says why.
         methods = {
-            name: grpc.unary_unary_rpc_method_handler(partial(self._answer, name))
+            name: grpc.stream_unary_rpc_method_handler(partial(self._answer, name))
             for name in unary.NAMES
         }
-        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        methods["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._infer)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream_infer)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def _answer(self, name: str, content: bytes, context: Any) -> bytes:
-        scope = scope_of(context)
+    async def _answer(self, name: str, requests: object, context: Any) -> bytes:
+        scope = scope_of(context, self._proxies)
         access = self._access(name, scope)
-        status, size = CLIENT_LEFT_STATUS, 0
+        memory = Reservation(budget)
+        receive = partial(self._uploads.receive, context, memory)
+        status, code, size = CLIENT_LEFT_STATUS, CANCELLED, 0
+        self.counts.begin()
         try:
-            answer = await unary.answer(name, content, scope, self._protocol, self._settings)
-            status, size = 200, len(answer)
+            answer = await unary.answer(
+                name,
+                receive,
+                memory,
+                scope=scope,
+                protocol=self._protocol,
+                settings=self._settings,
+            )
+            status, code, size = 200, OK, len(answer)
             return answer
         except Exception as error:
             failure = error
-            status = error_answer(error).status
+            status, code = error_answer(error).status, status_code_of(error)
         finally:
+            memory.close()
+            self.counts.end(name, code)
             if access is not None:
                 access.log(status, size, request_id_of(scope))
         return await abort(context, failure, request_id_of(scope))
 
-    async def _infer(self, message: bytes, context: Any) -> bytes:
-        scope = scope_of(context)
+    async def _infer(self, requests: object, context: Any) -> bytes:
+        scope = scope_of(context, self._proxies)
         access = self._access("ModelInfer", scope)
+        memory = Reservation(budget)
         infer: RpcInfer | None = None
         runs: tuple[Submission, ...] = ()
-        status, reported, size = CLIENT_LEFT_STATUS, None, 0  # until it is known better
+        status, code, reported, size = CLIENT_LEFT_STATUS, CANCELLED, None, 0  # until known better
+        self.counts.begin()
         try:
             check_call(scope, "inference", self._settings, self._protocol.guard)
-            infer = RpcInfer(self._protocol.infer.rules, message, scope)
+            message = await self._uploads.receive(context, memory)
+            infer = RpcInfer(self._protocol.infer.rules, message, memory, scope)
+            del message  # of which only the tensors are kept
             infer.begin()
             await infer.read_all(context.time_remaining())
             submission = infer.submit()
             runs = (submission,)
             content = await infer.answer(await submission.future, submission)
             context.set_trailing_metadata((("x-request-id", infer.request_id),))
-            status, size = 200, len(content)
+            status, code, size = 200, OK, len(content)
             return content
         except Exception as error:
             failure = error
+            code = status_code_of(error)
             status, reported = error_answer(error).status, failure_of(error)
         finally:
+            self.counts.end("ModelInfer", code)
             if infer is not None:
                 infer.remember("grpc", status, reported, runs)
                 scope["penstock.request_id"] = infer.request_id  # the protocol's own, if it has one
                 if access is not None:
                     access.follow(infer, lambda: runs)
-                leave(runs, infer.memory)
+            leave(runs, memory)
+            if infer is not None:
                 infer.request.release()
             if access is not None:
                 access.log(status, size, request_id_of(scope))
@@ -108,12 +135,13 @@ class InferenceService:
     async def _stream_infer(
         self, requests: AsyncIterator[bytes], context: Any
     ) -> AsyncIterator[bytes]:
-        scope = scope_of(context)
+        scope = scope_of(context, self._proxies)
         access = self._access("ModelStreamInfer", scope)
-        status, size = CLIENT_LEFT_STATUS, 0
+        status, code, size = CLIENT_LEFT_STATUS, CANCELLED, 0
+        self.counts.begin()
         try:
             check_call(scope, "inference", self._settings, self._protocol.guard)
-            stream = StreamInfer(self._protocol.infer.rules, scope, context)
+            stream = StreamInfer(self._protocol.infer.rules, self._uploads, scope, context)
             self._streams.add(stream)
             try:
                 async for response in stream.responses(requests):
@@ -121,12 +149,13 @@ class InferenceService:
                     yield response
             finally:
                 self._streams.discard(stream)
-            status = 200
+            status, code = 200, OK
             return
         except Exception as error:
             failure = error
-            status = error_answer(error).status
+            status, code = error_answer(error).status, status_code_of(error)
         finally:
+            self.counts.end("ModelStreamInfer", code)
             if access is not None:
                 access.log(status, size, request_id_of(scope))
         await abort(context, failure, request_id_of(scope))

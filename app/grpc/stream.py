@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from penstock.backends.errors import NotReady, forget_frames
+from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import Parts, StreamRun
 
@@ -23,6 +24,7 @@ from ..v2.infer.infer_call import InferRules
 from .calls import detail_of
 from .infer import RpcInfer
 from .messages import messages
+from .uploads import Uploads
 from .wire import varint
 
 MAX_REQUESTS_IN_STREAM = 128
@@ -40,8 +42,11 @@ class StreamInfer:
     The parts of a decoupled model's answer come as soon as they are ready.
     """
 
-    def __init__(self, rules: InferRules, scope: dict[str, Any], context: Any) -> None:
+    def __init__(
+        self, rules: InferRules, uploads: Uploads, scope: dict[str, Any], context: Any
+    ) -> None:
         self._rules = rules
+        self._uploads = uploads
         self._scope = scope
         self._context = context
         self._ends_at_error = END_STREAM_HEADER in scope["headers"]
@@ -76,7 +81,7 @@ class StreamInfer:
             async with asyncio.TaskGroup() as group:
                 async for message in requests:
                     await self._in_flight.acquire()
-                    infer, refusal = self._begun(message)
+                    infer, refusal = await self._begun(message)
                     if infer is not None and refusal is None and infer.model.streams:
                         group.create_task(self._serve(infer, None, None, None))
                     else:
@@ -88,16 +93,20 @@ class StreamInfer:
         else:
             await self._answers.put(None)
 
-    def _begun(self, message: bytes) -> tuple[RpcInfer | None, Exception | None]:
+    async def _begun(self, message: bytes) -> tuple[RpcInfer | None, Exception | None]:
         """Return a request, whose model is known then, and the error that it ends with already.
 
         There is no request if the message can't be read.
         """
         infer: RpcInfer | None = None
+        memory = Reservation(budget)
         try:
-            infer = RpcInfer(self._rules, message, self._scope, in_stream=True)
+            message = await self._uploads.plain(message, memory)
+            infer = RpcInfer(self._rules, message, memory, self._scope, in_stream=True)
             infer.begin()
         except Exception as error:
+            if infer is None:
+                memory.close()
             return infer, error
         return infer, None
 

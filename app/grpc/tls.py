@@ -8,21 +8,14 @@ from typing import Any
 import grpc
 
 from ..settings import Settings
-
-
-class GrpcError(Exception):
-    """Raised when the server can't serve by gRPC as its settings say."""
-
-
-class GrpcTlsError(GrpcError):
-    """Raised for settings `ssl_…` that gRPC can't follow."""
+from .errors import GrpcError
 
 
 def credentials(settings: Settings) -> Any:
     """Return the server's `grpc.ServerCredentials`; None without a certificate.
 
     The files have been read once already, for HTTP (`server/tls.py`), so they fit together. Raises
-    `GrpcTlsError` for what gRPC can't do.
+    `GrpcError` for what gRPC can't do.
     """
     certificate = settings.ssl_certfile
     if certificate is None:
@@ -30,17 +23,17 @@ def credentials(settings: Settings) -> Any:
     key = settings.ssl_keyfile or certificate
     content = key.read_bytes()
     if b"ENCRYPTED" in content:
-        raise GrpcTlsError(
+        raise GrpcError(
             f"ssl_keyfile: {key} has a password, which gRPC can't use: give --grpc-port a key "
             "without one"
         )
     if settings.ssl_cert_reqs == "optional":
-        raise GrpcTlsError(
+        raise GrpcError(
             "ssl_cert_reqs: gRPC knows no optional certificates: set it to none or required with "
             "--grpc-port"
         )
     if settings.ssl_ciphers is not None:
-        raise GrpcTlsError(
+        raise GrpcError(
             "ssl_ciphers: gRPC takes its ciphers from the environment variable "
             "GRPC_SSL_CIPHER_SUITES: leave ssl_ciphers unset with --grpc-port"
         )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from penstock.backends.errors import InvalidRequest
-from penstock.backends.memory import Reservation, budget
+from penstock.backends.memory import Reservation
 
 from ..http.auth import check_admin
 from ..settings import Settings
 from ..v2.call import ProtocolAnswer, ProtocolError
 from ..v2.models.description import MODEL_PATH, ModelNotReadyError
 from ..v2.routes import ProtocolApp
-from .calls import RpcCall, check_call, check_size
+from .calls import RpcCall, check_call
 from .messages import messages
 from .request import parameters_of
 
@@ -128,21 +128,26 @@ NAMES = (*RPCS, "ModelStatistics")
 
 
 async def answer(
-    name: str, content: bytes, scope: dict[str, Any], protocol: ProtocolApp, settings: Settings
+    name: str,
+    receive: Callable[[], Awaitable[bytes]],
+    memory: Reservation,
+    *,
+    scope: dict[str, Any],
+    protocol: ProtocolApp,
+    settings: Settings,
 ) -> bytes:
     """Answer a call of the RPC `name` with its serialised response. Raises what its route raises.
 
-    `content` is the serialised request.
+    `receive` returns the serialised request, which `memory` then has.
     """
     rpc = RPCS.get(name, STATISTICS[False])
     group = protocol.route(rpc.method, rpc.pattern).group
     check_call(scope, group, settings, protocol.guard, is_open=rpc.is_open)
-    memory = Reservation(budget)
-    if name == "RepositoryModelLoad":
-        check_admin(scope, settings)  # before so much is parsed
-        check_size(content, settings.max_body)
-        memory.resize(len(content), "a message")
-    elif len(content) > MAX_REQUEST_BYTES:
+    loads = name == "RepositoryModelLoad"
+    if loads:
+        check_admin(scope, settings)  # before so much is received
+    content = await receive()
+    if len(content) > MAX_REQUEST_BYTES and not loads:
         raise InvalidRequest(
             f"the request has {len(content)} bytes, at most {MAX_REQUEST_BYTES} are accepted"
         )
@@ -161,8 +166,6 @@ async def answer(
         document = rpc.write(await protocol.route(rpc.method, rpc.pattern).handler(call))
     except ModelNotReadyError:
         document = {"ready": False}
-    finally:
-        memory.close()
     # The protocol's JSON has more: `optional` of an input, for one.
     response = ParseDict(
         document, getattr(messages, f"{name}Response")(), ignore_unknown_fields=True

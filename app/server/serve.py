@@ -34,6 +34,8 @@ from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
 from ..factory import create_app
+from ..grpc.errors import GrpcError
+from ..grpc.start import grpc_server
 from ..settings import Settings, split, unknown_variables
 from .banner import banner
 from .connection import Connection
@@ -106,17 +108,14 @@ def serve(repository: Repository, settings: Settings) -> int:
         backlog=settings.backlog,
     )
     server = Server(config, repository, settings, connections, tls)
-    if settings.grpc_port is not None:
-        try:
-            from ..grpc.server import GrpcServer
-        except ImportError as error:
-            logger.error(
-                "grpc_port needs the extra grpc: pip install 'penstock-serve[grpc]' (%s)", error
-            )
-            return 1
-        server.make_grpc = partial(
-            GrpcServer, app.state.protocol, repository, settings, connections.max_connections
-        )
+    server.make_grpc = partial(
+        grpc_server,
+        app.state.protocol,
+        repository,
+        settings,
+        app.state.metrics.registry,
+        connections.max_connections,
+    )
     server.shares_listeners = bool(inherited)
     try:
         server.run(listeners)
@@ -142,7 +141,7 @@ class Server(uvicorn.Server):
         self._tls = tls
         self.shares_listeners = False
         """Another process listens at the same sockets: what waits in them is left to it."""
-        self.make_grpc: Callable[[], GrpcServer] | None = None
+        self.make_grpc: Callable[[], GrpcServer | None] = lambda: None
         self._grpc: GrpcServer | None = None
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
@@ -202,8 +201,7 @@ class Server(uvicorn.Server):
                 page = f", page on {where}/" if self._settings.page else ""
                 pages = f"{page}, docs on {where}/docs"
             logger.info("listening on %s%s", where, pages)
-            if self.make_grpc is not None:
-                await self._start_grpc(self.make_grpc)
+            await self._start_grpc()
             if (
                 self._settings.api_key is None
                 and self._settings.uds is None
@@ -217,19 +215,16 @@ class Server(uvicorn.Server):
         if self._ended:
             self._loop.call_soon(self._end)
 
-    async def _start_grpc(self, make: Callable[[], GrpcServer]) -> None:
-        from ..grpc.tls import GrpcError
-
-        grpc = make()
+    async def _start_grpc(self) -> None:
         try:
-            await grpc.start()
+            grpc = self.make_grpc()
+            if grpc is not None:
+                await grpc.start()
+                self._grpc = grpc
         except GrpcError as error:
             logger.error("%s", error)
             self.exit_code = 1
             self._ended = True
-            return
-        self._grpc = grpc
-        logger.info("listening for gRPC on %s", grpc.address)
 
     async def _stop_grpc(self, grace: float) -> None:
         grpc, self._grpc = self._grpc, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 class Served:
-    """A running server: its address, its app, and a client of Triton's."""
+    """A running server: its address, its app, a client of Triton's, and what makes it drain."""
 
-    def __init__(self, address: str, app: Any) -> None:
+    def __init__(self, address: str, app: Any, drain: Callable[[], Any]) -> None:
         self.address = address
+        self.drain = drain
         self.app = app
         self.client: Any = tritonclient.grpc.InferenceServerClient(address)
 
@@ -150,7 +152,7 @@ def serving(sources: Any, **settings: Any) -> Iterator[Served]:
         repository = app.state.penstock
         try:
             await repository.start()
-            server = GrpcServer(app.state.protocol, repository, chosen)
+            server = GrpcServer(app.state.protocol, repository, chosen, app.state.metrics.registry)
             await server.start()
             started.append(server)
             ready.set()
@@ -173,7 +175,8 @@ def serving(sources: Any, **settings: Any) -> Iterator[Served]:
         server = started[0]
         if isinstance(server, BaseException):
             raise server
-        served = Served(f"127.0.0.1:{server.port}", app)
+        drain = partial(loops[0].call_soon_threadsafe, end.set)
+        served = Served(f"127.0.0.1:{server.port}", app, drain)
         try:
             yield served
         finally:

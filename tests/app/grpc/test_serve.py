@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,9 +15,15 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
+import tritonclient.grpc.aio
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import InferInput
+from tritonclient.utils import InferenceServerException
+
+from penstock import create_app, lifespan
+from penstock.app.grpc.errors import GrpcError
+from penstock.app.settings import Settings
 
 PIPELINE = """
 [pipeline]
@@ -57,6 +65,60 @@ def test_both_ports_serve_and_a_signal_ends_both(spawn: Any, pipeline: Path) -> 
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert server.end() == 0
         client.stop_stream()
+
+
+def test_a_drain_ends_what_is_in_flight_and_refuses_the_rest(
+    serve: Any, sources: Any, gate: Any
+) -> None:
+    def call(client: Any, name: str = "gated", then: Any = None) -> Any:
+        tensor = InferInput("X", [1, 1], "FP32")
+        tensor.set_data_from_numpy(np.ones((1, 1), np.float32))
+        if then is None:
+            return client.infer(name, [tensor])
+        return client.async_infer(name, [tensor], then)
+
+    answers: queue.Queue[Any] = queue.Queue()
+    with serve(sources) as one:
+        call(one.client, then=lambda result, error: answers.put((result, error)))
+        gate.wait_entered()
+        with grpc.insecure_channel(one.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            one.drain()
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(InferenceServerException) as refused:
+                call(one.client, "failing")
+            assert refused.value.status() == "StatusCode.UNAVAILABLE"
+            assert not one.client.is_server_ready()
+        gate.open()
+        result, error = answers.get(timeout=60)
+        assert error is None and result.as_numpy("Y").tolist() == [[1]]
+
+
+async def test_an_app_serves_by_grpc_while_its_lifespan_runs(
+    pipeline: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(pipeline, settings=Settings(grpc_port=0))
+    async with lifespan(app):
+        client = tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{app.state.grpc.port}")
+        tensor = InferInput("X", [2], "FP32")
+        tensor.set_data_from_numpy(np.ones(2, np.float32))
+        answer: Any = await client.infer("same", [tensor])
+        assert answer.as_numpy("Y").tolist() == [1, 1]
+        taken = create_app(pipeline, settings=Settings(grpc_port=app.state.grpc.port))
+        with pytest.raises(GrpcError, match="can't listen"):
+            async with lifespan(taken):
+                pass
+        await client.close()
+
+
+async def test_without_the_extra(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "penstock.app.grpc.server", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(GrpcError, match=r"pip install 'penstock-serve\[grpc\]'"):
+        async with lifespan(create_app(pipeline, settings=Settings(grpc_port=0))):
+            pass
 
 
 def test_a_port_that_is_taken(spawn: Any, pipeline: Path) -> None:
