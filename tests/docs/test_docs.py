@@ -12,8 +12,8 @@ A comment above a fenced block says what to do with it. A block without one fail
     <!-- not run: REASON -->   do nothing; the reason is for the reader of the source
 
 The directory holds a copy of examples/. 127.0.0.1:8000 in sh and python blocks becomes the port
-that the server got. A sh block with curl must be followed by `shows`, because curl exits with 0
-for an error's answer too.
+that the server got, and 127.0.0.1:8001 its `--grpc-port`. A sh block with curl must be followed by
+`shows`, because curl exits with 0 for an error's answer too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ FENCE = re.compile(
 )
 MARKER = re.compile(r"<!-- (file: [\w./-]+|load|run|serve|shows|not run: [^>]+) -->\s*\Z")
 ADDRESS = "127.0.0.1:8000"
+GRPC_ADDRESS = "127.0.0.1:8001"
 
 
 class Block(NamedTuple):
@@ -113,7 +115,7 @@ class Walk:
         self.directory = directory
         self.output = ""
         self.server: subprocess.Popen[bytes] | None = None
-        self.port = 0
+        self.port = self.grpc_port = 0
 
     def step(self, block: Block) -> None:
         kind, _, argument = block.marker.partition(": ")
@@ -171,6 +173,9 @@ class Walk:
             r"\b(penstock serve|uvicorn) ", rf"\1 --port {self.port} ", "exec env " + text.strip()
         )
         assert replaced == 1, "expected one `penstock serve` or `uvicorn`"
+        self.grpc_port = free_port() if "--grpc-port 8001" in command else 0
+        command = command.replace("--grpc-port 8001", f"--grpc-port {self.grpc_port}")
+        scheme = "https" if "--ssl-certfile" in command else "http"
         self.server = subprocess.Popen(
             ["sh", "-e", "-c", command],
             cwd=self.directory,
@@ -178,7 +183,7 @@ class Walk:
             start_new_session=True,
         )
         end = time.monotonic() + 60
-        while not is_ready(self.port):
+        while not is_ready(f"{scheme}://127.0.0.1:{self.port}"):
             assert self.server.poll() is None, "the server ended"
             assert time.monotonic() < end, "the server is not ready after 60 s"
             time.sleep(0.05)
@@ -198,7 +203,10 @@ class Walk:
             raise
 
     def here(self, text: str) -> str:
-        return text.replace(ADDRESS, f"127.0.0.1:{self.port}") if self.port else text
+        for address, port in ((ADDRESS, self.port), (GRPC_ADDRESS, self.grpc_port)):
+            if port:
+                text = text.replace(address, f"127.0.0.1:{port}")
+        return text
 
     @property
     def environment(self) -> dict[str, str]:
@@ -210,10 +218,13 @@ class Walk:
         }
 
 
-def is_ready(port: int) -> bool:
+def is_ready(server: str) -> bool:
     """Return whether the server is ready. 404 is ready: a mounted app has its health elsewhere."""
+    any_certificate = ssl.create_default_context()
+    any_certificate.check_hostname = False
+    any_certificate.verify_mode = ssl.CERT_NONE
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5):
+        with urllib.request.urlopen(f"{server}/health/ready", timeout=5, context=any_certificate):
             return True
     except urllib.error.HTTPError as error:
         error.close()

@@ -143,6 +143,7 @@ async def use_get_model_config(call: Caller) -> None:
     config = (await call("get_model_config", "simple")).config
     assert (config.name, config.max_batch_size) == ("simple", 8)
     assert [list(one.dims) for one in config.output] == [[16], [16]]
+    assert (await call("get_model_config", "letters")).config.model_transaction_policy.decoupled
     as_json = await call("get_model_config", "simple", "1", as_json=True)
     assert as_json["config"]["input"][0]["data_type"] == "TYPE_INT32"
 

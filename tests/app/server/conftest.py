@@ -46,10 +46,12 @@ http {{
 
 
 @contextlib.contextmanager
-def nginx(command: str, server: int, directory: Path) -> Iterator[int]:
+def nginx(
+    command: str, server: int, directory: Path, configuration: str = CONFIGURATION
+) -> Iterator[int]:
     port = free_port()
     file = directory / "nginx.conf"
-    file.write_text(CONFIGURATION.format(directory=directory, port=port, server=server))
+    file.write_text(configuration.format(directory=directory, port=port, server=server))
     log = directory / "error.log"
     process = subprocess.Popen([command, "-p", directory, "-e", log, "-c", file])
     try:
