@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from penstock.backends.expressions.filters import Status, register_filter
     from penstock.backends.expressions.registry import register_backend
     from penstock.backends.item import Item
+    from penstock.backends.sequences.sequence import Sequence
     from penstock.pipelines.blocking.calls import Event
     from penstock.pipelines.blocking.pipe import pipe
     from penstock.pipelines.pipeline import Pipeline
@@ -65,6 +66,7 @@ __all__ = [
     "Problem",
     "QueueFull",
     "Repository",
+    "Sequence",
     "Settings",
     "Status",
     "TooLarge",
@@ -88,6 +90,7 @@ _HOMES = {
     "Params": "penstock.backends.base",
     "Pipeline": "penstock.pipelines.pipeline",
     "Repository": "penstock.pipelines.repository",
+    "Sequence": "penstock.backends.sequences.sequence",
     "Settings": "penstock.app.settings",
     "Status": "penstock.backends.expressions.filters",
     "create_app": "penstock.app.factory",

@@ -10,7 +10,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Self, overload
 
-from penstock.backends.errors import MissingData, NotReady
+from penstock.backends.errors import InvalidRequest, MissingData, NotReady, QueueFull
 from penstock.backends.item import Item, as_item
 
 from .composites.composite import CompositeNode
@@ -23,10 +23,12 @@ from .node.queue import Entry
 from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
-from .runs.plan import Plan
+from .runs.plan import EntryPoint, Plan
 from .runs.run import PARTS, EmptyRun, Run, Submission
 from .runs.stream import Parts
 from .runs.trace import Trace
+from .sequences.sequencer import Sequencer
+from .sequences.step import Step, steps_of
 
 
 class Pipeline:
@@ -67,6 +69,9 @@ class Pipeline:
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config, clock)
         self.pace = self._admission.pace
+        keeping = [node.sequence for node in config.nodes.values() if node.sequence is not None]
+        self.sequences = Sequencer(config.name, keeping, clock) if keeping else None
+        self.takes_sequences = self.sequences is not None
         self._notes = False
         self._files = config_files(config)
         self._loops = config.loop
@@ -114,6 +119,7 @@ class Pipeline:
             on_batch=self._admission.update,
             pressure=self._admission.pressure,
             caller=self,
+            sequencer=self.sequences,
         )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
@@ -127,6 +133,8 @@ class Pipeline:
             raise
         if self.state != "loading":
             raise NotReady(f"pipeline {self.name!r} was closed while it loaded")
+        if self.sequences is not None:
+            self.sequences.start(loop, graph.hosts)
         self._set_state("ready")
 
     def _set_state(self, state: str) -> None:
@@ -178,6 +186,8 @@ class Pipeline:
             if self.in_flight and timeout > 0:
                 await asyncio.wait([self.wait_empty()], timeout=timeout)
             self._set_state("closed")
+        if self.sequences is not None:
+            self.sequences.close(f"pipeline {self.name!r} is closed")
         left = max(ends - loop.time(), 1.0)  # the threads get a second at least
         if self._loop is not None:
             await self._graph.close(left)
@@ -194,11 +204,15 @@ class Pipeline:
 
         The results of running batches are dropped.
         """
+        if self.sequences is not None:
+            self.sequences.refuse_waiting(reason)
         if self._loop is not None:
             self._graph.abandon(reason)
 
     def refuse_queued(self, reason: str) -> None:
         """Fail all queued and waiting requests with `NotReady`. Running batches end as usual."""
+        if self.sequences is not None:
+            self.sequences.refuse_waiting(reason)
         if self._loop is not None:
             self._graph.refuse_queued(reason)
 
@@ -269,6 +283,9 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
         client: Hashable = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Item: ...
     @overload
     async def __call__(
@@ -278,6 +295,9 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
         client: Hashable = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> list[Item]: ...
     async def __call__(
         self,
@@ -286,6 +306,9 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
         client: Hashable = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Item | list[Item]:
         """Run one item, or a list of items as one call. Return new dicts.
 
@@ -297,9 +320,15 @@ class Pipeline:
         (highest) to the `priority_levels` of the entry node. `client`: anything hashable that tells
         one client from another; under overload each gets its share.
 
+        `sequence`: the id of the sequence that the item is a step of, where a node of the pipeline
+        keeps state; any step begins a sequence that is not live. `sequence_start`: begin it anew.
+        `sequence_end`: end it after this step. The items of a list are steps in their order: the
+        first one starts, the last one ends. A caller that leaves ends its sequence.
+
         Raises `InvalidInput` for a soft failure (in a list it stays with its item, as `error`),
-        `MissingData`, `NotFound` (`node_name`), `QueueFull`, `Overloaded`, `NotReady`,
-        `DeadlineExceeded`, `BackendError`. An exception in one item of a list cancels the others.
+        `MissingData`, `NotFound` (`node_name`), `InvalidRequest` (`sequence`), `QueueFull`,
+        `Overloaded`, `NotReady`, `DeadlineExceeded`, `BackendError`. An exception in one item of a
+        list cancels the others.
         RuntimeError in an event loop other than that of `start`.
         """
         # This check costs no system call. Asking for the running loop costs one each time (getpid).
@@ -307,11 +336,16 @@ class Pipeline:
             self._check_loop()
         if type(item) is not dict:
             if isinstance(item, (list, tuple)):
-                return await self._call_many(item, timeout, priority, client)
+                steps = steps_of(len(item), sequence, sequence_start, sequence_end)
+                return await self._call_many(item, timeout, priority, client, steps)
             item = as_item(item)
         elif len(item) > 1:  # no call for an item that has only `data`: this is the hot path
             item = as_item(item)
-        submission = self.submit_nowait(item, timeout, priority, client=client)
+        if sequence is None and not sequence_start and not sequence_end:
+            submission = self.submit_nowait(item, timeout, priority, client=client)
+        else:
+            (step,) = steps_of(1, sequence, sequence_start, sequence_end)
+            submission = self.submit_nowait(item, timeout, priority, client=client, sequence=step)
         try:
             answer: Item = await submission.future
         except BaseException:
@@ -328,13 +362,16 @@ class Pipeline:
         timeout: float | None,
         priority: int | None,
         client: Hashable,
+        steps: Sequence[Step | None],
     ) -> list[Item]:
         submissions: list[Submission] = []
         try:
-            for item in items:
+            for item, step in zip(items, steps, strict=True):
                 # Not a comprehension: if one is refused, those before it are left.
-                submissions.append(  # noqa: PERF401
-                    self.submit_nowait(as_item(item), timeout, priority, client=client)
+                submissions.append(
+                    self.submit_nowait(
+                        as_item(item), timeout, priority, client=client, sequence=step
+                    )
                 )
             answers: list[Item] = await asyncio.gather(
                 *[submission.future for submission in submissions]
@@ -351,6 +388,9 @@ class Pipeline:
         timeout: float | None = None,
         priority: int | None = None,
         client: Hashable = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> AsyncGenerator[Item]:
         """Run one item and yield each part of the answer as it comes.
 
@@ -367,7 +407,10 @@ class Pipeline:
                 f"stream takes one item, a dict with 'data'; found a {type(given).__name__}: "
                 "call it once for each item"
             )
-        submission = self.submit_nowait(as_item(item), timeout, priority, client=client)
+        (step,) = steps_of(1, sequence, sequence_start, sequence_end)
+        submission = self.submit_nowait(
+            as_item(item), timeout, priority, client=client, sequence=step
+        )
         try:
             async for part in Parts(submission):
                 yield part
@@ -390,6 +433,7 @@ class Pipeline:
         run: Run | None = None,
         client: Hashable = None,
         until: float | None = None,
+        sequence: Step | None = None,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
@@ -398,6 +442,7 @@ class Pipeline:
         happens. `request_id` is for the log. `run`: an object of a subclass of `Run`, which this
         makes the request's run instead of a new one. `until`: an earlier deadline than `timeout`
         gives, on the pipeline's clock, which the caller has not set: admission does not go by it.
+        `sequence`: the step that the request is, where a node of the pipeline keeps state.
 
         Await `submission.future` for the final item (a soft failure is in its `error`), and call
         `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
@@ -423,6 +468,20 @@ class Pipeline:
             counted = entry_point.rows_of(item)
         if priority is not None:
             entry_point.check_priority(priority, self.name)
+        if sequence is not None or self.takes_sequences:
+            return self._submit_step(
+                sequence,
+                item,
+                entry_point,
+                counted,
+                timeout=timeout,
+                priority=priority,
+                future=future,
+                request_id=request_id,
+                trace=trace,
+                client=client,
+                until=until,
+            )
         now = self._clock()
         admission = self._admission
         door = admission.door
@@ -477,6 +536,49 @@ class Pipeline:
             root.node.enqueue(run, now)
             return run
         return self._graph.enter(entry_point, run, now)
+
+    def _submit_step(
+        self,
+        step: Step | None,
+        item: Item,
+        entry_point: EntryPoint,
+        rows: int,
+        *,
+        timeout: float | None,
+        priority: int | None,
+        future: asyncio.Future[Item] | None,
+        request_id: str,
+        trace: Trace | None,
+        client: Hashable,
+        until: float | None,
+    ) -> Submission:
+        """Admit a step of a sequence. It enters the graph when it has its turn."""
+        sequencer, admission = self.sequences, self._admission
+        if sequencer is None:
+            raise InvalidRequest(
+                f"pipeline {self.name!r} takes no sequences: none of its nodes keeps state "
+                "([NODE.sequence])"
+            )
+        try:
+            step = sequencer.check(step, rows)
+        except QueueFull:
+            admission.count_full(priority)
+            raise
+        now = self._clock()
+        limit = self._limit
+        if timeout is not None:
+            limit = timeout = timeout if timeout <= limit else limit  # NaN gets the limit too
+        admission.check(1, timeout, priority, client, now)
+        ticket = admission.step_ticket(step, sequencer, timeout, priority, client=client, now=now)
+        admission.door.requests += 1
+        admission.door.rows += 1
+        deadline = now + limit if until is None else min(now + limit, until)
+        run = Run(item, self._create_future() if future is None else future, deadline, priority)
+        run.request_id, run.client, run.ticket, run.trace = request_id, client, ticket, trace
+        run.admission = admission
+        ticket.run = graph_run = self._graph.prepare(entry_point, run, now)
+        sequencer.add(ticket, now)
+        return graph_run
 
     def call(
         self,

@@ -19,6 +19,7 @@ from .node.loop_node import LoopNode, LoopTurn
 from .node.node import Node
 from .node.outflow import Outflow
 from .node.queue import Entry
+from .node.sequence_node import KeepsSequences, SequenceLoopNode, SequenceNode
 from .overload.door import Pressure
 from .runs.admission import Admission
 from .runs.graph_run import GraphRun, NodeVisit
@@ -27,6 +28,7 @@ from .runs.rounds import Rounds
 from .runs.run import Run, Submission
 from .runs.stream import StreamRun
 from .runs.trace import Trace
+from .sequences.sequencer import Host, Sequencer
 
 FAN_OUTS: dict[type, type[FanOut]] = {
     Jump: JumpNode,
@@ -55,6 +57,7 @@ class RunningGraph:
         on_batch: Callable[[float], None],
         pressure: Pressure,
         caller: CalledPipeline,
+        sequencer: Sequencer | None = None,
     ) -> None:
         self._name = config.name
         self._loop = loop
@@ -82,13 +85,31 @@ class RunningGraph:
                 running[name] = fan_out = self._fan_out(cls, node, plan)
                 self.composites.append(fan_out)
             else:
-                running[name] = executing = (
-                    LoopNode(node, config, loop, clock, on_batch, pressure=pressure, turn=turn)
-                    if node.executor in ("loop", "auto")
-                    else Node(node, config, loop, clock, on_batch, pressure=pressure)
-                )
+                on_loop = node.executor in ("loop", "auto")
+                executing: Node
+                if sequencer is not None and node.sequence is not None:
+                    executing = (
+                        SequenceLoopNode(
+                            node, config, loop, clock, on_batch, pressure=pressure, turn=turn
+                        )
+                        if on_loop
+                        else SequenceNode(node, config, loop, clock, on_batch, pressure=pressure)
+                    )
+                    executing.sequencer = sequencer
+                elif on_loop:
+                    executing = LoopNode(
+                        node, config, loop, clock, on_batch, pressure=pressure, turn=turn
+                    )
+                else:
+                    executing = Node(node, config, loop, clock, on_batch, pressure=pressure)
+                running[name] = executing
                 nodes.append(executing)
         self.nodes = tuple(nodes)
+        self.hosts: list[Host] = [
+            node
+            for node in (*nodes, *self.composites)
+            if isinstance(node, (KeepsSequences, LogicNode)) and node.config.sequence is not None
+        ]
         for plan_node in plan.nodes.values():
             plan_node.node = running[plan_node.config.shares or plan_node.name]
         if config.stream_input is not None and plan.default is not None:
@@ -216,12 +237,15 @@ class RunningGraph:
             run.plan_node = entry_point.root
             entry_point.root.node.enqueue(run, now)
             return run
-        if entry_point.stream is None:
-            graph_run = GraphRun(run, entry_point)
-        else:
-            graph_run = StreamRun(run, entry_point, entry_point.stream, self._loop)
-        graph_run.start(now)
+        graph_run = self.prepare(entry_point, run, now)
+        graph_run.begin(now)
         return graph_run
+
+    def prepare(self, entry_point: EntryPoint, run: Run, now: float) -> GraphRun:
+        """Return the run of a request that comes at `now`, which has not begun yet."""
+        if entry_point.stream is None:
+            return GraphRun(run, entry_point, now)
+        return StreamRun(run, entry_point, entry_point.stream, self._loop, now)
 
     def enter_rounds(
         self, entry_point: EntryPoint, request: Run, admission: Admission, now: float

@@ -27,6 +27,7 @@ from ..expressions.registry import backend_registered_here
 from ..expressions.spec import Spec
 from ..item import Item
 from ..memory import Reservation, budget
+from ..sequences.sequence import EndedSequences
 from ..text import message_of
 from .channel import Channel, PeerGoneError
 from .environment import child_environment
@@ -84,8 +85,10 @@ class ProcessBackend(Backend):
     executor's thread when one is replaced.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, sequences: bool = False) -> None:
+        """`sequences`: the node keeps states of sequences, which live in the child."""
         self.spec = spec
+        self._sequences = sequences
         self._undecided = False
         self.ready = True  # False while a child that has died is being replaced
         self.on_exit: Callable[[], None] = lambda: None
@@ -147,6 +150,17 @@ class ProcessBackend(Backend):
         for item, change in zip(batch, answer, strict=True):
             change.apply(item, child.name)
 
+    def end_sequences(self, ends: tuple[tuple[int, str], ...]) -> None:
+        """Tell the child of sequences that have ended. A child that has died can end none."""
+        child = self._child
+        if child is None:
+            return
+        try:
+            child.channel.send(EndedSequences(ends))
+            child.channel.receive()
+        except PeerGoneError:
+            self._replace(child)
+
     def revive(self) -> None:
         """Replace a child that died between two batches."""
         if self._child is not None and self._child.exited:
@@ -189,6 +203,7 @@ class ProcessBackend(Backend):
             name,
             level,
             {"PYTHONPATH": os.environ.get("PYTHONPATH")},
+            self._sequences,
         )
         try:
             child.channel.send(order)

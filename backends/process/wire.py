@@ -77,6 +77,8 @@ class Order:
     log_level: int
     environment: dict[str, str | None] = field(default_factory=dict)
     """Variables that had another value only for the child's start; None: not set."""
+    sequences: bool = False
+    """The node keeps states of sequences."""
 
 
 class LoadedMessage(NamedTuple):

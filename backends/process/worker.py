@@ -24,6 +24,8 @@ from ..base import Backend
 from ..item import Item
 from ..log_writer import QueuedHandler
 from ..memory import NO_LIMIT, budget
+from ..sequences.sequence import EndedSequences
+from ..sequences.stateful import StatefulBackend
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
 from .failure import Failure
@@ -81,6 +83,8 @@ def serve(channel: Channel) -> None:
             order: Order = channel.receive()
             _prepare(order)
             backend = order.spec.bind(order.context).create(order.context)
+            if order.sequences:
+                backend = StatefulBackend(backend, order.context)
             backend.warm_up()
             files = order.context.files
             files.verify()
@@ -111,7 +115,11 @@ def answer(channel: Channel, backend: Backend) -> None:
     one, the executor's thread.
     """
     try:
-        items: list[Item] = channel.receive()
+        items: list[Item] | EndedSequences = channel.receive()
+        if isinstance(items, EndedSequences):
+            items.tell(backend)
+            channel.send(None)
+            return
         before = [item.copy() for item in items]
         with _leased(channel):
             backend.forward(list(items))

@@ -28,6 +28,9 @@ from penstock.backends.errors import (
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.item import Item
 from penstock.backends.process.failure import readable
+from penstock.backends.sequences.sequence import Sequence as SequenceOfItems
+from penstock.backends.sequences.sequence import StepMessage
+from penstock.backends.sequences.stateful import SequenceStates
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig
@@ -36,6 +39,7 @@ from ..runs.graph_run import NodeVisit
 from ..runs.inside import Inside
 from ..runs.run import PARTS, Submission
 from ..runs.stream import StreamRun
+from ..sequences.tracked import StepTicket, TrackedSequence
 from .composite import CompositeNode
 
 logger = logging.getLogger("penstock.node")
@@ -246,6 +250,7 @@ class LogicNode(CompositeNode):
         self.takes_stream = False
         """True: the `data` of a request is a stream. A whole value becomes one of one chunk."""
         self._logic: Logic
+        self._states = SequenceStates(context) if config.sequence is not None else None
         # The loop keeps no reference to its tasks. Tasks that were cancelled may still clean up.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -275,6 +280,8 @@ class LogicNode(CompositeNode):
                 task,
                 extra=self._log_fields(),
             )
+        if self._states is not None:
+            self._states.close()
         logic: Logic | None = getattr(self, "_logic", None)
         if logic is not None:
             del self._logic
@@ -334,6 +341,28 @@ class LogicNode(CompositeNode):
             if not result.cancelled():
                 thread.join()  # it has reported, so it ends at once
 
+    places = None
+
+    def end_sequence(self, sequence: TrackedSequence, reason: str) -> None:
+        """Forget a sequence that has ended. Its `on_end` is called in the next iteration."""
+        del sequence.hosts[self]
+        assert self._states is not None
+        self._loop.call_soon(
+            self._states.end, sequence.serial, reason, context=self._context.copy()
+        )
+
+    def _begin_step(self, entry: Entry, item: Item) -> SequenceOfItems | None:
+        """Put the sequence of an item into it. None if the node keeps no state."""
+        if self._states is None:
+            return None
+        ticket = entry.ticket
+        assert isinstance(ticket, StepTicket)
+        tracked = ticket.sequence
+        tracked.hosts[self] = None
+        step = StepMessage(tracked.serial, tracked.id, ticket.step.end, True, None)
+        item["sequence"] = sequence = self._states.begin(step)
+        return sequence
+
     def begin(self, entry: Entry, batch: Batch, inside: Inside) -> None:
         if self.takes_stream and isinstance(batch.outcomes[0]["data"], (bytes, str)):
             batch.outcomes[0]["data"] = _one_chunk(batch.outcomes[0]["data"])
@@ -351,31 +380,48 @@ class LogicNode(CompositeNode):
         self.waiting[entry] = batch, task.cancel
 
     async def _run(self, entry: Entry, item: Item, call: NodeCaller) -> None:
+        sequence = self._begin_step(entry, item)
+        state = None if sequence is None else sequence.state
         try:
             running: Awaitable[Any] = self._logic.run(item, call)
             result = await running
         except BaseException as error:
+            if sequence is not None:
+                sequence.state = state
             self.end(entry, self._failure(entry, error))
             return
         finally:
             call.drop()
         if result is not None:
             item["result"] = result
+        if sequence is not None:
+            del item["sequence"]
+            if "error" in item:
+                sequence.state = state
+            else:
+                sequence.start = False
         self.end(entry, item)
 
     async def _yield_all(self, entry: Entry, item: Item, call: NodeCaller) -> None:
         assert isinstance(entry, NodeVisit)
         run = entry.run
         assert isinstance(run, StreamRun)
+        sequence = self._begin_step(entry, item)
+        state = None if sequence is None else sequence.state
         values: AsyncGenerator[Any, None] = self._logic.run(item, call)
         try:
             try:
                 async for value in values:
-                    await run.pass_on({**item, "result": value}, self._clock())
+                    part = {**item, "result": value}
+                    if sequence is not None:
+                        del part["sequence"]
+                    await run.pass_on(part, self._clock())
             finally:
                 await values.aclose()
                 call.drop()
         except BaseException as error:
+            if sequence is not None:
+                sequence.state = state
             outcome = self._failure(entry, error)
             if not isinstance(outcome, dict):
                 self.end(entry, outcome)
@@ -383,6 +429,8 @@ class LogicNode(CompositeNode):
             unreadable = outcome["error"]
         else:
             unreadable = None
+            if sequence is not None:
+                sequence.start = False
         batch = self._settle(entry)
         if batch is not None:
             run.end_stream(entry, batch, unreadable)

@@ -11,6 +11,7 @@ from pathlib import Path
 from penstock.backends.base import UNBOUNDED
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.expressions.spec import Spec
+from penstock.backends.sequences.definition import SequenceConfig
 
 from .json_schema import JsonSchema
 from .versions import DEFAULT_VERSION, VersionPolicy
@@ -67,6 +68,8 @@ class NodeConfig:
     shares: str | None = None
     """The node whose executors and queue this one uses (logical nodes, `borrow_from`);
     `instance_groups` is empty then. None: the node has its own."""
+    sequence: SequenceConfig | None = None
+    """How it keeps states of sequences; None: it keeps none."""
 
     @property
     def streams(self) -> bool:

@@ -32,6 +32,7 @@ from .json_schema import JsonSchema, Mode, read_schema
 from .node_table import build_node, check_name
 from .preceding_models import with_preceding_models
 from .presets import ImageOptions
+from .sequences import check_sequences
 from .sharing import check_shared, share
 from .source import Tables, read
 from .streamed import check_stream_input
@@ -112,6 +113,9 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         problems += check_stream_input(
             settings, structure.graph, nodes, settings.loop or tables.loop
         )
+    problems += check_sequences(
+        nodes, tables.defaults, settings.expose, settings.loop or tables.loop
+    )
     if problems:
         raise _all_in_order(problems, tables)
     nodes = with_preceding_models(nodes)

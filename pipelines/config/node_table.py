@@ -20,6 +20,7 @@ from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
 from .definition import InstanceGroupConfig, NodeConfig
+from .sequences import check_sequence
 from .tables import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, NodeTable, validated
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -94,7 +95,10 @@ def build_node(
         problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
     # A composite has no executor. An `executor` among the file's defaults is for the other nodes.
     executor = table.executor if composite is None else "thread"
-    if executor == "auto" and not _may_be_measured([group for group in groups if group], keys):
+    if executor == "auto" and (
+        table.sequence is not None
+        or not _may_be_measured([group for group in groups if group], keys)
+    ):
         executor = "thread"
     if executor == "process":
         from penstock.backends.process.proxy import obstacles  # it imports numpy
@@ -108,6 +112,9 @@ def build_node(
     elif executor == "loop":
         problems += _check_loop([group for group in groups if group], keys)
     understood = tuple(group for group in groups if group)
+    sequence = table.sequence.config() if table.sequence is not None else None
+    if sequence is not None and understood:
+        problems += check_sequence(sequence, understood[0].spec)
     if not understood:
         return None, binding, problems
     node = NodeConfig(
@@ -121,6 +128,7 @@ def build_node(
         stuck_after=table.stuck_after,
         executor=executor,
         devices=table.device,
+        sequence=sequence,
     )
     return node, binding, problems
 

@@ -17,7 +17,7 @@ from typing import Any
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.suggestions import did_you_mean, nearest
 
-from .tables import PARAMETER_TABLES, STRUCTURE_KEYS
+from .tables import PARAMETER_TABLES, STRUCTURE_KEYS, TABLE_KEYS
 
 logger = logging.getLogger("penstock.config")
 
@@ -124,7 +124,7 @@ def _split(content: dict[Any, Any], tables: Tables) -> Tables:
         tables.problems.append(Problem(message, tables.file, "global"))
         common = {}
     for key, value in content.items():
-        if isinstance(value, dict) and key not in PARAMETER_TABLES:
+        if isinstance(value, dict) and not _belongs_to_nodes(key, value, content):
             _add_node(key, value, tables)
         elif (
             isinstance(value, list)
@@ -180,7 +180,21 @@ def _may_name_a_node(key: Any) -> bool:
 
     `map = { ... }` may not: it is a mistake in a key of the node itself.
     """
-    return isinstance(key, str) and "::" not in key and key not in STRUCTURE_KEYS | PARAMETER_TABLES
+    return (
+        isinstance(key, str)
+        and "::" not in key
+        and key not in STRUCTURE_KEYS | PARAMETER_TABLES | TABLE_KEYS
+    )
+
+
+def _belongs_to_nodes(key: str, value: dict[Any, Any], content: Mapping[str, Any]) -> bool:
+    """Return whether a table at the top is a key of nodes, and no node.
+
+    `sequence` is one where the file is a single node: `backend` stands beside it.
+    """
+    return key in PARAMETER_TABLES or (
+        key in TABLE_KEYS and "backend" in content and "backend" not in value
+    )
 
 
 def _check_interpreter(content: dict[str, Any], tables: Tables) -> None:

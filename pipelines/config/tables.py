@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,13 @@ from pydantic import (
 from penstock.backends.base import refuse_truth_for_number
 from penstock.backends.errors import Problem
 from penstock.backends.params import Shapes, batch_sizes
+from penstock.backends.sequences.definition import (
+    DEFAULT_IDLE_SECONDS,
+    Control,
+    ControlKind,
+    SequenceConfig,
+    State,
+)
 from penstock.backends.suggestions import did_you_mean
 
 from .versions import DEFAULT_VERSION, VersionPolicy
@@ -77,6 +84,16 @@ ProtocolType = Literal[
     "BF16",
     "BYTES",
 ]
+
+
+_NUMPY_BY_PROTOCOL: dict[str, str] = dict(
+    zip(get_args(ProtocolType), get_args(NumpyType), strict=True)
+)
+
+
+def numpy_type(dtype: str | None) -> str | None:
+    """Return NumPy's name of a type that may have the protocol's (`FP32`)."""
+    return dtype if dtype is None else _NUMPY_BY_PROTOCOL.get(dtype, dtype)
 
 
 class _Table(BaseModel):
@@ -244,6 +261,80 @@ def _devices(value: Any) -> Any:
 Devices = Annotated[tuple[str, ...], BeforeValidator(_devices)]
 
 
+class ControlTable(_Table):
+    """A control of `[NODE.sequence]`: an input of the model that says something about the step."""
+
+    input: str = Field(min_length=1)
+    dtype: NumpyType | ProtocolType | None = None
+    false: float = 0
+    true: float = 1
+
+
+def _named_input(value: Any) -> Any:
+    return {"input": value} if isinstance(value, str) else value
+
+
+ControlInput = Annotated[
+    ControlTable,
+    BeforeValidator(_named_input),
+    WithJsonSchema({"type": ["string", "object"]}),
+]
+
+
+class ControlsTable(_Table):
+    """`controls` of `[NODE.sequence]`: the names of inputs, or tables."""
+
+    start: ControlInput | None = None
+    end: ControlInput | None = None
+    ready: ControlInput | None = None
+    id: ControlInput | None = None
+
+
+class StateTable(_Table):
+    """One element of `state` of `[NODE.sequence]`: an output that is an input of the next step."""
+
+    input: str = Field(min_length=1)
+    output: str = Field(min_length=1)
+    dtype: NumpyType | ProtocolType | None = None
+    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    initial: str = Field("zeros", min_length=1)
+
+
+class SequenceTable(_Table):
+    """`[NODE.sequence]`: the node keeps states of sequences."""
+
+    strategy: Literal["oldest", "direct"] = "oldest"
+    max_sequences: int | None = Field(None, ge=1)
+    max_waiting: int | None = Field(None, ge=0)
+    idle_timeout: float = Field(DEFAULT_IDLE_SECONDS, gt=0, allow_inf_nan=False)
+    controls: ControlsTable = ControlsTable()
+    state: tuple[StateTable, ...] = ()
+
+    def config(self) -> SequenceConfig:
+        """Return the configuration that it describes."""
+        kinds: tuple[ControlKind, ...] = ("start", "end", "ready", "id")
+        tables: list[tuple[ControlKind, ControlTable | None]] = [
+            (kind, getattr(self.controls, kind)) for kind in kinds
+        ]
+        return SequenceConfig(
+            self.strategy,
+            self.max_sequences,
+            self.max_waiting,
+            self.idle_timeout,
+            tuple(
+                Control(kind, table.input, numpy_type(table.dtype), table.false, table.true)
+                for kind, table in tables
+                if table is not None
+            ),
+            tuple(
+                State(
+                    table.input, table.output, numpy_type(table.dtype), table.shape, table.initial
+                )
+                for table in self.state
+            ),
+        )
+
+
 class NodeTable(_Table):
     """The keys that a node itself understands.
 
@@ -260,6 +351,7 @@ class NodeTable(_Table):
     stuck_after: float = Field(60.0, gt=0)
     executor: Literal["auto", "thread", "process", "loop"] = "auto"
     device: Devices = ()
+    sequence: SequenceTable | None = None
 
 
 GROUP_KEYS = frozenset({"min", "max", "instance_num"})
@@ -267,10 +359,19 @@ GROUP_KEYS = frozenset({"min", "max", "instance_num"})
 SHARED_KEYS = GROUP_KEYS | {"device"}
 """Keys of the node itself that also reach a backend that declares them."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
+TABLE_KEYS = frozenset({"sequence"})
+"""Keys of the node itself whose values are tables."""
 PARAMETER_TABLES = frozenset({"batch_axis"})
 """Parameters of backends whose values are tables. No node may have such a name."""
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
 """Keys that define a node and its place in the graph. No backend ever gets them."""
+
+
+_SEQUENCE_KEYS: dict[str, Iterable[str]] = {
+    "": SequenceTable.model_fields,
+    "controls": (*ControlsTable.model_fields, *ControlTable.model_fields),
+    "state": StateTable.model_fields,
+}
 
 
 AnyTable = TypeVar("AnyTable", bound=_Table)
@@ -316,6 +417,8 @@ def problems_of(
                     3: ExposedTable.model_fields if loc[0] == "expose" else ports,
                 }
                 names = tables.get(len(loc), ports)
+                if len(loc) > 1 and loc[0] == "sequence":
+                    names = _SEQUENCE_KEYS.get(str(loc[1]) if len(loc) > 2 else "", ())
                 yield Problem(f"there is no key {last!r} here{did_you_mean(last, names)}", key=key)
             case "string_pattern_mismatch" if loc in {("name",), ("version",)}:
                 message = "expected letters, digits, _ . -"

@@ -26,6 +26,7 @@ from penstock.backends.expressions.spec import Spec
 from penstock.backends.gpu.order import keep_order
 from penstock.backends.item import Item
 from penstock.backends.process.failure import ProcessDiedError, RestartError, readable
+from penstock.backends.sequences.sequence import EndedSequences
 from penstock.backends.text import message_of
 
 from .placement import device_of
@@ -54,6 +55,7 @@ class Owner(Protocol):
     retry: bool
     retry_suspended: bool
 
+    def prepared(self, backend: Backend, context: Context) -> Backend: ...
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None: ...
     def executor_finished(self, executor: Executor, batch: Batch) -> None: ...
     def executor_died(self, executor: Executor, error: BaseException) -> None: ...
@@ -124,7 +126,7 @@ class Executor:
         self._context = context
         self._owner = owner
         self._loop = loop
-        self._inbox: SimpleQueue[Batch | _Signal | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Batch | EndedSequences | _Signal | None] = SimpleQueue()
         if self._process is not None:
             self._process.on_exit = lambda: self._inbox.put(_Signal.REVIVE)
             self._process.on_restart = lambda: self._report(self._owner.executor_restarted)
@@ -152,6 +154,10 @@ class Executor:
     def start(self, batch: Batch) -> None:
         """Give the thread a batch to run."""
         self._inbox.put(batch)
+
+    def end_sequences(self, ended: EndedSequences) -> None:
+        """Tell the backend of sequences that have ended, after the batches that it was given."""
+        self._inbox.put(ended)
 
     def stop(self) -> None:
         """Ask the thread to end after its present batch. It closes its backend and reports.
@@ -228,15 +234,17 @@ class Executor:
         owner = self._owner
         backend: Backend | None = None
         try:
-            backend = self._spec.create(self._context)
+            backend = self._create()
             device = self._warm_up(backend)
             self._report(owner.executor_loaded, backend.min, backend.max, device)
             while True:
                 batch = self._inbox.get()
-                if batch is None:
-                    break
-                if batch is _Signal.REVIVE:
-                    if self._process is not None:
+                if type(batch) is not Batch:
+                    if batch is None:
+                        break
+                    if isinstance(batch, EndedSequences):
+                        batch.tell(backend)
+                    elif self._process is not None:
                         self._process.revive()
                         self._report(owner.executor_revived)
                     continue
@@ -262,6 +270,15 @@ class Executor:
                 self._close(backend)
             del backend
             self._report(owner.executor_stopped)
+
+    def _create(self) -> Backend:
+        """Load a backend. If it can't be wrapped as its node needs, it is closed."""
+        backend = self._spec.create(self._context)
+        try:
+            return self._owner.prepared(backend, self._context)
+        except BaseException:
+            self._close(backend)
+            raise
 
     def _warm_up(self, backend: Backend) -> str:
         """Make a new backend ready to run batches. Return the accelerator that it took, or ""."""

@@ -14,6 +14,7 @@ from typing import Any
 from penstock.backends import timeline
 from penstock.backends.base import Backend
 from penstock.backends.process.failure import readable
+from penstock.backends.sequences.sequence import EndedSequences
 
 from .executor import Executor, run_batch
 from .queue import Batch
@@ -25,13 +26,14 @@ class LoopExecutor(Executor):
     `start` keeps a batch, and `run` runs it.
     """
 
-    __slots__ = ("_backend", "_batch", "_load", "_loop_thread", "load_seconds")
+    __slots__ = ("_backend", "_batch", "_ended", "_load", "_loop_thread", "load_seconds")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._backend: Backend | None = None
         self._batch: Batch | None = None
         self._load: asyncio.Handle | None = None
+        self._ended: list[EndedSequences] = []
         self._loop_thread = threading.get_ident()
         self.load_seconds = 0.0
 
@@ -51,6 +53,8 @@ class LoopExecutor(Executor):
         if batch is None:
             return None
         assert self._backend is not None
+        if self._ended:
+            self._tell_ended()
         batch.begun = True
         try:
             # `batch.started` is the time of the decision, a moment ago.
@@ -66,6 +70,17 @@ class LoopExecutor(Executor):
         del error  # its traceback holds this frame: a cycle
         self._end()
         return None
+
+    def end_sequences(self, ended: EndedSequences) -> None:
+        """Tell the backend before its next batch, and in the next iteration of the loop at the
+        latest.
+        """
+        self._ended.append(ended)
+        self._loop.call_soon(self._tell_ended, context=self._callbacks)
+
+    def _tell_ended(self) -> None:
+        while self._ended and self._backend is not None:
+            self._ended.pop(0).tell(self._backend)
 
     def stop(self) -> None:
         """Close the backend in the next iteration of the loop, and report."""
@@ -86,7 +101,7 @@ class LoopExecutor(Executor):
         self._load = None
         began = self.clock()
         try:
-            backend = self._backend = self._spec.create(self._context)
+            backend = self._backend = self._create()
             device = self._warm_up(backend)
         except BaseException as error:
             # SystemExit too, as on a thread: it is the backend's, and the loop goes on.
@@ -97,6 +112,7 @@ class LoopExecutor(Executor):
         owner.executor_loaded(self, backend.min, backend.max, device)
 
     def _end(self) -> None:
+        self._tell_ended()
         backend, self._backend = self._backend, None
         if backend is not None:
             self._close(backend)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from penstock.backends.base import Signature
+from penstock.backends.base import Backend, Context, Signature
 from penstock.backends.errors import (
     BackendError,
     ConfigError,
@@ -91,6 +91,7 @@ class Node:
     """
 
     executor_class: type[Executor] = Executor
+    scheduler_class: type[Scheduler] = Scheduler
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Node:
         self.retry = config.retry
         self.retry_suspended = False
         self.statistics = NodeStatistics()
-        self.scheduler = Scheduler(
+        self.scheduler = self.scheduler_class(
             config.name,
             batching_timeout=config.batching_timeout / 1000,
             priority_levels=config.priority_levels,
@@ -318,9 +319,7 @@ class Node:
         """
         scheduler = self.scheduler
         if self._refuses:
-            entry.enqueued = now
-            entry.bucket = Bucket(None, scheduler.levels)  # it may be discarded until then
-            self._loop.call_soon(fail_all, [entry], self._unserved, context=self._context)
+            self._fail_soon(entry, self._unserved, now)
             return
         levels = self._levels
         if levels:
@@ -366,12 +365,7 @@ class Node:
                 failure = InvalidInput(
                     f"node {self.name!r}: the shape of data can't be read: {message_of(error)}"
                 )
-            entry.enqueued = now
-            entry.bucket = Bucket(None, self.scheduler.levels)  # it may be discarded until then
-            batch = Batch(self.name, None, [entry], 1, now)
-            batch.outcomes[0]["error"] = failure
-            self.statistics.outcomes["ok"] += 1  # the delivery counts it as a soft failure instead
-            self._loop.call_soon(self._deliver, batch, now, context=self._context)
+            self._fail_softly_soon(entry, failure, now)
             return False
         entry.size = rows
         if rows > 1 and "request_size" not in item:
@@ -379,6 +373,21 @@ class Node:
             entry.item = {**item, "request_size": rows}
             entry.counted = True
         return True
+
+    def _fail_softly_soon(self, entry: Entry, error: BaseException, now: float) -> None:
+        """Fail an entry softly in the next iteration, because `enqueue` must not end one."""
+        entry.enqueued = now
+        entry.bucket = Bucket(None, self.scheduler.levels)  # it may be discarded until then
+        batch = Batch(self.name, None, [entry], 1, now)
+        batch.outcomes[0]["error"] = error
+        self.statistics.outcomes["ok"] += 1  # the delivery counts it as a soft failure instead
+        self._loop.call_soon(self._deliver, batch, now, context=self._context)
+
+    def _fail_soon(self, entry: Entry, error: Callable[[], BaseException], now: float) -> None:
+        """Fail an entry in the next iteration, because `enqueue` must not end one."""
+        entry.enqueued = now
+        entry.bucket = Bucket(None, self.scheduler.levels)  # it may be discarded until then
+        self._loop.call_soon(fail_all, [entry], error, context=self._context)
 
     def discard(self, entry: Entry) -> None:
         """Drop an entry whose caller left, if it is still queued here."""
@@ -651,6 +660,13 @@ class Node:
             )
         return f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
 
+    def prepared(self, backend: Backend, context: Context) -> Backend:
+        """Return what an executor runs in place of a new backend. Called on the executor's thread.
+
+        It is the backend itself, unless the node keeps states of sequences.
+        """
+        return backend
+
     def executor_restarted(self, executor: Executor) -> None:
         """Count the restart of an executor's child process, which begins."""
         self.statistics.restarts += 1
@@ -676,11 +692,12 @@ class Node:
             return
         context = context_of(self.config, self._pipeline, instance_group, instance, self.files)
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
-        spec: Spec | ProcessBackend = self.config.instance_groups[instance_group].spec
+        own = self.config.instance_groups[instance_group].spec
+        spec: Spec | ProcessBackend = own
         if self.config.executor == "process":
             from penstock.backends.process.proxy import ProcessBackend  # imports numpy
 
-            spec = ProcessBackend(self.config.instance_groups[instance_group].spec)
+            spec = ProcessBackend(own, sequences=self.config.sequence is not None)
         executor = self.executor_class(
             name,
             spec,

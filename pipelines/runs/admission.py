@@ -19,6 +19,8 @@ from ..node.statistics import RequestStatistics
 from ..overload.door import Door, LevelEndings, Pressure, retry_after
 from ..overload.rates import Rates
 from ..overload.ticket import Ticket
+from ..sequences.step import Step
+from ..sequences.tracked import Owner, StepTicket
 from .pace import Pace
 
 RESERVED_DIVISOR = 8
@@ -219,6 +221,32 @@ class Admission:
             client=client,
             patient=timeout is not None and self._is_patient(timeout),
         )
+
+    def step_ticket(
+        self,
+        step: Step,
+        owner: Owner,
+        timeout: float | None,
+        priority: int | None,
+        *,
+        client: Hashable,
+        now: float,
+    ) -> StepTicket:
+        """Return the ticket of an admitted step of a sequence, which has one row."""
+        return StepTicket(
+            self._chain(priority),
+            self.pressure,
+            1,
+            now,
+            client=client,
+            patient=timeout is not None and self._is_patient(timeout),
+            step=step,
+            owner=owner,
+        )
+
+    def count_full(self, priority: int | None) -> None:
+        """Count a refusal for want of room that was decided elsewhere."""
+        self._count_refusal("queue_full", self._chain(priority)[0])
 
     def ticket_of(self, size: int, priority: int | None, client: Hashable, came: float) -> Ticket:
         """Return a ticket for a request that was admitted without one. It counts the client."""

@@ -115,7 +115,7 @@ class GraphRun:
         "waiting",
     )
 
-    def __init__(self, run: Run, entry_point: EntryPoint) -> None:
+    def __init__(self, run: Run, entry_point: EntryPoint, came: float) -> None:
         self.item = run.item
         self.data = run.data
         self.future = run.future
@@ -137,7 +137,7 @@ class GraphRun:
         self.entries: dict[NodeVisit, None] = {}
         self.stages: list[tuple[str, float, Batch]] = []
         self.dropped: list[Visit] = []  # what had not ended when the request did
-        self.came = 0.0
+        self.came = came
 
     @property
     def ended(self) -> bool:
@@ -150,9 +150,8 @@ class GraphRun:
             self.ticket = self.admission.ticket_of(self.rows, self.priority, self.client, self.came)
         return self.ticket
 
-    def start(self, now: float) -> None:
+    def begin(self, now: float) -> None:
         """Queue the request at its entry point."""
-        self.came = now
         if self.trace is not None:
             self.trace.came(self.entry_point.root.name, self.item)
         self._run(self.entry_point.root, self.item, now, None)

@@ -32,8 +32,9 @@ class StreamRun(GraphRun):
         entry_point: EntryPoint,
         source: PlanNode,
         loop: asyncio.AbstractEventLoop,
+        came: float,
     ) -> None:
-        super().__init__(request, entry_point)
+        super().__init__(request, entry_point, came)
         self._loop = loop
         self._source = source  # the node that yields
         # `waiting` and `leaves` as the first part met them.

@@ -1,0 +1,1 @@
+"""Sequences as backends see them: their states, the control inputs of models, their ends."""

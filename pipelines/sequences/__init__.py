@@ -1,0 +1,1 @@
+"""Sequences of a pipeline: the order of their steps, their places, and how they end."""

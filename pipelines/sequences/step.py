@@ -1,0 +1,95 @@
+"""One step of a sequence, as a caller asks for it."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any, Protocol
+
+from penstock.backends.errors import InvalidRequest
+from penstock.backends.text import repr_of
+
+MAX_ID_CHARACTERS = 128
+"""Triton's bound of an id that is text."""
+MAX_ID = 2**64 - 1
+
+
+class Departing(Protocol):
+    """A sequence, as those see it who may end it."""
+
+    def depart(self) -> None:
+        """End it with "departure", if it has not ended. Another one of its id goes on."""
+        ...
+
+
+class Step:
+    """A step of the sequence `id`: a whole number from 1 to 2^64 - 1, or a text of 1 to 128
+    characters. 1 and "1" are two sequences.
+
+    `start`: begin anew, and end the live sequence of this id if there is one. `end`: this is the
+    last step. `strict`: a sequence that is not live must begin with `start`, as in Triton;
+    otherwise any step begins it. Raises InvalidRequest for an id that is none.
+
+    Once it is submitted, `sequence` has its sequence, and `waited` the seconds that it has waited
+    for its turn.
+    """
+
+    __slots__ = ("end", "id", "sequence", "start", "strict", "waited")
+
+    def __init__(
+        self,
+        id: Any,  # noqa: A002
+        start: bool = False,
+        end: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.id = checked_id(id)
+        self.start = start
+        self.end = end
+        self.strict = strict
+        self.waited = 0.0
+        self.sequence: Departing | None = None
+
+    def __repr__(self) -> str:
+        flags = "".join(f", {flag}" for flag in ("start", "end") if getattr(self, flag))
+        return f"<Step of {self.id!r}{flags}>"
+
+
+def checked_id(given: Any) -> int | str:
+    """Return the id of a sequence. Raises InvalidRequest if it is none."""
+    if isinstance(given, str):
+        if 0 < len(given) <= MAX_ID_CHARACTERS:
+            return str(given)
+        raise InvalidRequest(
+            f"the id of a sequence that is text has 1 to {MAX_ID_CHARACTERS} characters, found "
+            f"{len(given)}"
+        )
+    try:
+        number = -1 if isinstance(given, bool) else index(given)
+    except TypeError:
+        number = -1
+    if not 0 < number <= MAX_ID:
+        raise InvalidRequest(
+            "the id of a sequence is a whole number from 1 to 2^64 - 1, or a text of 1 to "
+            f"{MAX_ID_CHARACTERS} characters, found {repr_of(given)}"
+        )
+    return number
+
+
+def steps_of(
+    count: int, sequence: int | str | None, start: bool, end: bool
+) -> list[Step] | list[None]:
+    """Make the steps of a call with `count` items, each None without `sequence`.
+
+    The first one starts, the last one ends. Raises InvalidRequest for an id that is none, and for
+    `start` or `end` without one.
+    """
+    if sequence is None and (start or end):
+        raise InvalidRequest(
+            "sequence_start and sequence_end belong to a sequence: expected its id as `sequence`"
+        )
+    if sequence is None:
+        return [None] * count
+    return [
+        Step(sequence, start and position == 0, end and position == count - 1)
+        for position in range(count)
+    ]
