@@ -141,6 +141,10 @@ class Settings(BaseSettings):
         default=False,
         description="Let the admin token register POSIX shared memory for tensors at /v2.",
     )
+    allow_log_settings: bool = Field(
+        default=False,
+        description="Let the admin token change what is logged, at /v2/logging.",
+    )
     map_shared_memory: bool = Field(
         default=False,
         description="Use tensors in shared memory in place. Fast, but a client that truncates "

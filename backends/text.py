@@ -1,6 +1,17 @@
-"""Text from anywhere, made fit to be written: `encodable`, `message_of`, `name_of`, `repr_of`."""
+"""Text from anywhere, made fit to be written.
+
+`encodable`, `escape`, `marked`, `message_of`, `name_of`, `repr_of`.
+"""
 
 from __future__ import annotations
+
+import re
+
+# Control characters (line ends, terminal sequences), Unicode's line ends, characters that reverse
+# the direction of text, lone surrogates.
+_HARMFUL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def encodable(text: str) -> str:
@@ -10,6 +21,19 @@ def encodable(text: str) -> str:
     for them.
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def escape(text: str) -> str:
+    """Return `text` on one line, with `\\n` for a line end, so that it can't forge another line."""
+    return _HARMFUL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def marked(traceback: str) -> str:
+    """Return the lines of a traceback, to follow a line of a log.
+
+    Each is marked by `|`, because the text of the exception may be a client's and look like a line.
+    """
+    return "".join(f"\n  | {escape(line)}" for line in traceback.split("\n"))
 
 
 def message_of(error: object) -> str:

@@ -178,7 +178,8 @@ class OpenAPI:
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
-        if administrable or traced or (with_admin and settings.allow_shared_memory):
+        changes = settings.allow_shared_memory or settings.allow_log_settings
+        if administrable or traced or (with_admin and changes):
             schemes["admin"] = {
                 "type": "http",
                 "scheme": "bearer",

@@ -13,6 +13,7 @@ from ..http.errors import STATUSES
 from ..http.events import EVENTS_MEDIA_TYPE
 from ..http.inputs.datatypes import DATATYPES
 from ..http.restriction import restriction_of
+from ..log_settings import INT32_MAX
 from ..settings import Settings
 from .schema import (
     FLAG,
@@ -44,6 +45,22 @@ _DURATIONS = (
     "cache_miss",
 )
 _BATCH_DURATIONS = dict.fromkeys(("compute_input", "compute_infer", "compute_output"), _DURATION)
+_LOG_SETTINGS: dict[str, Schema] = {
+    "log_file": {**TEXT, "description": "Empty: the log goes to standard error."},
+    "log_info": {**FLAG, "description": "Whether information is logged."},
+    "log_warning": {**FLAG, "description": "Whether warnings are logged."},
+    "log_error": {**FLAG, "description": "Whether errors are logged."},
+    "log_verbose_level": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": INT32_MAX,
+        "description": "Whether messages for debugging are logged: 0, or any other number.",
+    },
+    "log_format": {
+        **TEXT,
+        "description": "default or ISO8601: times are those of ISO 8601 with both.",
+    },
+}
 
 PROTOCOL_SCHEMAS: dict[str, Schema] = {
     "ProtocolError": object_of(["error"], "What went wrong, in words for people.", error=TEXT),
@@ -268,6 +285,17 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
         },
         byte_size={**UNSIGNED, "minimum": 1, "description": "Bytes of the region."},
     ),
+    "LogSettings": object_of(list(_LOG_SETTINGS), **_LOG_SETTINGS),
+    "LogSettingsRequest": {
+        **object_of(
+            **{
+                name: {**schema, "type": [schema["type"], "null"]}
+                for name, schema in _LOG_SETTINGS.items()
+                if name != "log_file"
+            }
+        ),
+        "description": "The settings to change; the others stay.",
+    },
 }
 
 _BINARY: Schema = {
@@ -314,6 +342,7 @@ def protocol_paths(settings: Settings) -> dict[str, Any]:
         **_statistics_paths(settings),
         **_repository_paths(settings),
         **_shared_memory_paths(settings),
+        **_logging_paths(settings),
     }
 
 
@@ -504,6 +533,24 @@ def _shared_memory_paths(settings: Settings) -> dict[str, Any]:
             f"{root}/unregister": {"post": unregister_all},
         }
     return paths
+
+
+def _logging_paths(settings: Settings) -> dict[str, Any]:
+    codes = _refusals(settings, "logging")
+    read = _operation("log_settings", "Get the log settings", "LogSettings", codes)
+    methods = {"get": {**read, **_key(settings)}}
+    if settings.admin_token is not None and settings.allow_log_settings:
+        update = _operation(
+            "update_log_settings",
+            "Change some of the log settings",
+            "LogSettings",
+            ["invalid_request", "unauthorized", "forbidden"],
+        )
+        methods["post"] = {
+            **_with_body(update, "LogSettingsRequest"),
+            "security": [{"admin": []}],
+        }
+    return {"/v2/logging": methods}
 
 
 def _key(settings: Settings) -> Schema:

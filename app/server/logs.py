@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import sys
 import threading
 import time
@@ -22,7 +21,9 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from penstock.backends.log_writer import MAX_QUEUED_BYTES, QueuedHandler, QueuedStream
-from penstock.backends.text import encodable
+from penstock.backends.text import encodable, escape, marked
+
+from ..log_settings import log_settings
 
 RECORD_FIELDS = ("request_id", "pipeline", "node")
 """The fields of a record besides its message, in the order in which they are written."""
@@ -52,19 +53,9 @@ CLIENT_CAUSED = (
     "penstock.executor",
     "uvicorn.error",
     "asyncio",
+    "grpc",
 )
 """The loggers whose lines clients can cause. In `penstock serve`, each has a `RateLimit`."""
-
-# Control characters (line ends, terminal sequences), Unicode's line ends, characters that reverse
-# the direction of text, lone surrogates.
-_HARMFUL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def escape(text: str) -> str:
-    """Return `text` on one line, with `\\n` for a line end, so that it can't forge another line."""
-    return _HARMFUL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -96,9 +87,7 @@ class TextFormatter(logging.Formatter):
         parts += [f"{name}={access[name]}" for name in ACCESS_NUMBERS if name in access]
         line = " ".join(parts)
         if record.exc_info:
-            # Marked, because the text of the exception may be a client's and look like a log line.
-            traceback = self.formatException(record.exc_info)
-            line += "".join(f"\n  | {escape(text)}" for text in traceback.split("\n"))
+            line += marked(self.formatException(record.exc_info))
         return line
 
 
@@ -251,6 +240,17 @@ class _Second:
         self.left_out = 0
 
 
+class _LastResort(logging.Handler):
+    """Writes, as our own lines, the warnings of loggers that have no handler."""
+
+    def __init__(self, handler: QueuedHandler) -> None:
+        super().__init__(logging.WARNING)
+        self._handler = handler
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._handler.emit(record)
+
+
 class Log(Collector):
     """The log of this process, and the metric of the lines that it dropped."""
 
@@ -264,6 +264,7 @@ class Log(Collector):
         Warnings, tracebacks and loggers of other libraries must not wait for a reader either.
         """
         sys.stderr = QueuedStream(sys.stderr, self.handler.writer)
+        logging.lastResort = _LastResort(self.handler)  # it would write a client's text as it is
 
     def describe(self) -> list[Metric]:
         """Return nothing: registering must not collect."""
@@ -297,12 +298,14 @@ def configure_logging(
         "uvicorn.error": "WARNING",  # at INFO it says what we say ourselves
         "penstock.access": "INFO",  # it logs only if the access log is on
         "asyncio": "WARNING",
+        "grpc": "WARNING",
     }
     for name, lowest in levels.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(lowest)
+    log_settings.reset(set(levels) - {"penstock.access"})
     limit = RateLimit()
     for name in CLIENT_CAUSED:
         logger = logging.getLogger(name)

@@ -37,6 +37,7 @@ from .call import (
 from .generate.handler import Generate
 from .health import health_routes
 from .infer.handler import Infer
+from .log_settings import log_settings_routes
 from .models.description import description_routes
 from .models.model import Models
 from .models.repository import RepositoryRoutes
@@ -55,6 +56,7 @@ EXTENSIONS = (
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "logging",
 )
 """The extensions that `GET /v2` lists, by Triton's names."""
 
@@ -223,6 +225,7 @@ def protocol_app(
         *RepositoryRoutes(repository, settings).routes,
         *description_routes(models),
         *shared_memory_routes(memory, settings),
+        *log_settings_routes(settings),
     )
     restriction = restriction_of(settings.restricted_api)
     guard = [restriction.check] if restriction else []

@@ -26,6 +26,7 @@ from ..log_writer import QueuedHandler
 from ..memory import NO_LIMIT, budget
 from ..sequences.sequence import EndedSequences
 from ..sequences.stateful import StatefulBackend
+from ..text import escape, marked
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
 from .failure import Failure
@@ -190,19 +191,34 @@ def _tune() -> None:
     gc.freeze()
 
 
+class _Formatter(logging.Formatter):
+    """`digits/net#0 (process 4711): WARNING penstock.onnx: message`, which no text can break."""
+
+    def __init__(self, log_name: str) -> None:
+        super().__init__()
+        self._log_name = log_name
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = escape(record.getMessage())
+        line = f"{self._log_name}: {record.levelname} {record.name}: {message}"
+        if record.exc_info:
+            line += marked(self.formatException(record.exc_info))
+        return line
+
+
 def _prepare(order: Order) -> None:
     for name, value in order.environment.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    log_format = f"{order.log_name} (process {os.getpid()}): %(levelname)s %(name)s: %(message)s"
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A line in one write, at once. Unbuffered, a line of the log comes between it and its end.
         sys.stdout.reconfigure(line_buffering=True, write_through=False)
     # Queued: a batch must not wait for someone to read the log.
     handler = QueuedHandler(sys.stderr)
-    logging.basicConfig(handlers=[handler], format=log_format, level=logging.WARNING)
+    handler.setFormatter(_Formatter(f"{order.log_name} (process {os.getpid()})"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("penstock").setLevel(order.log_level)
 
 

@@ -19,6 +19,7 @@ ON: dict[str, Any] = {
     "admin_token": "adm1n",
     "allow_model_control": True,
     "allow_shared_memory": True,
+    "allow_log_settings": True,
 }
 HEADERS = {"Authorization": "Bearer adm1n"}
 PATHS = {
@@ -28,6 +29,7 @@ PATHS = {
     "/v2/repository/index",
     "/v2/systemsharedmemory/status",
     "/v2/systemsharedmemory/region/{region}/status",
+    "/v2/logging",
 }
 ADMINISTRATIVE = {
     "allow_model_control": {
@@ -100,6 +102,9 @@ def test_answers_match_the_document(running: Any, digits: Path, digit: bytes, re
         check("get", "/v2/systemsharedmemory/region/{region}/status", 404, region="x")
         check("post", "/v2/systemsharedmemory/region/{region}/unregister", 200, region="r")
         check("post", "/v2/systemsharedmemory/unregister", 200)
+        check("get", "/v2/logging", 200)
+        check("post", "/v2/logging", 200, {"log_info": None})
+        check("post", "/v2/logging", 400, {"log_info": 1})
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 @pytest.fixture
 def log() -> Any:
     """A function that configures logging with a style and returns the stream."""
-    names = ("penstock", "uvicorn.error", "penstock.access", "asyncio")
+    names = ("penstock", "uvicorn.error", "penstock.access", "asyncio", "grpc")
     before = {
         name: (list(logger.handlers), logger.propagate, logger.level)
         for name in names
@@ -96,6 +96,23 @@ def test_a_traceback_is_marked_and_can_not_look_like_a_line(log: Any) -> None:
         and all(line.startswith("  | ") for line in others)
         and "\x1b" not in stream.getvalue()
     )
+
+
+@pytest.mark.usefixtures("log")
+def test_warnings_of_other_loggers_are_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(logging, "lastResort", None)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    log = configure_logging(stream=stream)
+    log.take_standard_error()
+    for name in ("someone", "grpc._server"):
+        logging.getLogger(name).warning("said %s", EVIL)
+        logging.getLogger(name).info("left out")
+    log.handler.flush()
+    one, other = stream.getvalue().splitlines()
+    assert " WARNING someone said a\\nINFO forged" in one
+    assert " WARNING grpc._server said a\\nINFO forged" in other
 
 
 def test_json_lines(log: Any) -> None:

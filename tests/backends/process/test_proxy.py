@@ -76,6 +76,10 @@ class Echo(Backend):
                     os._exit(0)
                 case "log":
                     logging.getLogger("penstock.ops").info("a log line")
+                    try:
+                        raise ValueError("why\\nCRITICAL forged")
+                    except ValueError:
+                        logging.getLogger("ops").exception("%s", "bad\\nCRITICAL forged\\x1b[0m")
                     print("a print")
                 case "facts":
                     item["result"] = {
@@ -452,6 +456,8 @@ def test_output_of_the_child_goes_to_stderr(ops: Path) -> None:
     assert pid.isdigit()  # and nothing else
     assert f"pipeline/node#0 (process {pid}): INFO penstock.ops: a log line\n" in done.stderr
     assert "a print\n" in done.stderr
+    assert f"(process {pid}): ERROR ops: bad\\nCRITICAL forged\\x1b[0m\n  | Trace" in done.stderr
+    assert "\n  | ValueError: why\n  | CRITICAL forged\n" in done.stderr
 
 
 def test_built_ins_and_chains(ops: Path) -> None:
