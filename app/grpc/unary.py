@@ -14,6 +14,7 @@ from penstock.backends.memory import Reservation
 from ..http.auth import check_admin
 from ..settings import Settings
 from ..v2.call import ProtocolAnswer, ProtocolError
+from ..v2.log_settings import PATH as LOG_SETTINGS_PATH
 from ..v2.models.description import MODEL_PATH, ModelNotReadyError
 from ..v2.routes import ProtocolApp
 from .calls import RpcCall, check_call
@@ -60,6 +61,25 @@ def _registration(request: Any) -> tuple[Names, Arguments]:
         raise InvalidRequest("failed to register shared memory region '': it has no name")
     arguments = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
     return {"region": request.name}, arguments
+
+
+def _log_settings(request: Any) -> tuple[Names, Arguments]:
+    return {}, {name: _chosen(value) for name, value in request.settings.items()}
+
+
+def _chosen(value: Any) -> Any:
+    """Return the parameter of a setting, None if it has none."""
+    field = value.WhichOneof("parameter_choice")
+    return None if field is None else getattr(value, field)
+
+
+_SETTING_FIELDS = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+
+
+def _as_settings(values: Any) -> dict[str, Any]:
+    return {
+        "settings": {name: {_SETTING_FIELDS[type(value)]: value} for name, value in values.items()}
+    }
 
 
 def _index(request: Any) -> tuple[Names, Arguments]:
@@ -115,6 +135,7 @@ RPCS = {
         "POST", "/v2/systemsharedmemory/region/{region}/register", _registration, _nothing
     ),
     "SystemSharedMemoryUnregister": Rpc("POST", f"{REGION_PATH}/unregister", _region, _nothing),
+    "LogSettings": Rpc("POST", LOG_SETTINGS_PATH, _log_settings, _as_settings),
 }
 """The RPCs by name. Those of statistics are two routes: `statistics_rpc` chooses."""
 
@@ -123,6 +144,9 @@ STATISTICS = {
     True: Rpc("GET", f"{MODEL_PATH}/stats", _model, _same),
 }
 """By whether the request names a model."""
+
+READS = {"LogSettings": Rpc("GET", LOG_SETTINGS_PATH, _server, _as_settings)}
+"""Those that only read if the request has no settings."""
 
 NAMES = (*RPCS, "ModelStatistics")
 
@@ -159,6 +183,8 @@ async def answer(
         ) from None
     if name == "ModelStatistics":
         rpc = STATISTICS[bool(request.name)]
+    elif name in READS and not request.settings:
+        rpc = READS[name]
     names, arguments = rpc.read(request)
     call = RpcCall(scope, names, arguments, settings)
     call.memory = memory

@@ -189,7 +189,8 @@ def serving(sources: Any, **settings: Any) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def served(sources: Any) -> Iterator[Served]:
-    with serving(sources, max_body=8 << 20, allow_shared_memory=True, admin_token="admin") as one:
+    allowed = {"allow_shared_memory": True, "allow_log_settings": True}
+    with serving(sources, max_body=8 << 20, admin_token="admin", **allowed) as one:
         yield one
 
 
