@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 from penstock.app.grpc.messages import messages
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def text(content: str) -> InferInput:
@@ -148,3 +151,17 @@ async def test_the_asyncio_client(served: Any) -> None:
         seen[result.get_response().id] = result.as_numpy("OUTPUT0").tolist()
     assert seen == {str(number): [[number, number]] for number in range(3)}
     await client.close()
+
+
+def test_the_example_streams_text(serve: Any) -> None:
+    """docs/how-to/generate.md has this client."""
+    with serve(EXAMPLES / "generate" / "generate.toml") as served:
+        stream = Stream(served.client)
+        prompt = InferInput("text_input", [1], "BYTES")
+        prompt.set_data_from_numpy(np.array([b"A pipeline"], object))
+        stream.send("generate", prompt, enable_empty_final_response=True)
+        parts = []
+        while not is_final(answer := stream.next()):
+            parts += answer.as_numpy("text_output").tolist()
+        served.client.stop_stream()
+    assert len(parts) == 200 and all(len(part) == 1 for part in parts)
