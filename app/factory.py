@@ -36,6 +36,7 @@ from .page.files import page_assets
 from .routes import routes, socket_routes, typed_routes
 from .settings import Settings, split, unknown_variables
 from .status.answer import Status
+from .trace.tracing import Tracing
 from .v2.call import error_answer
 from .v2.router import protocol_router
 from .v2.routes import ProtocolApp, protocol_app
@@ -75,9 +76,10 @@ def create_app(
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
     history = _history(settings, repository)
-    protocol = protocol_app(repository, settings, history)
-    predict = Predict(repository, settings, _fetch(settings), history)
-    metrics = Metrics(repository, settings.ready_when)
+    tracing = _tracing(settings, repository)
+    protocol = protocol_app(repository, settings, history, tracing)
+    predict = Predict(repository, settings, _fetch(settings), history, tracing)
+    metrics = Metrics(repository, settings.ready_when, tracing)
     protected = settings.api_key is not None
     restriction = restriction_of(settings.restricted_api)
     page = Pages(page_assets(protected) if settings.page else {})
@@ -108,7 +110,7 @@ def create_app(
     app: _App = _App(
         title=title,
         version=penstock.__version__,
-        lifespan=_lifespan(repository, settings, protocol, metrics),
+        lifespan=_lifespan(repository, settings, protocol, metrics, tracing),
         middleware=[
             *middleware,
             *checks,
@@ -127,6 +129,7 @@ def create_app(
     app.state.penstock = repository
     app.state.metrics = metrics
     app.state.history = history
+    app.state.tracing = tracing
     app.state.protocol = protocol
     install_handlers(app)
     _guard_document(app, restriction)
@@ -213,10 +216,12 @@ def create_router(
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings.strict)
     history = _history(settings, repository)
-    protocol = protocol_app(repository, settings, history)
-    metrics = Metrics(repository, settings.ready_when)
-    api_router = APIRouter(lifespan=_lifespan(repository, settings, protocol, metrics), **router)
-    predict = Predict(repository, settings, _fetch(settings), history)
+    tracing = _tracing(settings, repository)
+    protocol = protocol_app(repository, settings, history, tracing)
+    metrics = Metrics(repository, settings.ready_when, tracing)
+    life = _lifespan(repository, settings, protocol, metrics, tracing)
+    api_router = APIRouter(lifespan=life, **router)
+    predict = Predict(repository, settings, _fetch(settings), history, tracing)
     api_router.include_router(socket_routes(predict.rules))
     api_router.include_router(typed_routes(repository, settings, predict))
     api_router.include_router(
@@ -270,6 +275,16 @@ def _history(settings: Settings, repository: Repository) -> History | None:
     return History(settings.request_history)
 
 
+def _tracing(settings: Settings, repository: Repository) -> Tracing | None:
+    """Make the tracing of an app, whose pipelines then note what spans say."""
+    if settings.trace_mode == "off":
+        return None
+    from .trace.start import tracing_of
+
+    repository.note_batches()
+    return tracing_of(settings)
+
+
 def _fetch(settings: Settings) -> Fetch | None:
     """Make the fetcher of images by URL. httpx is imported only if the operator allows that."""
     if not settings.allow_url:
@@ -281,11 +296,17 @@ def _fetch(settings: Settings) -> Fetch | None:
 
 
 def _lifespan(
-    repository: Repository, settings: Settings, protocol: ProtocolApp, metrics: Metrics
+    repository: Repository,
+    settings: Settings,
+    protocol: ProtocolApp,
+    metrics: Metrics,
+    tracing: Tracing | None,
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(_close_tracing, tracing)
             grpc = grpc_server(
                 protocol, repository, settings, metrics.registry, settings.max_connections
             )
@@ -304,6 +325,10 @@ def _lifespan(
             yield
 
     return run
+
+
+async def _close_tracing(tracing: Tracing) -> None:
+    await asyncio.shield(asyncio.to_thread(tracing.close))
 
 
 async def _close(repository: Repository, seconds: float) -> None:

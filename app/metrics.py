@@ -29,6 +29,7 @@ from penstock.pipelines.node.statistics import Histogram
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
+from .trace.tracing import Tracing
 from .v2.models.metrics import TritonCollector
 
 PIPELINE_LABELS = ("pipeline", "version")
@@ -184,11 +185,37 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     return list(zip(bounds, accumulate(histogram.counts), strict=True))
 
 
+class TraceCollector(Collector):
+    """Reads how many requests were traced."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._handover = tracing.handover
+
+    def collect(self) -> Iterator[Metric]:
+        written = CounterMetricFamily(
+            "penstock_traces", "Traced requests that were written or exported."
+        )
+        dropped = CounterMetricFamily(
+            "penstock_traces_dropped", "Traced requests that could not be written or exported."
+        )
+        written.add_metric((), self._handover.sink.written)
+        dropped.add_metric((), self._handover.dropped)
+        return iter((written, dropped))
+
+
 class Metrics:
     """The metrics of one app. Users may register their own collectors with `registry`."""
 
-    def __init__(self, repository: Repository, ready_when: Literal["all", "any"] = "all") -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        ready_when: Literal["all", "any"] = "all",
+        tracing: Tracing | None = None,
+    ) -> None:
+        """`tracing`: None if no requests are traced."""
         self.registry = CollectorRegistry(auto_describe=False)
+        if tracing is not None:
+            self.registry.register(TraceCollector(tracing))
         self.registry.register(PipelineCollector(repository, ready_when))
         self.registry.register(TritonCollector(repository))
         ProcessCollector(registry=self.registry)

@@ -137,6 +137,10 @@ class Settings(BaseSettings):
         default=False,
         description="Return a trace to requests that ask and carry the admin token.",
     )
+    allow_trace_settings: bool = Field(
+        default=False,
+        description="Let the admin token change the trace settings at /v2.",
+    )
     allow_shared_memory: bool = Field(
         default=False,
         description="Let the admin token register POSIX shared memory for tensors at /v2.",
@@ -308,6 +312,87 @@ class Settings(BaseSettings):
         description="How many of the last requests are remembered, of all pipelines together, to "
         "explain why one was slow; 0: none.",
     )
+
+    trace_mode: Literal["off", "triton", "opentelemetry"] = Field(
+        default="off",
+        description="Trace requests: into Triton's trace files, or as OpenTelemetry's spans.",
+    )
+    trace_level: str = Field(
+        default="TIMESTAMPS",
+        description="What is traced at the start: TIMESTAMPS, TENSORS, both with a comma, or OFF.",
+    )
+    trace_rate: int = Field(
+        default=1000,
+        ge=0,
+        le=2**32 - 1,
+        description="One of so many requests is traced. 0 with OpenTelemetry: only those whose "
+        "callers are.",
+    )
+    trace_count: int = Field(
+        default=-1,
+        ge=-1,
+        le=2**31 - 1,
+        description="So many requests are traced, then none; -1: no limit.",
+    )
+    log_frequency: int = Field(
+        default=0,
+        ge=0,
+        le=2**32 - 1,
+        description="Write so many traces into each of the files trace-file.0, trace-file.1, …; "
+        "0: all into trace-file.",
+    )
+    trace_file: Path | None = Field(
+        default=None, description="File for Triton's traces. An existing one is replaced."
+    )
+    trace_url: str = Field(
+        default="http://localhost:4318/v1/traces",
+        description="Where OpenTelemetry's spans are sent, by OTLP over HTTP.",
+    )
+    trace_resource: str = Field(
+        default="",
+        description="Attributes of OpenTelemetry's resource, as service.name=ocr,team=vision.",
+    )
+
+    @model_validator(mode="after")
+    def _check_trace(self) -> Settings:
+        if self.trace_mode == "off":
+            return self
+        if self.trace_mode == "triton":
+            if self.trace_file is None:
+                raise ValueError("trace_mode = triton needs trace_file, where traces are written")
+            if not self.trace_file.absolute().parent.is_dir():
+                raise ValueError(f"trace_file: there is no folder {self.trace_file.parent}")
+            if not self.trace_rate:
+                raise ValueError("trace_rate = 0 is for trace_mode = opentelemetry")
+        elif "TENSORS" in split(self.trace_level):
+            raise ValueError("trace_level = TENSORS needs trace_mode = triton")
+        return self
+
+    @field_validator("trace_level")
+    @classmethod
+    def _check_trace_level(cls, value: str) -> str:
+        levels = [level.upper() for level in split(value)]
+        if levels != ["OFF"] and not (levels and set(levels) <= {"TIMESTAMPS", "TENSORS"}):
+            raise ValueError(f"{value!r} is no level: expected OFF, TIMESTAMPS, TENSORS or both")
+        return ",".join(levels)
+
+    @field_validator("trace_url")
+    @classmethod
+    def _check_trace_url(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", value):
+            raise ValueError(
+                f"{value!r} is not a URL: expected one like http://localhost:4318/v1/traces"
+            )
+        return value
+
+    @field_validator("trace_resource")
+    @classmethod
+    def _check_trace_resource(cls, value: str) -> str:
+        for entry in split(value):
+            key, equals, _ = entry.partition("=")
+            if not equals or not key.strip():
+                raise ValueError(f"{entry!r} is no attribute: expected key=value")
+        return value
 
     @model_validator(mode="after")
     def _check_tls(self) -> Settings:

@@ -281,6 +281,13 @@ class Backend:
     "" for a request from Python, whose item may bring a `request_id` of its own.
     """
 
+    takes_traceparent: ClassVar[bool] = False
+    """Items come with the keys `traceparent` and `tracestate`: the headers of W3C Trace Context for
+    what the backend calls on behalf of the request.
+
+    "" if the request is in no trace.
+    """
+
     blocks: ClassVar[str] = ""
     """Why it must not run on the event loop, as in "it runs a model"; "": it may.
 

@@ -29,6 +29,7 @@ from .runs.stream import Parts
 from .runs.trace import Trace
 from .sequences.sequencer import Sequencer
 from .sequences.step import Step, steps_of
+from .trace_context import TraceContext
 
 
 class Pipeline:
@@ -434,6 +435,7 @@ class Pipeline:
         client: Hashable = None,
         until: float | None = None,
         sequence: Step | None = None,
+        context: TraceContext | None = None,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
@@ -443,6 +445,7 @@ class Pipeline:
         makes the request's run instead of a new one. `until`: an earlier deadline than `timeout`
         gives, on the pipeline's clock, which the caller has not set: admission does not go by it.
         `sequence`: the step that the request is, where a node of the pipeline keeps state.
+        `context`: that of the request's span, for backends that ask.
 
         Await `submission.future` for the final item (a soft failure is in its `error`), and call
         `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
@@ -520,6 +523,7 @@ class Pipeline:
         run.rows = counted
         run.counted = False
         run.request_id = request_id
+        run.context = context
         run.client = client
         run.charge = run.batch = run.stages = None
         run.ticket = ticket
@@ -620,6 +624,7 @@ class Pipeline:
                     trace=self._graph.trace_of(entry),
                     request_id=entry.request_id,
                     until=deadline,
+                    context=entry.context,
                 )
         item = as_item(item)
         if "data" not in item:

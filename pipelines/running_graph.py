@@ -263,6 +263,7 @@ class RunningGraph:
         if self._closed:
             raise NotReady(f"pipeline {self._name!r} is closed")
         run.request_id = entry.request_id
+        run.context = entry.context
         run.client = entry.client
         run.ticket = entry.request_ticket()
         run.trace = self.trace_of(entry)

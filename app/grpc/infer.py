@@ -28,6 +28,8 @@ EMPTY_FINAL = "triton_enable_empty_final_response"
 LAYOUT_PREFIX = b"\0grpc"
 """Sets layouts of messages apart from those of JSON."""
 
+_TRACE_HEADERS = (b"traceparent", b"tracestate")
+
 KEPT_LAYOUT_BYTES = KEPT_JSON_BYTES - len(LAYOUT_PREFIX)
 
 
@@ -57,8 +59,8 @@ class RpcInfer(InferCall):
         self.wants_final = False
         names = {"model": self._cut.model, "version": self._cut.version}
         # An X-Request-Id is that of a call: in a stream it would be the same for all requests.
-        fields = () if in_stream else scope["headers"]
-        known = [field for field in fields if field[0] == b"x-request-id"]
+        wanted = _TRACE_HEADERS if in_stream else (*_TRACE_HEADERS, b"x-request-id")
+        known = [field for field in scope["headers"] if field[0] in wanted]
         super().__init__(rules, InferHead(names, known), memory, client=client_of(scope))
 
     async def read_all(self, remaining: float | None) -> None:

@@ -17,6 +17,7 @@ from ..v2.call import ProtocolAnswer, ProtocolError
 from ..v2.log_settings import PATH as LOG_SETTINGS_PATH
 from ..v2.models.description import MODEL_PATH, ModelNotReadyError
 from ..v2.routes import ProtocolApp
+from ..v2.trace_setting import TRACE_PATH
 from .calls import RpcCall, check_call
 from .messages import messages
 from .request import parameters_of
@@ -99,6 +100,29 @@ def _check_repository(request: Any) -> None:
         raise ProtocolError(501, "'repository_name' specification is not supported")
 
 
+def _trace_setting(request: Any) -> tuple[Names, Arguments]:
+    changes: Arguments = {}
+    for name, setting in request.settings.items():
+        values = list(setting.value)
+        if not values:
+            changes[name] = None
+        elif name == "trace_level":
+            changes[name] = values
+        elif len(values) == 1:
+            changes[name] = values[0]
+        else:
+            raise InvalidRequest(f"expect only 1 value for '{name}'")
+    return {"model": request.model_name}, changes
+
+
+def _settings(document: Any) -> dict[str, Any]:
+    values = {
+        name: {"value": value if isinstance(value, list) else [value]}
+        for name, value in document.items()
+    }
+    return {"settings": values}
+
+
 def _same(document: Any) -> dict[str, Any]:
     fields: dict[str, Any] = document
     return fields
@@ -134,6 +158,7 @@ RPCS = {
     "SystemSharedMemoryRegister": Rpc(
         "POST", "/v2/systemsharedmemory/region/{region}/register", _registration, _nothing
     ),
+    "TraceSetting": Rpc("POST", TRACE_PATH, _trace_setting, _settings),
     "SystemSharedMemoryUnregister": Rpc("POST", f"{REGION_PATH}/unregister", _region, _nothing),
     "LogSettings": Rpc("POST", LOG_SETTINGS_PATH, _log_settings, _as_settings),
 }

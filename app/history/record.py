@@ -143,6 +143,52 @@ def visits_of(runs: Iterable[Submission]) -> tuple[list[ItemVisit], int]:
     return visits, 0
 
 
+def record_of(
+    request_id: str,
+    pace: Pace | None,
+    *,
+    door: Door,
+    status: int,
+    failure: Failure | None,
+    started: float,
+    ended: float,
+    runs: Sequence[Submission],
+) -> Record:
+    """Make the record of a request that has ended.
+
+    `started`: 0 if it is not known; then it is the time when the first run was queued.
+    """
+    visits, more = visits_of(runs)
+    if not started:
+        started = visits[0].enqueued if visits else ended
+    is_slow = (
+        pace is not None
+        and ended - started > pace.slow
+        and outcome_of(status, failure) != "refused"
+    )
+    if failure is not None:
+        failure = Failure(
+            failure.code[:MAX_CODE_CHARACTERS], failure.detail[:MAX_DETAIL_CHARACTERS]
+        )
+    return _new(
+        Record,
+        (
+            request_id,
+            pace,
+            door,
+            status,
+            failure,
+            started,
+            ended,
+            runs[0].rows if len(runs) == 1 else sum(run.rows for run in runs),
+            is_slow,
+            0.0 if pace is None else pace.mean,
+            visits,
+            more,
+        ),
+    )
+
+
 def _parts_of(visit: ItemVisit) -> Iterator[ItemVisit]:
     batch = visit.batch
     if batch is not None and batch.parts is not None:

@@ -20,16 +20,12 @@ from penstock.pipelines.runs.pace import Pace
 from penstock.pipelines.runs.run import Run, Submission
 
 from .record import (
-    MAX_CODE_CHARACTERS,
-    MAX_DETAIL_CHARACTERS,
     MAX_VISITS,
     Door,
     Failure,
     ItemVisit,
-    Outcome,
     Record,
-    outcome_of,
-    visits_of,
+    record_of,
 )
 
 MAX_KEPT = 200
@@ -177,37 +173,20 @@ class History:
             elif isinstance(run, GraphRun) and 0 < len(run.stages) <= MAX_VISITS:
                 self.add_trail(request_id, pace, door, started, run.stages, run.rows)
                 return
-        visits, more = visits_of(runs)
-        if not started:
-            started = visits[0].enqueued if visits else now
-        outcome: Outcome = "ok"
-        if failure is not None or status >= 400:
-            outcome = outcome_of(status, failure)
-        is_slow = pace is not None and now - started > pace.slow and outcome != "refused"
-        if failure is not None:
-            failure = Failure(
-                failure.code[:MAX_CODE_CHARACTERS], failure.detail[:MAX_DETAIL_CHARACTERS]
-            )
-        record = tuple.__new__(
-            Record,
-            (
-                request_id,
-                pace,
-                door,
-                status,
-                failure,
-                started,
-                now,
-                runs[0].rows if len(runs) == 1 else sum(run.rows for run in runs),
-                is_slow,
-                0.0 if pace is None else pace.mean,
-                visits,
-                more,
-            ),
+        record = record_of(
+            request_id,
+            pace,
+            door=door,
+            status=status,
+            failure=failure,
+            started=started,
+            ended=now,
+            runs=runs,
         )
+        outcome = record.outcome
         size = _bytes_of(record)
         self._others.add(record, size)
-        if is_slow or outcome == "expired":
+        if record.slow or outcome == "expired":
             self._slow.add(record, size)
         if outcome == "failed":
             self._failed.add(record, size)

@@ -24,6 +24,7 @@ from penstock.pipelines.runs.run import Submission
 from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
 from ..history.ring import History
 from ..settings import Settings
+from ..trace.tracing import Tracing
 from .access import follow
 from .auth import client_of
 from .body import ClientLeft, must_close, read_rest
@@ -113,9 +114,13 @@ class Predict:
         settings: Settings,
         fetch: Fetch | None = None,
         history: History | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        """`fetch`: None if images by URL are not allowed. `history`: None if none is kept."""
-        self.rules = PredictRules(pipelines, settings, fetch, history)
+        """`fetch`: None if images by URL are not allowed. `history`: None if none is kept.
+
+        `tracing`: None if no requests are traced.
+        """
+        self.rules = PredictRules(pipelines, settings, fetch, history, tracing)
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch = Watch(settings.body_timeout)
@@ -233,7 +238,7 @@ class Predict:
             # Before anything except events is sent: reading slowly is not uploading slowly.
             self._watch.end(exchange)
             leave(exchange.runs, memory)
-            if self.rules.history is not None:
+            if self.rules.notes:
                 runs = [run for run in exchange.runs if not isinstance(run, _Fetching)]
                 call.remember(door, status, failure, cast("list[Submission]", runs))
         headers = answer[1]
@@ -286,6 +291,7 @@ class Predict:
                     call.wanted,
                     client=call.client,
                     request_id=f"{call.request_id}/{index}",
+                    context=call.context,
                 )
             except PenstockError as error:
                 outcomes.append(error)

@@ -31,6 +31,7 @@ from penstock.pipelines.runs.trace import Trace
 from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
 from ..history.ring import History
 from ..settings import Settings
+from ..trace.tracing import ROUTES, Traced, Tracing
 from .auth import check_trace
 from .body import reserve_body, small_body
 from .compression import window_of
@@ -62,6 +63,7 @@ class PredictRules:
     """The settings and helpers that all predict requests of an app share.
 
     `fetch`: None if images by URL are not allowed. `history`: None if no requests are remembered.
+    `tracing`: None if none are traced. `notes`: at least one of the two is there.
     """
 
     __slots__ = (
@@ -72,10 +74,12 @@ class PredictRules:
         "json",
         "max_body",
         "max_images",
+        "notes",
         "pipelines",
         "remember",
         "restriction",
         "settings",
+        "tracing",
     )
 
     def __init__(
@@ -84,9 +88,12 @@ class PredictRules:
         settings: Settings,
         fetch: Fetch | None,
         history: History | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.pipelines = pipelines
         self.history = history
+        self.tracing = tracing
+        self.notes = history is not None or tracing is not None
         # A slot that is looked up and called at once would cost 300 instructions more.
         self.remember = None if history is None else history.append
         self.settings = settings
@@ -132,6 +139,8 @@ class PredictHead:
         "request_id",
         "small_body",
         "trace",
+        "traceparent",
+        "tracestate",
     )
 
     def __init__(self, name: str, many: bool, fields: Sequence[tuple[bytes, bytes]]) -> None:
@@ -150,6 +159,8 @@ class PredictHead:
         self.trace = get(b"penstock-trace")
         self.priority = get(b"penstock-priority")
         self.request_id = get(b"x-request-id")
+        self.traceparent = get(b"traceparent")
+        self.tracestate = get(b"tracestate")
 
     @property
     def asks_for_events(self) -> bool:
@@ -160,7 +171,7 @@ class PredictCall(Run):
     """A predict request, and how far it has come. In a chain it is also its run.
 
     `first_byte` is when that came, on the loop's clock, in seconds. The fields of a run are set by
-    `submit`, but for `request_id`, `trace` and `wanted`.
+    `submit`, but for `context`, `request_id`, `trace` and `wanted`.
     """
 
     __slots__ = (
@@ -190,6 +201,7 @@ class PredictCall(Run):
         self.client = client
         self.wanted = None
         self.trace = None
+        self.context = None
         self.memory = Reservation(budget)
         self.request_id = request_id or (
             new_request_id() if head.request_id is None else choose_request_id(head.request_id)
@@ -206,6 +218,8 @@ class PredictCall(Run):
         name = head.name
         pipelines = rules.pipelines
         self.pipeline = pipeline = pipelines.pipelines.get(name) or pipelines.get(name)
+        if rules.tracing is not None:
+            self.context = rules.tracing.sample(pipeline.name, head.traceparent, head.tracestate)
         self.reader = rules.reader_of(pipeline)
         self.media = self.reader.media_of(head.content_type)
         self.window = 0 if head.encoding is None else _window(head.encoding)
@@ -276,6 +290,7 @@ class PredictCall(Run):
             self.trace,
             self,
             client=self.client,
+            context=self.context,
         )
 
     def write(self, item: Item, run: Submission) -> bytes | None:
@@ -311,10 +326,12 @@ class PredictCall(Run):
         failure: Failure | None,
         runs: Sequence[Submission],
     ) -> None:
-        """Put the request, which ends now, into the history, if there is one.
+        """Put the request, which ends now, into the history and into its trace, if there are any.
 
-        A request without a good key leaves no trace.
+        A request without a good key leaves none.
         """
+        if self.context is not None:
+            self.end_trace(door, status, failure, runs)
         history = self.rules.history
         if history is not None and status != 401:
             pipeline: Pipeline | None = getattr(self, "pipeline", None)
@@ -322,6 +339,25 @@ class PredictCall(Run):
             history.add(
                 self.request_id,
                 pace,
+                door=door,
+                status=status,
+                failure=failure,
+                started=self.first_byte,
+                runs=runs,
+            )
+
+    def end_trace(
+        self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]
+    ) -> None:
+        """Hand over the request, which ends now, if it is traced."""
+        context, self.context = self.context, None
+        tracing = self.rules.tracing
+        if tracing is not None and isinstance(context, Traced) and status != 401:
+            tracing.end(
+                context,
+                ROUTES[door],
+                self.request_id,
+                self.pipeline.pace,
                 door=door,
                 status=status,
                 failure=failure,

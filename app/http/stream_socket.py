@@ -94,6 +94,7 @@ class StreamSockets:
                 call.wanted,
                 client=call.client,
                 request_id=request_id,
+                context=call.context,
             )
             runs = (run,)
             messages.start(run)

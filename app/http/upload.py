@@ -198,6 +198,7 @@ async def answer_streamed(
             client=call.client,
             trace=call.trace,
             request_id=call.request_id,
+            context=call.context,
         )
         exchange.runs = (run,)
         upload.start(run)

@@ -110,7 +110,7 @@ class Direct:
     def remember(
         self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]
     ) -> None:
-        """Put the request, which ends now, into the history."""
+        """Put the request, which ends now, into the history and into its trace."""
 
     @abstractmethod
     def pipeline_name(self) -> str | None:
@@ -178,7 +178,7 @@ class Direct:
         run, self._run = self._run, None
         if self._access is not None:
             self._log_access(status, 0, run)
-        if self.rules.history is not None:
+        if self.rules.notes:
             self._remember(status, None, run)
         if run is not None:
             run.leave()
@@ -217,7 +217,7 @@ class Direct:
 
     def _fail(self, error: BaseException) -> None:
         self._done = True
-        failure = None if self.rules.history is None else self.failure_of(error)
+        failure = self.failure_of(error) if self.rules.notes else None
         self._send(self.failure(error), failure)
 
     def _send(self, answer: Problem, failure: Failure | None = None) -> None:
@@ -233,7 +233,7 @@ class Direct:
         failure: Failure | None = None,
     ) -> None:
         """Send the answer. `lines` are its own headers. The body goes on with `blobs`."""
-        if self.rules.history is not None and self.wire is not None:
+        if self.rules.notes and self.wire is not None:
             self._remember(status, failure, self._run)
         head = b"%b%b%bx-request-id: %b\r\n" % (
             STATUS_LINES[status],

@@ -162,6 +162,8 @@ class DirectInfer(InferCall, Direct):
             self._send_lines(200, written.lines(), written.text, blobs)
 
     def _remember(self, status: int, failure: Failure | None, run: Submission | None) -> None:
+        if self.context is not None:
+            self.end_trace("v2", status, failure, () if run is None else (run,))
         if status == 200 and type(run) is EmptyRun and run.stages is None:
             batch, remember = run.batch, self.rules.remember
             if batch is not None and batch.parts is None and remember is not None:

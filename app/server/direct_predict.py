@@ -97,6 +97,8 @@ class DirectPredict(PredictCall, Direct):
             self._work = None  # the task holds the call
 
     def _succeed(self, body: bytes, run: Submission) -> None:
+        if self.context is not None:
+            self.end_trace("predict", 200, None, (run,))
         start = _heads.get(self._default_head) or _head_of_json(self._default_head)
         batch = self.batch
         if run is self and self.stages is None and batch is not None and batch.parts is None:

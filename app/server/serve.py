@@ -120,6 +120,8 @@ def serve(repository: Repository, settings: Settings) -> int:
     try:
         server.run(listeners)
     finally:
+        if app.state.tracing is not None:
+            app.state.tracing.close()
         if settings.uds is not None and not inherited:
             settings.uds.unlink(missing_ok=True)
     log.limit.tell()

@@ -24,6 +24,8 @@ from ..http.paths import path_of
 from ..http.request_id import request_id_of
 from ..http.restriction import restriction_of
 from ..settings import Settings
+from ..trace.trace_settings import TraceSettings, Values
+from ..trace.tracing import Tracing
 from .call import (
     ProtocolAnswer,
     ProtocolCall,
@@ -43,6 +45,7 @@ from .models.model import Models
 from .models.repository import RepositoryRoutes
 from .models.statistics import statistics_routes
 from .shared_memory import SharedMemory, shared_memory_routes
+from .trace_setting import trace_routes
 
 logger = logging.getLogger("penstock.http")
 
@@ -56,6 +59,7 @@ EXTENSIONS = (
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
     "logging",
 )
 """The extensions that `GET /v2` lists, by Triton's names."""
@@ -207,15 +211,19 @@ async def respond(scope: Scope, send: Send, answer: ProtocolAnswer, close: bool 
 
 
 def protocol_app(
-    repository: Repository, settings: Settings, history: History | None = None
+    repository: Repository,
+    settings: Settings,
+    history: History | None = None,
+    tracing: Tracing | None = None,
 ) -> ProtocolApp:
     """Return the protocol's app for the pipelines of a repository.
 
-    `history`: None if no requests are remembered.
+    `history` and `tracing`: None if no requests are remembered, or traced.
     """
     models = Models(repository)
     memory = SharedMemory(settings.map_shared_memory, settings.max_shared_memory_regions)
-    infer = Infer(models, settings, memory, history)
+    infer = Infer(models, settings, memory, history, tracing)
+    trace = TraceSettings(Values(), "triton", "") if tracing is None else tracing.settings
     # The table is searched in this order, after infer, which is by far the most frequent: the
     # statistics' /v2/models/stats has to come before the description's /v2/models/{model}.
     routes: Sequence[Route] = (
@@ -225,6 +233,7 @@ def protocol_app(
         *RepositoryRoutes(repository, settings).routes,
         *description_routes(models),
         *shared_memory_routes(memory, settings),
+        *trace_routes(trace, models, settings),
         *log_settings_routes(settings),
     )
     restriction = restriction_of(settings.restricted_api)

@@ -74,6 +74,11 @@ class Spec:
         """True if a backend of the expression reads the item's `request_id`."""
         return self.cls.takes_request_id or any(child.takes_request_id for child in self.children)
 
+    @property
+    def takes_traceparent(self) -> bool:
+        """True if a backend of the expression reads the item's `traceparent`."""
+        return self.cls.takes_traceparent or any(child.takes_traceparent for child in self.children)
+
     def blocking(self) -> Iterator[tuple[str, str]]:
         """Yield the backends of the expression that would hold the event loop, and why."""
         if self.cls.blocks:

@@ -114,6 +114,7 @@ def adapt(name: str, target: Any) -> type[Backend]:
                 "wrapped": target,
                 "parameters": _declared_by(target),
                 "takes_request_id": bool(getattr(target, "takes_request_id", False)),
+                "takes_traceparent": bool(getattr(target, "takes_traceparent", False)),
                 **known,
             },
         )

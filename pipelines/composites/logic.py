@@ -124,6 +124,20 @@ class NodeCaller:
         return self._entry.request_id
 
     @property
+    def traceparent(self) -> str:
+        """The header of this name for what the logic calls itself; "" if the request is in no
+        trace. Calls of nodes and pipelines pass it on.
+        """
+        context = self._entry.context
+        return "" if context is None else context.traceparent
+
+    @property
+    def tracestate(self) -> str:
+        """The header that goes with `traceparent`, "" for none."""
+        context = self._entry.context
+        return "" if context is None else context.tracestate
+
+    @property
     def deadline(self) -> float:
         """The deadline of the request, in seconds of `time.monotonic()`."""
         return self._entry.deadline

@@ -154,9 +154,10 @@ class Node:
         self._levels = config.priority_levels
         self._restart_failed = False  # a replacement of an executor could not load
         self._refuses = False
-        self._takes_request_id = any(
-            group.spec.takes_request_id for group in config.instance_groups
-        )
+        specs = [group.spec for group in config.instance_groups]
+        self._takes_request_id = any(spec.takes_request_id for spec in specs)
+        self._takes_traceparent = any(spec.takes_traceparent for spec in specs)
+        self._takes_more = self._takes_request_id or self._takes_traceparent
 
     def __repr__(self) -> str:
         active, idle = len(self.scheduler.running), len(self.scheduler.idle)
@@ -329,9 +330,8 @@ class Node:
             self.counted is not None or (len(item) > 1 and "request_size" in item)
         ) and not self._count(entry, now):
             return
-        if self._takes_request_id and (entry.request_id or "request_id" not in entry.item):
-            # A copy, because the first node's item is the caller's own.
-            entry.item = {**entry.item, "request_id": entry.request_id}
+        if self._takes_more:
+            self._add_keys(entry)
         key: Hashable = None
         if self._shape_key is not None:
             try:
@@ -347,6 +347,16 @@ class Node:
         if self.closed:  # nothing decides any more
             reason = f"node {self.name!r} is closed"
             self._loop.call_soon(self.refuse_queued, reason, context=self._context)
+
+    def _add_keys(self, entry: Entry) -> None:
+        """Add the keys that the backend asks for, besides those of the item."""
+        item = entry.item = entry.item.copy()  # the first node's item is the caller's own
+        if self._takes_request_id and (entry.request_id or "request_id" not in item):
+            item["request_id"] = entry.request_id
+        if self._takes_traceparent:
+            context = entry.context
+            item["traceparent"] = "" if context is None else context.traceparent
+            item["tracestate"] = "" if context is None else context.tracestate
 
     def _unserved(self) -> NotReady:
         return NotReady(self.not_ready or f"node {self.name!r}: no executor is running")

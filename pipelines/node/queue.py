@@ -13,6 +13,7 @@ from penstock.backends.item import Item
 
 from ..overload.door import Pressure
 from ..overload.ticket import Ticket
+from ..trace_context import TraceContext
 from .outflow import SMALL_BYTES, Outflow
 from .turns import Turns
 
@@ -40,6 +41,7 @@ class Entry:
         "bucket",
         "charge",
         "client",
+        "context",
         "counted",
         "deadline",
         "enqueued",
@@ -72,6 +74,7 @@ class Entry:
         self.arrival: int
         self.request_id = ""
         self.client: Hashable = None  # whose request it is, if that is known
+        self.context: TraceContext | None = None  # of its request's span, if it is in a trace
         # Its request, if that is more to admission than its rows and its client.
         self.ticket: Ticket | None = None
         # The bytes that are counted as results of the node that it left (outflow.py).

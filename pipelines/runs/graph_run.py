@@ -33,6 +33,7 @@ class NodeVisit(Entry):
     ) -> None:
         super().__init__(item, run.future, run.deadline, run.priority, run.size)
         self.request_id = run.request_id
+        self.context = run.context
         self.client = run.client
         self.ticket = run.ticket
         self.run = run
@@ -96,6 +97,7 @@ class GraphRun:
         "admission",
         "came",
         "client",
+        "context",
         "data",
         "deadline",
         "dropped",
@@ -124,6 +126,7 @@ class GraphRun:
         self.size = run.size
         self.rows = run.rows
         self.request_id = run.request_id
+        self.context = run.context
         # None: the request has ended, or it is part of another request.
         self.admission = run.admission
         self.client = run.client

@@ -85,6 +85,7 @@ class Rounds:
         self._round += 1
         run = Run(item, as_future(self), request.deadline, request.wanted, request.size)
         run.request_id = request.request_id
+        run.context = request.context
         run.client = request.client
         run.trace = request.trace
         run.ticket = request.ticket

@@ -22,6 +22,7 @@ from ...http.compression import COMPRESS_OFF_LOOP_BYTES, deflate, inflate
 from ...http.exchange import Exchange, Watch, leave
 from ...http.helper_thread import on_helper_thread
 from ...settings import Settings
+from ...trace.tracing import Tracing
 from ..call import ProtocolAnswer, ProtocolCall, Route, read_body, split
 from ..models.model import Models
 from ..shared_memory import SharedMemory
@@ -41,8 +42,9 @@ class Infer:
         settings: Settings,
         regions: SharedMemory,
         history: History | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        self.rules = InferRules(models, settings, regions, history)
+        self.rules = InferRules(models, settings, regions, history, tracing)
         pattern = "/v2/models/{model}[/versions/{version}]/infer"
         self.route = Route("POST", pattern, "inference", self.infer)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,7 +83,7 @@ class Infer:
         )
         scope["penstock.request_id"] = infer.request_id
         follow(scope, infer, exchange)
-        if self.rules.history is not None:
+        if self.rules.notes:
             # When the answer is known, which is not here.
             call.ended = lambda status, failure: infer.remember(
                 door, status, failure, cast("Sequence[Submission]", exchange.runs)

@@ -16,6 +16,7 @@ from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockE
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.runs.run import Submission
+from penstock.pipelines.trace_context import TraceContext
 
 from ...history.record import Door, Failure
 from ...history.ring import History
@@ -25,6 +26,7 @@ from ...http.helper_thread import on_helper_thread
 from ...http.json_text import JsonLimits, parse_json, parsed_bytes
 from ...http.request_id import choose_request_id, is_fit
 from ...settings import Settings
+from ...trace.tracing import ROUTES, Traced, Tracing
 from ..call import ProtocolError
 from ..models.model import Model, Models
 from ..shared_memory import SharedMemory
@@ -32,6 +34,7 @@ from ..tensors import COPY_OFF_LOOP_BYTES
 from .layout import recall, remember
 from .request import InferRequest, held_bytes, parse, parse_raw
 from .response import Chosen, Written, choose, takes_long, write, write_arrays
+from .traced_tensors import BACKEND_OUTPUT, QUEUE_INPUT, inputs_of, note_tensors
 
 T = TypeVar("T")
 
@@ -56,9 +59,11 @@ class InferRules:
         "json",
         "max_body",
         "models",
+        "notes",
         "regions",
         "remember",
         "settings",
+        "tracing",
     )
 
     def __init__(
@@ -67,10 +72,13 @@ class InferRules:
         settings: Settings,
         regions: SharedMemory,
         history: History | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
-        """`history`: None if no requests are remembered."""
+        """`history` and `tracing`: None if no requests are remembered, or traced."""
         self.models = models
         self.history = history
+        self.tracing = tracing
+        self.notes = history is not None or tracing is not None
         self.remember = None if history is None else history.append  # as in `PredictRules`
         self.settings = settings
         self.max_body = settings.max_body  # as in `PredictRules`
@@ -95,6 +103,8 @@ class InferHead:
         "length",
         "names",
         "request_id",
+        "traceparent",
+        "tracestate",
     )
 
     def __init__(self, names: Mapping[str, str], fields: Sequence[tuple[bytes, bytes]]) -> None:
@@ -107,6 +117,8 @@ class InferHead:
         self.encoding = get(b"content-encoding")
         self.accepted = get(b"accept-encoding")
         self.request_id = get(b"x-request-id")
+        self.traceparent = get(b"traceparent")
+        self.tracestate = get(b"tracestate")
         self.json_length = get(JSON_LENGTH_HEADER)
 
 
@@ -121,6 +133,7 @@ class InferCall:
         "_began",
         "_reading",
         "client",
+        "context",
         "head",
         "memory",
         "model",
@@ -148,6 +161,7 @@ class InferCall:
         self.head = head
         self.memory = memory
         self.client = client
+        self.context: TraceContext | None = None
         self.request = InferRequest(memory, rules.json)
         self.request_id = request_id or choose_request_id(head.request_id)
 
@@ -157,7 +171,9 @@ class InferCall:
         Raises the error of a request that has to be refused; so do the other steps.
         """
         self.model = self._model()
-        head = self.head
+        head, tracing = self.head, self.rules.tracing
+        if tracing is not None:
+            self.context = tracing.sample(self.model.name, head.traceparent, head.tracestate)
         if not head.is_read_anyway:
             # Nothing is refused here that the highest level admits. A deadline comes too late.
             self.model.pipeline.check_admission(priority=HIGHEST_PRIORITY, client=self.client)
@@ -198,6 +214,9 @@ class InferCall:
         if self.model.pipeline.state != "ready":
             self.model = self._model()
         self._reading = time.monotonic() - self._arrived
+        context = self.context
+        if context is not None and isinstance(context, Traced) and context.wants_tensors:
+            note_tensors(context, QUEUE_INPUT, inputs_of(self.model, request.item))
         return self.model.pipeline.submit_nowait(
             request.item,
             timeout,
@@ -205,10 +224,14 @@ class InferCall:
             future,
             client=self.client,
             request_id=request_id,
+            context=self.context,
         )
 
     def choose(self, item: Item) -> Chosen:
         """Choose the outputs to write."""
+        context = self.context
+        if context is not None and isinstance(context, Traced) and context.wants_tensors:
+            note_tensors(context, BACKEND_OUTPUT, self.model.values_of(item))
         return choose(self.request, self.model, item)
 
     def write_arrays(self, chosen: Chosen) -> Written | None:
@@ -261,10 +284,12 @@ class InferCall:
     def remember(
         self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]
     ) -> None:
-        """Put the request, which ends now, into the history, if there is one.
+        """Put the request, which ends now, into the history and into its trace, if there are any.
 
-        A request without a good key leaves no trace.
+        A request without a good key leaves none.
         """
+        if self.context is not None:
+            self.end_trace(door, status, failure, runs)
         history = self.rules.history
         if history is not None and status != 401:
             model: Model | None = getattr(self, "model", None)
@@ -279,6 +304,29 @@ class InferCall:
                 started=began,
                 runs=runs,
             )
+
+    def end_trace(
+        self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]
+    ) -> None:
+        """Hand over the request, which ends now, if it is traced."""
+        context, self.context = self.context, None
+        tracing = self.rules.tracing
+        if tracing is not None and isinstance(context, Traced) and status != 401:
+            tracing.end(
+                context,
+                self.route_of(door),
+                self.request_id,
+                self.model.pipeline.pace,
+                door=door,
+                status=status,
+                failure=failure,
+                started=getattr(self, "_began", 0.0),
+                runs=runs,
+            )
+
+    def route_of(self, door: Door) -> str:
+        """Return the name of the route or RPC, for the trace."""
+        return ROUTES[door]
 
     def pipeline_name(self) -> str | None:
         """Return the model's name, for the log; None if there is none of the asked name."""

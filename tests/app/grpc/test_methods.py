@@ -23,7 +23,7 @@ MODELS = ("simple", "identity_FP32", "identity_BYTES", "gated", "letters")
 OF_OTHERS = {
     *(f"{verb}_cuda_shared_memory" for verb in ("register", "unregister")),
     "get_cuda_shared_memory_status",
-    *(f"{verb}_{what}_settings" for verb in ("get", "update") for what in ("trace", "log")),
+    *(f"{verb}_log_settings" for verb in ("get", "update")),
 }
 """Methods that tests of their own drive."""
 
@@ -69,6 +69,7 @@ def keyed(serve: Any, sources: Any) -> Iterator[Any]:
         admin_token="admin",
         allow_shared_memory=True,
         allow_model_control=True,
+        allow_trace_settings=True,
     ) as one:
         yield one
 
@@ -154,6 +155,21 @@ async def use_get_model_repository_index(call: Caller) -> None:
         ("simple", "1", "READY")
     }
     assert (await call("get_model_repository_index", as_json=True))["models"]
+
+
+async def use_get_trace_settings(call: Caller) -> None:
+    settings = await call("get_trace_settings", "simple")
+    assert list(settings.settings["trace_level"].value) == ["OFF"]
+    as_json = await call("get_trace_settings", as_json=True, client_timeout=60)
+    assert as_json["settings"]["trace_rate"]["value"] == ["1000"]
+
+
+async def use_update_trace_settings(call: Caller) -> None:
+    for rate in ("7", None):  # None: that of the start again
+        changed = await call("update_trace_settings", "simple", {"trace_rate": rate}, headers=ADMIN)
+        assert list(changed.settings["trace_rate"].value) == [rate or "1000"]
+    with pytest.raises(InferenceServerException, match="admin token"):
+        await call("update_trace_settings", settings={"trace_rate": "7"})
 
 
 async def use_load_model(call: Caller) -> None:

@@ -1,0 +1,1 @@
+"""Traces of requests: which are traced, and where what is known of them goes."""

@@ -1,0 +1,81 @@
+"""The RPC TraceSetting, and traces of RPCs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from ..grpc.conftest import Served, model, serving, tensor
+from .test_files import Traces
+
+ADMIN = {"authorization": "Bearer admin"}
+
+
+def infer(served: Served, request_id: str) -> Any:
+    wanted = tritonclient.grpc.InferInput("X", [1, 2], "FP32")
+    wanted.set_data_from_numpy(np.array([[1, 2]], np.float32))
+    return served.client.infer("echo", [wanted], request_id=request_id)
+
+
+def test_settings_and_traces(tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    echo = model("echo", {"X": tensor("FP32")}, {"Y": tensor("FP32")})
+    settings: dict[str, Any] = {
+        "trace_mode": "triton",
+        "trace_file": file,
+        "trace_rate": 1,
+        "trace_level": "OFF",
+        "admin_token": "admin",
+        "allow_trace_settings": True,
+    }
+    with serving(echo, **settings) as served:
+        client = served.client
+
+        def get(name: str | None = None) -> dict[str, Any]:
+            answer = client.get_trace_settings(name, as_json=True)
+            return {key: value["value"] for key, value in answer["settings"].items()}
+
+        def update(name: str | None = None, **changes: Any) -> Any:
+            client.update_trace_settings(name, changes, headers=ADMIN)
+
+        assert (
+            get()
+            == get("echo")
+            == {
+                "trace_level": ["OFF"],
+                "trace_rate": ["1"],
+                "trace_count": ["-1"],
+                "log_frequency": ["0"],
+                "trace_file": [str(file)],
+                "trace_mode": ["triton"],
+            }
+        )
+        infer(served, "untraced")
+        update("echo", trace_level=["TENSORS", "TIMESTAMPS"], trace_count="7")
+        assert get()["trace_level"] == ["OFF"]
+        assert get("echo")["trace_level"] == ["TIMESTAMPS", "TENSORS"]
+        infer(served, "traced")
+        assert get("echo")["trace_count"] == ["6"]
+        update("echo", trace_level=None, trace_count=None)
+        assert get("echo") == get()
+        with pytest.raises(InferenceServerException, match="unknown model : none"):
+            get("none")
+        with pytest.raises(InferenceServerException, match=r"UNIMPLEMENTED.*trace file location"):
+            update(trace_file="x")
+        with pytest.raises(InferenceServerException, match="expect only 1 value for 'trace_rate'"):
+            update(trace_rate=["1", "2"])
+        with pytest.raises(InferenceServerException, match="UNAUTHENTICATED"):
+            client.update_trace_settings(settings={"trace_rate": "2"})
+        served.app.state.tracing.close()
+    traces = Traces(file)
+    ((number, head),) = traces.heads.items()
+    assert (head["model_name"], head["request_id"]) == ("echo", "traced")
+    stamps = list(traces.stamps[number])
+    assert stamps[:2] == ["GRPC_WAITREAD_START", "GRPC_WAITREAD_END"]
+    assert stamps[-2:] == ["GRPC_SEND_START", "GRPC_SEND_END"]
+    assert [entry["tensor"]["data"] for entry in traces.tensors[number]] == ["1.0,2.0"] * 2
