@@ -6,6 +6,7 @@ the code that checks them for HTTP. An error becomes a status code and a text.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -64,6 +65,7 @@ def _header(key: str, value: str | bytes) -> tuple[bytes, bytes]:
     return name.encode(), value if isinstance(value, bytes) else value.encode()
 
 
+@lru_cache(256)
 def _client(peer: str) -> tuple[str, int] | None:
     """Return address and port of a peer such as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
     kind, _, place = peer.partition(":")

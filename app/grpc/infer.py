@@ -75,6 +75,7 @@ class RpcInfer(InferCall):
             await on_helper_thread(self._read_parts, parts)
         else:
             self._read_parts(parts)
+        self.request.id = parts.identity or None
         del self._cut  # only the tensors are needed from now on
         if self._size > UNCOUNTED_COPY_BYTES:
             self.memory.resize(self.memory.size - self._size, "tensors")

@@ -58,7 +58,8 @@ MAX_DIMENSIONS = 64
 def read_message(
     request: InferRequest, cut: CutMessage, model: str
 ) -> tuple[dict[str, Any], list[Any]]:
-    """Return the document of a message, and the bytes of its inputs in the document's order.
+    """Return the document of a message, and the bytes of its inputs in the document's order. Its id
+    is that of the cut message.
 
     Raises `InvalidRequest`, and `MemoryFull`.
     """
@@ -84,8 +85,6 @@ def read_message(
         "parameters": _without(IGNORED_PARAMETER, message.parameters),
         "inputs": inputs,
     }
-    if message.id:
-        document["id"] = message.id
     if message.outputs:
         document["outputs"] = [
             {

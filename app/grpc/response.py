@@ -6,10 +6,18 @@ them once more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..v2.infer.request import InferRequest
-from ..v2.infer.response import KEPT_HEAD_BYTES, KEPT_HEADS_PER_MODEL, Chosen, encode
+from ..v2.infer.response import (
+    KEPT_HEAD_BYTES,
+    KEPT_HEADS_PER_MODEL,
+    SMALL_ANSWER_BYTES,
+    Chosen,
+    declared_as,
+    encode,
+)
 from ..v2.models.model import Model
 from .messages import messages
 from .wire import varint
@@ -20,25 +28,55 @@ _RAW_OUTPUT_CONTENTS_TAG = b"\x32"  # field 6, bytes
 
 def write_message(request: InferRequest, model: Model, chosen: Chosen, **parameters: bool) -> bytes:
     """Return the serialised ModelInferResponse. Raises what `encode` raises."""
-    outputs, blobs = encode(request, model, chosen)
-    described = [(output["name"], output["datatype"], output["shape"]) for output in outputs]
-    key = ("grpc", *parameters.items(), *described)
-    plain = not any(wanted.region for _, _, wanted in chosen)
-    pieces = model.heads.get(key) if plain else None
-    if pieces is None:
-        pieces = (_head(model, outputs, parameters),)
-        if plain and len(pieces[0]) <= KEPT_HEAD_BYTES:
-            if len(model.heads) >= KEPT_HEADS_PER_MODEL:
-                model.heads.clear()
-            model.heads[key] = pieces
-    parts: list[Any] = [*pieces]
+    pieces = _known(request, model, chosen, parameters)
+    if pieces is not None:
+        head, *tags = pieces
+        blobs: Sequence[Any] = [value for _, value, _ in chosen]
+    else:
+        outputs, blobs = encode(request, model, chosen)
+        head = _head(model, outputs, parameters)
+        tags = [_tag(blob) for blob in blobs]
+    parts: list[Any] = [head]
     if request.id:
         identity = request.id.encode()
         parts += (_ID_TAG, varint(len(identity)), identity)
-    for blob in blobs:
-        size = len(blob) if isinstance(blob, bytes) else blob.nbytes
-        parts += (_RAW_OUTPUT_CONTENTS_TAG, varint(size), blob if size else b"")
+    for tag, blob in zip(tags, blobs, strict=True):
+        parts += (tag, blob)
     return b"".join(parts)
+
+
+def _known(
+    request: InferRequest, model: Model, chosen: Chosen, parameters: dict[str, bool]
+) -> tuple[bytes, ...] | None:
+    """Return what comes before the id, and before each tensor, of outputs that are as declared.
+
+    It is kept for their shapes, as `write_arrays` keeps the JSON. None if there is another output.
+    """
+    size = 0
+    key: list[Any] = ["grpc", *parameters.items()]
+    for tensor, value, wanted in chosen:
+        if declared_as(tensor, value, wanted) is None:
+            return None
+        size += value.nbytes
+        key += (tensor.name, value.shape)
+    pieces = model.heads.get(known := tuple(key))
+    if pieces is not None:
+        if size > SMALL_ANSWER_BYTES:
+            request.reserve(2 * size, "an answer")
+    else:
+        outputs, blobs = encode(request, model, chosen)
+        pieces = (_head(model, outputs, parameters), *map(_tag, blobs))
+        if sum(map(len, pieces)) <= KEPT_HEAD_BYTES:
+            if len(model.heads) >= KEPT_HEADS_PER_MODEL:
+                model.heads.clear()
+            model.heads[known] = pieces
+    return pieces
+
+
+def _tag(blob: Any) -> bytes:
+    """Return what a tensor's bytes begin with in the message."""
+    size = len(blob) if isinstance(blob, bytes) else blob.nbytes
+    return _RAW_OUTPUT_CONTENTS_TAG + varint(size)
 
 
 def _head(model: Model, outputs: list[dict[str, Any]], parameters: dict[str, bool]) -> bytes:

@@ -21,9 +21,9 @@ _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 class CutMessage(NamedTuple):
     """A ModelInferRequest, cut into its tensors and the rest.
 
-    `text`: the message without its raw contents. `layout`: the same with the lengths of the raw
-    contents, so two messages of one layout differ in nothing but their tensors' bytes. `contents`:
-    views of the raw contents, in their order.
+    `text`: the message without its raw contents and its id. `layout`: the same with the lengths of
+    the raw contents, so two messages of one layout differ in nothing but their id and their
+    tensors' bytes. `contents`: views of the raw contents, in their order.
     """
 
     model: str
@@ -51,10 +51,17 @@ def cut(message: bytes) -> CutMessage:
                     f"the request has more than {MAX_FIELDS} parameters, inputs and outputs"
                 )
             start = position
-            tag, position = _varint(message, position)
+            tag = message[position]
+            position += 1
+            if tag > 0x7F:
+                tag, position = _varint(message, start)
             kind, number = tag & 7, tag >> 3
             if kind == _BYTES:
-                size, position = _varint(message, position)
+                size = message[position]
+                if size > 0x7F:
+                    size, position = _varint(message, position)
+                else:
+                    position += 1
                 first, position = position, position + size
                 if number == RAW_INPUT_CONTENTS:
                     text.append(view[kept:start])
@@ -63,6 +70,10 @@ def cut(message: bytes) -> CutMessage:
                     kept = position
                 elif number in names:
                     names[number] = message[first:position]
+                    if number == ID:
+                        text.append(view[kept:start])
+                        layout.append(view[kept:start])
+                        kept = position
             elif kind == _VARINT:
                 _, position = _varint(message, position)
             elif kind == _FIXED_64:
@@ -76,7 +87,7 @@ def cut(message: bytes) -> CutMessage:
         model, version, identity = [name.decode() for name in names.values()]
     except (IndexError, UnicodeDecodeError):
         raise _malformed() from None
-    if not contents:
+    if not kept:
         return CutMessage(model, version, identity, message, message, contents)
     rest = view[kept:]
     return CutMessage(

@@ -199,18 +199,8 @@ def write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written
     texts: list[bytes] = []
     blobs: list[Any] = []
     for tensor, value, wanted in chosen:
-        datatype = tensor.datatype
-        if (
-            type(value) is not np.ndarray
-            or datatype is None
-            or not datatype.in_place
-            or wanted.classes
-            or wanted.lease is not None
-            or value.dtype != datatype.dtype
-            or not (shape := value.shape)
-            or not value.size
-            or not value.flags.c_contiguous
-        ):
+        datatype = declared_as(tensor, value, wanted)
+        if datatype is None:
             return None
         binary = wanted.binary
         if binary:
@@ -220,7 +210,7 @@ def write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written
             texts.append(to_flat_json(datatype, value, tensor.name, request.memory))
         else:
             return None
-        key += (tensor.name, shape, binary)
+        key += (tensor.name, value.shape, binary)
     if size > SMALL_ANSWER_BYTES:
         request.reserve(2 * size, "an answer")
     pieces = model.heads.get(known := tuple(key))
@@ -234,6 +224,26 @@ def write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written
     if texts:
         text += b"".join([piece for pair in zip(texts, pieces[1:], strict=True) for piece in pair])
     return Written(text, blobs, len(text) + size)
+
+
+def declared_as(tensor: Tensor, value: Any, wanted: Wanted) -> Datatype | None:
+    """Return the datatype of a value that is an array as it was declared, not empty, and wanted as
+    it is: its memory is what the protocol sends. None for any other.
+    """
+    datatype = tensor.datatype
+    if (
+        type(value) is not np.ndarray
+        or datatype is None
+        or not datatype.in_place
+        or wanted.classes
+        or wanted.lease is not None
+        or value.dtype != datatype.dtype
+        or not value.shape
+        or not value.size
+        or not value.flags.c_contiguous
+    ):
+        return None
+    return datatype
 
 
 def _pieces_around(model: Model, chosen: Chosen) -> tuple[bytes, ...]:

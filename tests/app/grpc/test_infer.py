@@ -355,3 +355,14 @@ def wait_until(condition: Any) -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError
+
+
+def test_ids_do_not_belong_to_a_layout(served: Any) -> None:
+    """A client that numbers its requests has one layout, and each answer has its own id."""
+    model = served.app.state.protocol.infer.rules.models.get("identity_UINT32", "")
+    tensor = one_input(np.zeros((1, 3), np.uint32), "UINT32")
+    model.layouts.clear()
+    for identity in ("a", "bc", ""):
+        answer = served.client.infer("identity_UINT32", [tensor], request_id=identity)
+        assert answer.get_response().id == identity
+        assert len(model.layouts) == 1
