@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 # A busy machine isn't a bug. A test that hangs has a time limit.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -50,12 +50,17 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Limit coroutines from inside the loop as well.
+    """Limit coroutines from inside the loop as well, and measure no coverage of random examples.
+
+    They run lines that other tests cover a thousand times, which takes twice as long if each is
+    counted.
 
     The signal of pytest's time limit never interrupts a uvloop that waits. And a coroutine that is
     cancelled fails with the line at which it waited, not with one of the loop.
     """
     for item in items:
+        if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
+            item.add_marker("no_cover")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             marker = item.get_closest_marker("timeout")
             if marker is None:

@@ -18,7 +18,7 @@ import pytest
 from .ports import free_port
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("sh", "cat", "cksum", "dirname", "sleep", "kill")
+TOOLS = ("sh", "cat", "cksum", "dirname", "sleep", "kill", "nice")
 
 
 def write_script(path: Path, text: str) -> None:
@@ -151,7 +151,7 @@ def test_demo_refuses_unknown_arguments(checkout: Path) -> None:
 
 
 CLIENTS = ("kserve==0.21.0; python_version < '3.14'", "schemathesis==4.32.5")
-PYTEST = "ran: -m pytest -n auto --maxprocesses 4 --dist worksteal"
+PYTEST = "ran: -m pytest -n 3 --dist worksteal"
 
 
 @pytest.fixture
@@ -159,7 +159,10 @@ def tool_checkout(checkout: Path) -> Path:
     """A checkout whose tools only print that they ran, and whose pytest exits with 3."""
     install(checkout, ".venv-test", "dev")
     install(checkout, ".venv-clients", "-", *CLIENTS)
-    python = 'case "$1 $2" in "-c "*) exit 0 ;; esac; echo "ran: $*"; test "$2" != pytest || exit 3'
+    python = (
+        'case "$1 $2" in "-c import os"*) echo 3; exit 0 ;; "-c "*) exit 0 ;; esac\n'
+        'echo "ran: $*"; test "$2" != pytest || exit 3'
+    )
     write_script(checkout / ".venv-test" / "bin" / "python", python)
     for tool in ("ruff", "mypy", "pyright"):
         write_script(checkout / ".venv-test" / "bin" / tool, f'echo "ran: {tool} $*"')
@@ -180,8 +183,8 @@ def test_ci_runs_every_step_and_fails_if_one_fails(tool_checkout: Path, tmp_path
     assert done.returncode == 1
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran: ")]
     assert ran[0] == f"{PYTEST} --version"  # this makes the environments
-    assert [line.split()[1] for line in ran[1:-2]] == ["ruff", "ruff", "pyright", "mypy"]
-    assert ran[-2].startswith("ran: -m build") and ran[-1].startswith(f"{PYTEST} --cov")
+    assert ran[1].startswith("ran: -m build") and ran[2].startswith(f"{PYTEST} --cov")
+    assert [line.split()[1] for line in ran[3:]] == ["ruff", "ruff", "pyright", "mypy"]
     for tool in ("python", "mypy"):
         write_script(tool_checkout / ".venv-test" / "bin" / tool, "exit 0")
     assert run(tool_checkout / ".ci" / "run", PATH=path).returncode == 0

@@ -33,7 +33,7 @@ from ..server.doors import open_door
 from ..server.relay import relayed
 
 CONFIG = Path(__file__).parent / "clients" / "schemathesis.toml"
-BOUND = os.environ.get("SCHEMATHESIS", "--seed 1 --max-examples 15").split()
+BOUND = os.environ.get("SCHEMATHESIS", "--seed 1 --max-examples 10").split()
 MODELS = [
     "simple",
     "identity_BOOL",

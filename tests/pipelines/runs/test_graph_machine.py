@@ -1,6 +1,6 @@
 """Random graphs, items and accidents: a pipeline answers as the recursion of graphs/reference.py.
 
-PENSTOCK_TEST_GRAPHS is the number of graphs (default 350).
+PENSTOCK_TEST_GRAPHS is the number of graphs (default 200).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..graphs.reference import Item, Outcome, Reference
 
 pytestmark = pytest.mark.timeout(300)  # seconds; the longest takes 30 of one processor
 
-GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "350"))
+GRAPHS = int(os.environ.get("PENSTOCK_TEST_GRAPHS", "200"))
 MOST_OUTCOMES = 200
 EVENT_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
