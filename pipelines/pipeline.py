@@ -482,8 +482,10 @@ class Pipeline:
                 future=future,
                 request_id=request_id,
                 trace=trace,
+                run=EmptyRun() if run is None else run,
                 client=client,
                 until=until,
+                context=context,
             )
         now = self._clock()
         admission = self._admission
@@ -553,8 +555,10 @@ class Pipeline:
         future: asyncio.Future[Item] | None,
         request_id: str,
         trace: Trace | None,
+        run: Run,
         client: Hashable,
         until: float | None,
+        context: TraceContext | None,
     ) -> Submission:
         """Admit a step of a sequence. It enters the graph when it has its turn."""
         sequencer, admission = self.sequences, self._admission
@@ -577,9 +581,9 @@ class Pipeline:
         admission.door.requests += 1
         admission.door.rows += 1
         deadline = now + limit if until is None else min(now + limit, until)
-        run = Run(item, self._create_future() if future is None else future, deadline, priority)
+        Run.__init__(run, item, future or self._create_future(), deadline, priority)
         run.request_id, run.client, run.ticket, run.trace = request_id, client, ticket, trace
-        run.admission = admission
+        run.admission, run.context = admission, context
         ticket.run = graph_run = self._graph.prepare(entry_point, run, now)
         sequencer.add(ticket, now)
         return graph_run
@@ -593,11 +597,12 @@ class Pipeline:
         *,
         timeout: float | None,
         priority: int | None,
+        sequence: Step | None = None,
     ) -> Submission:
         """Start the run that Python logic calls on behalf of `entry`.
 
         `name`: a node of this pipeline, another pipeline, or a node of another one
-        (`pipeline/node`). Another pipeline applies its own admission.
+        (`pipeline/node`). Another pipeline applies its own admission, and has its own sequences.
         """
         now = self._clock()
         deadline = entry.deadline if timeout is None else min(entry.deadline, now + timeout)
@@ -625,7 +630,13 @@ class Pipeline:
                     request_id=entry.request_id,
                     until=deadline,
                     context=entry.context,
+                    sequence=sequence,
                 )
+        if sequence is not None:
+            raise InvalidRequest(
+                f"pipeline {self.name!r}: the call of its own node {name!r} takes no sequence: it "
+                "is part of the step that calls it"
+            )
         item = as_item(item)
         if "data" not in item:
             raise MissingData(

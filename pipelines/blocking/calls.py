@@ -16,6 +16,7 @@ from penstock.backends.item import Item
 
 from ..pipeline import Pipeline
 from ..runs.run import PARTS, Submission, as_future
+from ..sequences.step import Step
 
 CALLERS_OWN = ("data", "event", "node_name", PARTS)
 """Keys that an answer never sets in the caller's dict. `result` has the parts of a stream already,
@@ -88,6 +89,7 @@ class PipeCall:
         "parts",
         "priority",
         "runner",
+        "steps",
         "timeout",
     )
 
@@ -100,7 +102,9 @@ class PipeCall:
         *,
         client: Hashable = None,
         keeps: object = None,
+        steps: Sequence[Step | None] | None = None,
     ) -> None:
+        self.steps = steps  # one for each item
         self.runner = runner
         self.timeout = timeout
         self.priority = priority
@@ -121,10 +125,14 @@ class PipeCall:
             return
         submit_nowait = self.runner.pipeline.submit_nowait
         try:
-            for part in self.parts:
-                future = as_future(part)
+            for position, part in enumerate(self.parts):
                 part.run = submit_nowait(
-                    part.item, self.timeout, self.priority, future, client=self.client
+                    part.item,
+                    self.timeout,
+                    self.priority,
+                    as_future(part),
+                    client=self.client,
+                    sequence=None if self.steps is None else self.steps[position],
                 )
         except Exception as error:
             self.end(error)

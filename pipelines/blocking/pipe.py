@@ -18,6 +18,7 @@ from ..config.load import PipelineConfig
 from ..node.executor import current
 from ..node.node import Node
 from ..pipeline import Pipeline
+from ..sequences.step import steps_of
 from .calls import PipeCall, event_of, items_of
 from .loop_thread import LoopThread
 
@@ -51,6 +52,9 @@ class Pipe:
         timeout: float | None = None,
         priority: int | None = None,
         client: Hashable = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> None:
         """Run one item, or a list of items as one call. Put the answers into the caller's dicts.
 
@@ -62,12 +66,13 @@ class Pipe:
           `penstock.pipe` warns once for each kind of it;
         * a failure sets neither and is raised: `MissingData` (an IndexError), `NotFound` (an
           IndexError, for an unknown `node_name`), `QueueFull`, `Overloaded`, `NotReady`,
-          `DeadlineExceeded`, `BackendError`. In a list, the failure of one item cancels the
-          others, and none has a `result`.
+          `InvalidRequest` (`sequence`), `DeadlineExceeded`, `BackendError`. In a list, the failure
+          of one item cancels the others, and none has a `result`.
 
         `timeout`: seconds until the deadline, at most the pipeline's own. `priority`: from 1
         (highest) to the `priority_levels` of the entry node. `client`: anything hashable that tells
-        one client from another; under overload each gets its share.
+        one client from another; under overload each gets its share. `sequence`, `sequence_start`
+        and `sequence_end`: as in the call of a `Pipeline`.
 
         With an `Event` in the item the call returns at once, and `event.Wait()` does the rest.
 
@@ -78,6 +83,7 @@ class Pipe:
         """
         runner = self._runner
         items = items_of(item)
+        steps = steps_of(len(items), sequence, sequence_start, sequence_end)
         event = event_of(items)
         if event is None:
             runner.check_may_wait()
@@ -88,7 +94,7 @@ class Pipe:
             caller_item.pop("result", None)
             caller_item.pop("error", None)
         keeps = None if event is None else self
-        call = PipeCall(runner, items, timeout, priority, client=client, keeps=keeps)
+        call = PipeCall(runner, items, timeout, priority, client=client, keeps=keeps, steps=steps)
         try:
             if event is not None:
                 event.attach(call)

@@ -39,6 +39,7 @@ from ..runs.graph_run import NodeVisit
 from ..runs.inside import Inside
 from ..runs.run import PARTS, Submission
 from ..runs.stream import StreamRun
+from ..sequences.step import Step, steps_of
 from ..sequences.tracked import StepTicket, TrackedSequence
 from .composite import CompositeNode
 
@@ -70,6 +71,7 @@ class CalledPipeline(Protocol):
         *,
         timeout: float | None,
         priority: int | None,
+        sequence: Step | None,
     ) -> Submission:
         """Start a run on behalf of `entry`.
 
@@ -150,6 +152,9 @@ class NodeCaller:
         *,
         timeout: float | None = None,
         priority: int | None = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Item: ...
     @overload
     async def __call__(
@@ -159,6 +164,9 @@ class NodeCaller:
         *,
         timeout: float | None = None,
         priority: int | None = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> list[Item]: ...
     async def __call__(
         self,
@@ -167,21 +175,28 @@ class NodeCaller:
         *,
         timeout: float | None = None,
         priority: int | None = None,
+        sequence: int | str | None = None,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Item | list[Item]:
         """Run an item, or a list of items as one call, through a graph. Return new dicts.
 
         `name`: a node of this pipeline (the item enters there, so its filter and `map` don't
         apply), another pipeline, or a node of another one (`pipeline/node`). A graph that streams
         returns the list of its parts. `timeout`: seconds, at most until the deadline of the
-        request. `priority`: 1 is the highest; that of the request if it is not given.
+        request. `priority`: 1 is the highest; that of the request if it is not given. `sequence`,
+        `sequence_start`, `sequence_end`: as in the call of a `Pipeline`, for another pipeline. A
+        node of this one takes part in the sequence of the request.
 
         Raises what `await pipeline(item)` raises: `InvalidInput` for a soft failure (in a list it
         stays with its item, as `error`), `NotFound`, `MissingData`, `DeadlineExceeded`,
         `BackendError`.
         """
         if type(item) is not dict and isinstance(item, (list, tuple)):
-            return await self._call_many(name, item, timeout, priority)
-        submission = self._start(name, item, timeout, priority)
+            steps = steps_of(len(item), sequence, sequence_start, sequence_end)
+            return await self._call_many(name, item, timeout, priority, steps)
+        (step,) = steps_of(1, sequence, sequence_start, sequence_end)
+        submission = self._start(name, item, timeout, priority, step)
         try:
             answer = await submission.future
         finally:
@@ -197,12 +212,13 @@ class NodeCaller:
         items: Sequence[Mapping[str, Any]],
         timeout: float | None,
         priority: int | None,
+        steps: Sequence[Step | None],
     ) -> list[Item]:
         submissions: list[Submission] = []
         try:
-            for item in items:
+            for item, step in zip(items, steps, strict=True):
                 # Not a comprehension: if one is refused, those before it are left.
-                submissions.append(self._start(name, item, timeout, priority))  # noqa: PERF401
+                submissions.append(self._start(name, item, timeout, priority, step))
             answers: list[Item] = await asyncio.gather(
                 *[submission.future for submission in submissions]
             )
@@ -227,7 +243,12 @@ class NodeCaller:
             self._note(number, submission)
 
     def _start(
-        self, name: str, item: Any, timeout: float | None, priority: int | None
+        self,
+        name: str,
+        item: Any,
+        timeout: float | None,
+        priority: int | None,
+        step: Step | None,
     ) -> Submission:
         if self._ended:
             raise RuntimeError(
@@ -237,7 +258,7 @@ class NodeCaller:
         future = CallFuture(loop=self._loop)
         future.inside = self._inside
         submission = self._pipeline.call(
-            name, item, future, entry, timeout=timeout, priority=priority
+            name, item, future, entry, timeout=timeout, priority=priority, sequence=step
         )
         self._submissions[submission] = self._calls
         self._calls += 1

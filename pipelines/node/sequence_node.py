@@ -60,7 +60,8 @@ class KeepsSequences(Node):
         if binding is None:
             binding = sequence.hosts[self] = self._bind(sequence)
         held = binding.entry
-        if held is not None and not held.future.done():
+        # An entry of an earlier step has ended, or runs before this one can.
+        if held is not None and held.ticket is ticket and not held.future.done():
             text = (
                 f"node {self.name!r}: another part of this step of sequence {sequence.id!r} is "
                 "here already: a node that keeps state takes one at a time"

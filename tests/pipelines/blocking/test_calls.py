@@ -37,7 +37,9 @@ def later() -> list[Callback]:
 def call(later: list[Callback]) -> PipeCall:
     runner: Any = SimpleNamespace(
         loop=SimpleNamespace(call_soon=lambda function, *args: later.append((function, args))),
-        pipeline=SimpleNamespace(submit_nowait=lambda item, timeout, priority, part, client: Run()),
+        pipeline=SimpleNamespace(
+            submit_nowait=lambda item, timeout, priority, part, client, sequence: Run()
+        ),
     )
     call = PipeCall(runner, [{"data": 1}, {"data": 2}, {"data": 3}], None, None, keeps="kept alive")
     call.submit()

@@ -1,0 +1,29 @@
+"""Random events against the reference model of `scripts/soak sequences`, in short."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from sequences import Driver
+
+LOOPS = ["uvloop"]
+
+pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
+
+
+@pytest.mark.parametrize(
+    ("executor", "max_sequences"), [("thread", 1000), ("thread", 10), ("loop", 1000)]
+)
+async def test_random_events(
+    executor: str, max_sequences: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "penstock")  # many steps fail on purpose
+    driver = Driver(7, executor=executor, max_sequences=max_sequences)
+    await driver.run(4_000)
+    assert driver.errors == []
+    counts = driver.model.counts
+    happened = ("answered", "broken off", "ended: departure", "ended: end", "failed", "late")
+    assert all(counts[what] for what in happened)
+    assert counts["ended: idle"]
+    assert bool(counts["refused"]) == (max_sequences == 10)
