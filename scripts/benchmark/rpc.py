@@ -41,7 +41,7 @@ Y = { kind = "tensor", dtype = "FP32", shape = [-1] }
 backend = "Identity"
 max = 32
 """
-SIZES = {"64 B": 16, "600 kB": 150_000}
+SIZES = {"64 B": 16, "4 kB": 1000, "600 kB": 150_000}
 """Elements of the tensor, by how they are called."""
 LEAST_RATIO = 0.9
 """Target, as a multiple of the bare server's rate."""
