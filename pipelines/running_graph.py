@@ -9,8 +9,15 @@ from importlib import import_module
 
 from penstock.backends.base import Context
 from penstock.backends.errors import NotReady
-from penstock.backends.expressions.composite import CopySplit, Jump, Logic, MapReduce
+from penstock.backends.expressions.composite import (
+    BlockingLogic,
+    CopySplit,
+    Jump,
+    Logic,
+    MapReduce,
+)
 
+from .composites.blocking_logic import BlockingLogicNode
 from .composites.composite import CompositeNode
 from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
 from .composites.logic import CalledPipeline, LogicNode
@@ -79,7 +86,8 @@ class RunningGraph:
             cls = node.instance_groups[0].spec.cls
             if issubclass(cls, Logic):
                 context = Context(pipeline=config.name, node=name, directory=config.directory)
-                running[name] = logic = LogicNode(node, loop, clock, caller, context)
+                node_cls = BlockingLogicNode if issubclass(cls, BlockingLogic) else LogicNode
+                running[name] = logic = node_cls(node, loop, clock, caller, context)
                 self.composites.append(logic)
             elif cls in FAN_OUTS:
                 running[name] = fan_out = self._fan_out(cls, node, plan)

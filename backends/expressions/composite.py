@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from ..base import Backend, Params
-from ..item import Item
 from ..params import Names
 
 
@@ -91,5 +90,14 @@ class Logic(CompositeBackend):
     streams: ClassVar[bool] = False
     """True for an async generator: each value that it yields is one result."""
 
-    run: Callable[[Item, Any], Any]
+    run: Callable[..., Any]
     """Set by `init`: takes the item and `call`, returns an awaitable or an async iterator."""
+
+
+class BlockingLogic(Logic):
+    """A user's generator that is not async, made by `user.adapt`: it runs on a thread of its own.
+
+    Its `run` takes the item, and returns the generator.
+    """
+
+    streams = True

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ..base import UNBOUNDED, Backend, Context, Params
 from ..errors import InvalidInput
 from ..item import Item
-from .composite import Logic
+from .composite import BlockingLogic, Logic
 
 
 class FunctionBackend(Backend):
@@ -82,6 +82,24 @@ class AsyncObject(WrappingBackend, Logic):
         self.run = self.object.forward
 
 
+class GeneratorFunction(BlockingLogic):
+    """A user's `def f(data)` with `yield`."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def init(self, params: Any, context: Context) -> None:
+        function = type(self).function
+        self.run = lambda item: function(item["data"])
+
+
+class GeneratorObject(WrappingBackend, BlockingLogic):
+    """A user's class with a `def forward(self, item)` with `yield`."""
+
+    def init(self, params: Any, context: Context) -> None:
+        super().init(params, context)
+        self.run = self.object.forward
+
+
 def adapt(name: str, target: Any) -> type[Backend]:
     """Make a backend of a user's class or function. Raises TypeError if it is neither.
 
@@ -92,6 +110,8 @@ def adapt(name: str, target: Any) -> type[Backend]:
         raise TypeError(f"backend {name!r}: expected a class or a function, found {target!r}")
     if isinstance(target, type) and _is_async(getattr(target, "forward", None)):
         return _logic(name, AsyncObject, target, target.forward, {"wrapped": target})  # type: ignore[attr-defined]
+    if isinstance(target, type) and inspect.isgeneratorfunction(getattr(target, "forward", None)):
+        return _generator(name, target, target.forward)  # type: ignore[attr-defined]
     if isinstance(target, type) and issubclass(target, Backend):
         declared = next(cls for cls in target.__mro__ if "parameters" in cls.__dict__)
         return _derive(target, target, {"parameters": None}) if declared is Backend else target
@@ -101,7 +121,6 @@ def adapt(name: str, target: Any) -> type[Backend]:
             raise TypeError(
                 f"backend {name!r}: the class {target.__name__} has no method forward(batch)"
             )
-        _refuse_generator(name, forward)
         known = {
             key: int(value)
             for key in ("min", "max")
@@ -120,7 +139,8 @@ def adapt(name: str, target: Any) -> type[Backend]:
         )
     if _is_async(target):
         return _logic(name, AsyncFunction, target, target, {"function": staticmethod(target)})
-    _refuse_generator(name, target)
+    if inspect.isgeneratorfunction(target):
+        return _derive(GeneratorFunction, target, {"function": staticmethod(target)})
     return _derive(FunctionBackend, target, {"function": staticmethod(target)})
 
 
@@ -162,12 +182,15 @@ def _is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
-def _refuse_generator(name: str, function: Any) -> None:
-    if inspect.isgeneratorfunction(function):
+def _generator(name: str, target: type[Any], forward: Any) -> type[Backend]:
+    names = list(inspect.signature(forward).parameters)[1:]
+    if len(names) != 1 or names == ["batch"]:
         raise TypeError(
-            f"backend {name!r}: a generator would hold its executor while it waits for its reader. "
-            "Yield from `async def forward(self, item, call)`, which calls other nodes for the work"
+            f"backend {name!r}: a forward that yields gets one item, as in `def forward(self, "
+            f"item)`; found {names}"
         )
+    attributes = {"wrapped": target, "parameters": _declared_by(target)}
+    return _derive(GeneratorObject, target, attributes)
 
 
 def _positional(function: Callable[..., Any]) -> int:

@@ -317,27 +317,32 @@ class LogicNode(CompositeNode):
             )
         if self._states is not None:
             self._states.close()
-        logic: Logic | None = getattr(self, "_logic", None)
+        await self._close_logic(timeout)
+
+    async def _close_logic(self, timeout: float) -> None:
+        logic: Logic | None = self.__dict__.pop("_logic", None)
         if logic is not None:
-            del self._logic
-            try:
-                async with asyncio.timeout(max(timeout, LEAST_CLOSE_SECONDS)):
-                    _, error = await self._in_thread(logic.close)
-            except TimeoutError:
-                logger.warning(
-                    "node %s: close did not end within %g s and is left running",
-                    self.name,
-                    timeout,
-                    extra=self._log_fields(),
+            await self._closed(self._in_thread(logic.close), timeout)
+
+    async def _closed(
+        self, closing: Awaitable[tuple[Any, BaseException | None]], timeout: float
+    ) -> None:
+        """Wait for a logic's `close`, and log its failure."""
+        try:
+            async with asyncio.timeout(max(timeout, LEAST_CLOSE_SECONDS)):
+                _, error = await closing
+        except TimeoutError:
+            logger.warning(
+                "node %s: close did not end within %g s and is left running",
+                self.name,
+                timeout,
+                extra=self._log_fields(),
+            )
+        else:
+            if error is not None:
+                logger.error(
+                    "node %s: close failed", self.name, exc_info=error, extra=self._log_fields()
                 )
-            else:
-                if error is not None:
-                    logger.error(
-                        "node %s: close failed",
-                        self.name,
-                        exc_info=error,
-                        extra=self._log_fields(),
-                    )
 
     def _log_fields(self) -> dict[str, str]:
         return {"pipeline": self._backend_context.pipeline, "node": self.name}
@@ -443,7 +448,7 @@ class LogicNode(CompositeNode):
         assert isinstance(run, StreamRun)
         sequence = self._begin_step(entry, item)
         state = None if sequence is None else sequence.state
-        values: AsyncGenerator[Any, None] = self._logic.run(item, call)
+        values = self.values_of(item, call, self.waiting[entry][0])
         try:
             try:
                 async for value in values:
@@ -469,6 +474,11 @@ class LogicNode(CompositeNode):
         batch = self._settle(entry)
         if batch is not None:
             run.end_stream(entry, batch, unreadable)
+
+    def values_of(self, item: Item, call: NodeCaller, batch: Batch) -> AsyncGenerator[Any]:
+        """Return what the logic yields for an item, which is that of `batch`."""
+        values: AsyncGenerator[Any] = self._logic.run(item, call)
+        return values
 
     def _failure(self, entry: Entry, error: BaseException) -> Outcome:
         """Return the outcome of an item whose logic raised an exception.

@@ -34,6 +34,7 @@ class Source:
     def reset(self) -> None:
         self.advanced = 0
         self.ended = threading.Event()
+        self.go = threading.Event()
 
 
 SOURCE = Source()
@@ -52,6 +53,18 @@ async def words(item: Any, call: Any) -> Any:
             if word == "wait":
                 await asyncio.Event().wait()
             yield {"large": MEGABYTE, "odd": object()}.get(word, word)
+    finally:
+        SOURCE.ended.set()
+
+
+@register_backend("GenerateBlocking")
+def blocking(text: str) -> Iterator[str]:
+    """Yield the words of a text from a thread. After the first, wait for `SOURCE.go`."""
+    try:
+        for word in text.split():
+            SOURCE.advanced += 1
+            yield word
+            SOURCE.go.wait(60)
     finally:
         SOURCE.ended.set()
 
@@ -78,7 +91,12 @@ def configs() -> Any:
     words = {"words": {"backend": "GenerateWords"}}
     return [
         load({"pipeline": {"name": "words", "inputs": text, "outputs": output}, **words}),
-        load({"pipeline": {"name": "raw", "inputs": {"data": {"kind": "text"}}}, **words}),
+        load(
+            {
+                "pipeline": {"name": "blocking", "inputs": text, "outputs": output},
+                "words": {"backend": "GenerateBlocking"},
+            }
+        ),
         load(
             {
                 "pipeline": {"name": "alone", "inputs": text, "outputs": output, "max_requests": 1},
@@ -366,6 +384,19 @@ def test_a_client_that_leaves_ends_the_node(client: httpx.Client, leaving: Any, 
     assert SOURCE.ended.wait(60)
     until(lambda: inside(client) == 0)
     assert metric(client, 'penstock_items_total{node="words",outcome="cancelled"') == before + 1
+
+
+def test_a_client_that_leaves_ends_a_generator_on_a_thread(client: httpx.Client) -> None:
+    path = "/v2/models/blocking/generate_stream"
+    with client.stream("POST", path, json={"text_input": "one two three"}) as answer:
+        lines = answer.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["text_output"] == "one"
+        assert not SOURCE.ended.is_set()  # it waits, and so does its thread
+    until(lambda: inside(client) == 0)
+    SOURCE.go.set()
+    assert SOURCE.ended.wait(60)
+    assert SOURCE.advanced <= 2
+    assert len(events(client, "blocking", {"text_input": "one two three"})) == 3
 
 
 def test_a_client_that_leaves_while_parts_are_sent(client: httpx.Client) -> None:
