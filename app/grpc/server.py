@@ -40,6 +40,16 @@ MAX_STREAMS = 1024
 """The most calls of a connection at a time. More wait in the client."""
 
 
+class NoDepartures(logging.Filter):
+    """Keeps gRPC from logging, as an error, that it can't send to a client that has left."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(NoDepartures())
+
+
 class GrpcServer:
     """Serves an app's protocol by gRPC. Make it in the event loop that serves."""
 

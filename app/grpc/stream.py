@@ -81,17 +81,24 @@ class StreamInfer:
             async with asyncio.TaskGroup() as group:
                 async for message in requests:
                     await self._in_flight.acquire()
-                    infer, refusal = await self._begun(message)
-                    if infer is not None and refusal is None and infer.model.streams:
-                        group.create_task(self._serve(infer, None, None, None))
-                    else:
-                        after = asyncio.Event()
-                        group.create_task(self._serve(infer, refusal, turn, after))
-                        turn = after
+                    turn = await self._begin(message, group, turn)
+                    del message  # the next one may not come for long
         except* Exception as errors:
             await self._answers.put(_first(errors))
         else:
             await self._answers.put(None)
+
+    async def _begin(
+        self, message: bytes, group: asyncio.TaskGroup, turn: asyncio.Event
+    ) -> asyncio.Event:
+        """Begin to serve a request, whose answer comes after `turn`. Return the turn after it."""
+        infer, refusal = await self._begun(message)
+        if infer is not None and refusal is None and infer.model.streams:
+            group.create_task(self._serve(infer, None, None, None))
+            return turn
+        after = asyncio.Event()
+        group.create_task(self._serve(infer, refusal, turn, after))
+        return after
 
     async def _begun(self, message: bytes) -> tuple[RpcInfer | None, Exception | None]:
         """Return a request, whose model is known then, and the error that it ends with already.

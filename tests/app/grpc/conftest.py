@@ -152,7 +152,8 @@ def serving(sources: Any, **settings: Any) -> Iterator[Served]:
         repository = app.state.penstock
         try:
             await repository.start()
-            server = GrpcServer(app.state.protocol, repository, chosen, app.state.metrics.registry)
+            state, most = app.state, chosen.max_connections
+            server = GrpcServer(state.protocol, repository, chosen, state.metrics.registry, most)
             await server.start()
             started.append(server)
             ready.set()

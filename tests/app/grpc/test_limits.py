@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client.exposition import generate_latest
 
+from penstock.app.grpc import unary
 from penstock.app.grpc.messages import messages
 from penstock.app.grpc.proxies import TrustedProxies
 from penstock.backends.memory import budget
@@ -154,6 +155,33 @@ def test_nothing_stays_reserved(channel: Any, limited: Any) -> None:
     for sent in (message(100_000), b"nonsense", message(MAX_INFLATED)):
         channel.unary_unary(INFER).future(sent, metadata=KEY).exception()
     assert budget.used == before
+
+
+def test_an_unforeseen_error_is_logged_and_its_text_is_not_told(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(unary, "ParseDict", fail)
+    with grpc.insecure_channel(served.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(LIVE)(b"")
+    assert caught.value.code() == grpc.StatusCode.INTERNAL
+    assert "secret" not in str(caught.value.details())
+    assert "secret" in caplog.text
+
+
+def test_connections_are_bounded(serve: Any, sources: Any) -> None:
+    own = [("grpc.use_local_subchannel_pool", 1)]  # else two channels share a connection
+    with (
+        serve(sources[:1], max_connections=1) as one,
+        grpc.insecure_channel(one.address, own) as first,
+        grpc.insecure_channel(one.address, own) as second,
+    ):
+        first.unary_unary(LIVE)(b"")
+        with pytest.raises(grpc.RpcError) as caught:
+            second.unary_unary(LIVE)(b"")
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_proxy_tells_the_client(
