@@ -218,8 +218,12 @@ class PredictCall(Run):
         name = head.name
         pipelines = rules.pipelines
         self.pipeline = pipeline = pipelines.pipelines.get(name) or pipelines.get(name)
-        if rules.tracing is not None:
-            self.context = rules.tracing.sample(pipeline.name, head.traceparent, head.tracestate)
+        if (tracing := rules.tracing) is not None:
+            sampler = tracing.settings.shared
+            if sampler.left > 1 and head.traceparent is None:  # as `sample`, without a call
+                sampler.left -= 1
+            else:
+                self.context = tracing.sample(pipeline.name, head.traceparent, head.tracestate)
         self.reader = rules.reader_of(pipeline)
         self.media = self.reader.media_of(head.content_type)
         self.window = 0 if head.encoding is None else _window(head.encoding)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from penstock.backends.errors import PenstockError
+from penstock.backends.errors import ConfigError, PenstockError
 from penstock.backends.memory import set_limit
 from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
@@ -87,7 +87,11 @@ def serve(repository: Repository, settings: Settings) -> int:
         for warning in configuration.warnings:
             logger.warning("%s", warning, extra={"pipeline": configuration.name})
     connections = Connections(settings)
-    app = create_app(repository, settings=settings)
+    try:
+        app = create_app(repository, settings=settings)
+    except ConfigError as error:  # what the settings ask for is not installed
+        logger.error("%s", error)
+        return 1
     for collector in (log, ConnectionCollector(connections)):
         app.state.metrics.registry.register(collector)
     http: Any = partial(Connection, connections)

@@ -26,14 +26,22 @@ Taken_contra = TypeVar("Taken_contra", contravariant=True)
 class Sink(Protocol[Taken_contra]):
     """Takes what has ended, on the thread of the handover.
 
-    `dropped` and `written` count it.
+    `written` and `dropped` count it.
     """
 
-    dropped: int
-    written: int
+    @property
+    def written(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
 
     def take(self, ended: Sequence[Taken_contra]) -> None:
         """Write or send it. May wait."""
+
+    def lose(self, count: int) -> None:
+        """Count what could not be taken."""
+
+    def hurry(self) -> None:
+        """Let `take` wait no more: the server ends. Called on any thread."""
 
     def close(self, timeout: float) -> None:
         """Write or send all that is left, within `timeout` seconds."""
@@ -80,7 +88,9 @@ class Handover(Generic[Taken]):
             return
         self._closing.set()
         self._woken.set()
-        thread.join(timeout)
+        thread.join(timeout / 2)
+        self.sink.hurry()
+        thread.join(timeout / 2)
         if thread.is_alive():
             logger.warning("traces could not be written within %g s, and are lost", timeout)
             return
@@ -100,5 +110,5 @@ class Handover(Generic[Taken]):
             try:
                 self.sink.take(taken)
             except Exception:
-                self.sink.dropped += len(taken)
+                self.sink.lose(len(taken))
                 logger.exception("%d traces are lost", len(taken))

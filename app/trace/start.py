@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+import penstock
+from penstock.backends.errors import ConfigError, Problem
+
 from ..settings import Settings, split
+from .exporter import Exporter
 from .handover import Handover, Sink
 from .trace_settings import LEVELS, Sampler, TraceSettings, Values
 from .tracing import Ended, Tracing
+from .triton_file import TraceFiles
+
+NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 
 def tracing_of(settings: Settings) -> Tracing:
@@ -21,9 +30,40 @@ def tracing_of(settings: Settings) -> Tracing:
         settings.log_frequency,
     )
     sink: Sink[Ended | Sampler]
-    from .triton_file import TraceFiles
-
-    assert settings.trace_file is not None
-    sink = TraceFiles(settings.trace_file)
+    if settings.trace_mode == "triton":
+        assert settings.trace_file is not None  # `Settings` has checked that
+        sink = TraceFiles(settings.trace_file)
+    else:
+        _check_installed()
+        sink = Exporter(
+            {
+                "url": settings.trace_url,
+                "resource": attributes_of(settings.trace_resource),
+                "version": penstock.__version__,
+            }
+        )
     file = "" if settings.trace_file is None else str(settings.trace_file)
     return Tracing(TraceSettings(start, settings.trace_mode, file), Handover(sink))
+
+
+def attributes_of(resource: str) -> dict[str, str]:
+    """Read `trace_resource`: key=value, separated by commas."""
+    pairs = [entry.partition("=") for entry in split(resource)]
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _check_installed() -> None:
+    for module in NEEDED:
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:  # of a package that it is in
+            found = None
+        if found is None:
+            raise ConfigError(
+                [
+                    Problem(
+                        f"trace_mode = opentelemetry needs the extra otel: there is no {module}; "
+                        "pip install 'penstock-serve[otel]'"
+                    )
+                ]
+            )

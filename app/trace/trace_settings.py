@@ -6,13 +6,15 @@ that of the server's start. `null` removes a specification.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from penstock.backends.errors import InvalidRequest
 
 LEVELS = ("TIMESTAMPS", "TENSORS")
+
+NEVER = 1 << 62
+"""So many requests never come."""
 
 UINT32_MAX = 2**32 - 1
 INT32_MAX = 2**31 - 1
@@ -40,7 +42,7 @@ class Values(NamedTuple):
 class Sampler:
     """Settings in force, and how far the requests are counted to which they apply.
 
-    `left`: the request that comes so many requests from now is traced; infinite for none.
+    `left`: the request that comes so many requests from now is traced; `NEVER` for none.
     `begun`: how many traces have been begun. `replaced`: other settings are in force. `collected`
     and `buffered` are those of the trace file (triton_file.py), on its thread: how many of them
     have ended, and those that are not written.
@@ -69,7 +71,7 @@ class Sampler:
         """Return whether to trace the request to which `left` has counted, and count anew."""
         values = self.values
         if not values.trace_level or not values.trace_rate or not values.trace_count:
-            self.left = math.inf
+            self.left = NEVER
             return False
         if values.trace_count > 0:
             self.values = values._replace(trace_count=values.trace_count - 1)
@@ -77,9 +79,9 @@ class Sampler:
         self.left = self._first()
         return True
 
-    def _first(self) -> float:
+    def _first(self) -> int:
         level, rate, count, _ = self.values
-        return rate if level and rate and count else math.inf
+        return rate if level and rate and count else NEVER
 
 
 class TraceSettings:
@@ -87,7 +89,8 @@ class TraceSettings:
 
     `start`: those of its start. `mode` is "triton" or "opentelemetry". `file`: the name of the
     trace file, "" for none. `samplers` has those of the models with a setting of their own; `all`
-    is that of the others. `on_replaced` gets each sampler that is no longer in force.
+    is that of the others. `shared` is `all` as long as no model has its own, else one whose `left`
+    is 0. `on_replaced` gets each sampler that is no longer in force.
     """
 
     def __init__(self, start: Values, mode: str, file: str) -> None:
@@ -95,6 +98,7 @@ class TraceSettings:
         self.mode = mode
         self.file = file
         self.all = Sampler(start)
+        self.shared = self.all
         self.samplers: dict[str, Sampler] = {}
         self.on_replaced: Callable[[Sampler], None] = lambda sampler: None
         self._specified: dict[str, set[str]] = {"": set()}  # by model, "" for all
@@ -167,6 +171,10 @@ class TraceSettings:
             self._specified[model] = specified
         else:
             self._specified.pop(model, None)
+        self.shared = self.all
+        if self.samplers:
+            self.shared = Sampler(Values())
+            self.shared.left = 0
         if old is not None:
             old.replaced = True
             self.on_replaced(old)

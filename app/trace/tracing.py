@@ -100,25 +100,14 @@ class Tracing:
     ) -> TraceContext | None:
         """Choose whether to trace a request to the pipeline `name`, which begins now.
 
+        A door needs no call if `settings.shared.left` is more than 1 and the request has no
+        traceparent: it counts that down instead, and no request pays for the call.
+
         Returns the context that is passed to code of users: a `Traced` for a request that is
         traced, else that of the caller, if it sent one.
         """
-        settings = self.settings
-        samplers = settings.samplers
-        sampler = settings.all if not samplers else samplers.get(name, settings.all)
-        if traceparent is None:
-            left = sampler.left - 1
-            if left > 0:
-                sampler.left = left
-                return None
-            return self._begin(sampler, None) if sampler.take() else None
-        return self._sample_called(sampler, traceparent, tracestate)
-
-    def _sample_called(
-        self, sampler: Sampler, traceparent: bytes, tracestate: bytes | None
-    ) -> TraceContext | None:
-        """Do the same for a request whose caller sent its context."""
-        caller = read_context(traceparent, tracestate)
+        sampler = self.settings.sampler_of(name)
+        caller = None if traceparent is None else read_context(traceparent, tracestate)
         if caller is not None and self._follows:
             if not caller.flags & SAMPLED:  # the caller has decided for the whole trace
                 return caller

@@ -29,6 +29,7 @@ PARTS = {
     "bodies": "bodies",
     "protocol": "protocol",
     "grpc": "rpc",
+    "trace": "tracing",
     "resnet": "resnet",
     "memory": "memory",
     "overload": "overload",

@@ -173,7 +173,11 @@ class InferCall:
         self.model = self._model()
         head, tracing = self.head, self.rules.tracing
         if tracing is not None:
-            self.context = tracing.sample(self.model.name, head.traceparent, head.tracestate)
+            sampler = tracing.settings.shared
+            if sampler.left > 1 and head.traceparent is None:  # as `sample`, without a call
+                sampler.left -= 1
+            else:
+                self.context = tracing.sample(self.model.name, head.traceparent, head.tracestate)
         if not head.is_read_anyway:
             # Nothing is refused here that the highest level admits. A deadline comes too late.
             self.model.pipeline.check_admission(priority=HIGHEST_PRIORITY, client=self.client)

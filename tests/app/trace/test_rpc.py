@@ -11,6 +11,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from ..grpc.conftest import Served, model, serving, tensor
+from .collector import collecting
 from .test_files import Traces
 
 ADMIN = {"authorization": "Bearer admin"}
@@ -79,3 +80,29 @@ def test_settings_and_traces(tmp_path: Path) -> None:
     assert stamps[:2] == ["GRPC_WAITREAD_START", "GRPC_WAITREAD_END"]
     assert stamps[-2:] == ["GRPC_SEND_START", "GRPC_SEND_END"]
     assert [entry["tensor"]["data"] for entry in traces.tensors[number]] == ["1.0,2.0"] * 2
+
+
+def test_a_context_comes_as_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    echo = model("echo", {"X": tensor("FP32")}, {"Y": tensor("FP32")})
+    with (
+        collecting() as collector,
+        serving(
+            echo, trace_mode="opentelemetry", trace_url=collector.url, trace_rate=10**6
+        ) as served,
+    ):
+        wanted = tritonclient.grpc.InferInput("X", [1, 2], "FP32")
+        wanted.set_data_from_numpy(np.array([[1, 2]], np.float32))
+        headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+        served.client.infer("echo", [wanted], request_id="r1", headers=headers)
+        request, node = collector.of("r1")
+        served.app.state.tracing.close()
+    assert request.parent_id == "b7ad6b7169203331" and node.parent_id == request.span_id
+    assert request.name == "inference.GRPCInferenceService/ModelInfer"
+    expected = {
+        "rpc.system": "grpc",
+        "rpc.service": "inference.GRPCInferenceService",
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+    }
+    assert request.attributes | expected == request.attributes

@@ -1,0 +1,258 @@
+"""Sends traced requests to a child process, which makes spans of them and exports them.
+
+A span costs 50 to 100 µs, and an exporter that serialises and sends them contends with the event
+loop for the GIL. The child (exporter_process.py) has its own. What goes to it is one small message
+for each request.
+
+If the child takes nothing, because its collector is slow or dead, the thread waits here, the queue
+of the handover fills, and what exceeds it is dropped. Requests never wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from penstock.backends.process.environment import child_environment
+from penstock.backends.text import encodable
+from penstock.pipelines.node.queue import Batch, Visit
+
+from .trace_settings import Sampler
+from .tracing import Ended
+
+logger = logging.getLogger("penstock.trace")
+
+CHILD_MODULE = "penstock.app.trace.exporter_process"
+
+FIRST_RESTART_SECONDS = 1.0
+LAST_RESTART_SECONDS = 60.0
+"""A child that has died is started again after so long, at first and at most."""
+
+MAX_MESSAGE_BYTES = 1 << 16
+"""The largest message that is sent. It has at most 64 visits of nodes, and 64 of parts."""
+
+LOG_SECONDS = 60.0
+"""Failures of the export are logged so often."""
+
+WAIT_SECONDS = 0.5
+"""How often a thread that waits for the child looks whether the server ends."""
+
+
+class Exporter:
+    """The sink of a handover. `start` is the first message of each child: what it needs to know.
+
+    `written` and `dropped` count traced requests. The first use starts the child.
+    """
+
+    def __init__(self, start: dict[str, Any]) -> None:
+        self._start = orjson.dumps(start)
+        self._url = start["url"]
+        self._child: _Child | None = None
+        self._unsent = 0
+        self._ended = _Counts()  # of the children that have ended
+        self._ending = threading.Event()
+        self._restart_at = 0.0
+        self._restart_seconds = FIRST_RESTART_SECONDS
+
+    @property
+    def written(self) -> int:
+        child = self._child
+        return self._ended.exported + (0 if child is None else child.counts.exported)
+
+    @property
+    def dropped(self) -> int:
+        child = self._child
+        failed = 0 if child is None else child.counts.failed
+        return self._unsent + self._ended.failed + failed
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child, None if there is none."""
+        return None if self._child is None else self._child.process.pid
+
+    def take(self, ended: Sequence[Ended | Sampler]) -> None:
+        """Send traced requests to the child. Waits while it takes nothing."""
+        shift = time.time() - time.monotonic()  # from the clock of records to that of spans
+        requests = [one for one in ended if not isinstance(one, Sampler)]
+        for number, one in enumerate(requests):
+            if not self._send(message_of(one, shift)):
+                self._unsent += len(requests) - number
+                return
+
+    def lose(self, count: int) -> None:
+        self._unsent += count
+
+    def hurry(self) -> None:
+        """Let `take` wait no more: the server ends."""
+        self._ending.set()
+
+    def close(self, timeout: float) -> None:
+        """Let the child export what it has, for `timeout` seconds, and end it."""
+        if self._child is not None:
+            self._child.close(timeout)
+            self._forget_child()
+        self._ending.clear()
+
+    def _send(self, message: bytes) -> bool:
+        """Send a message. Return False if it can't be."""
+        if len(message) > MAX_MESSAGE_BYTES:
+            self._unsent += 1
+            return True
+        child = self._living_child()
+        while child is not None:
+            try:
+                child.socket.send(message)
+            except TimeoutError:
+                if self._ending.is_set():
+                    return False
+            except OSError as error:
+                logger.warning("the exporter of traces (process %d) has ended", child.process.pid)
+                logger.debug("%s", error)
+                child.close(0.0)
+                self._forget_child()
+                self._restart_at = time.monotonic() + self._restart_seconds
+                self._restart_seconds = min(2 * self._restart_seconds, LAST_RESTART_SECONDS)
+                child = self._living_child()
+            else:
+                child.counts.sent += 1
+                if child.counts.exported:
+                    self._restart_seconds = FIRST_RESTART_SECONDS
+                return True
+        return False
+
+    def _living_child(self) -> _Child | None:
+        if self._child is None and time.monotonic() >= self._restart_at:
+            try:
+                self._child = _Child(self._url)
+                self._child.socket.send(self._start)
+            except OSError as error:  # the machine has no room for one more process
+                logger.warning("the exporter of traces can't be started: %s", error)
+                self._child = None
+                self._restart_at = time.monotonic() + LAST_RESTART_SECONDS
+        return self._child
+
+    def _forget_child(self) -> None:
+        assert self._child is not None
+        counts = self._child.counts
+        self._ended.exported += counts.exported
+        self._ended.failed += counts.sent - counts.exported  # also what it had not told of
+        self._child = None
+
+
+class _Counts:
+    """Traced requests: those that were sent to a child, and those that it has told of."""
+
+    __slots__ = ("exported", "failed", "sent")
+
+    def __init__(self) -> None:
+        self.sent = self.exported = self.failed = 0
+
+
+class _Child:
+    """A child process, and the thread that reads what it tells."""
+
+    def __init__(self, url: str) -> None:
+        self.counts = _Counts()
+        self._url = url
+        # Each message stays whole: one that does not fit now is not sent in part.
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(WAIT_SECONDS)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", CHILD_MODULE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # A signal from the terminal is for the server, which ends the child.
+                start_new_session=True,
+            )
+        self._reader = threading.Thread(target=self._read, name="trace-exporter", daemon=True)
+        self._reader.start()
+
+    def close(self, timeout: float) -> None:
+        """Let it export what it has, and wait for its end for `timeout` seconds, then kill it."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+            self.process.wait(timeout)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        self._reader.join()
+        self.socket.close()
+
+    def _read(self) -> None:
+        """Count what the child tells, until it ends."""
+        logged = -LOG_SECONDS
+        while True:
+            try:
+                told = self.socket.recv(1 << 16)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if not told:
+                return
+            exported, failed, error = orjson.loads(told)
+            self.counts.exported += exported
+            self.counts.failed += failed
+            if error and time.monotonic() >= logged + LOG_SECONDS:
+                logged = time.monotonic()
+                logger.warning("traces can't be exported to %s: %s", self._url, error)
+
+
+def message_of(ended: Ended, shift: float) -> bytes:
+    """Write a traced request as the child reads it. `shift`: seconds to add to its times."""
+    traced, record = ended.traced, ended.record
+
+    def nanoseconds(seconds: float) -> int:
+        return round((seconds + shift) * 1e9)
+
+    def visits_of(visits: Iterable[tuple[int, Visit]]) -> list[Any]:
+        return [
+            [item, encodable(node), nanoseconds(enqueued), *batch_of(batch)]
+            for item, (node, enqueued, batch) in visits
+        ]
+
+    def batch_of(batch: Batch | None) -> list[Any]:
+        if batch is None:
+            return []
+        parts = [(part, visit) for part, passed in batch.parts or () for visit in passed]
+        start = batch.start
+        why: list[Any] | None = None
+        if start is not None:  # the time by the clock of records tells a batch from others
+            why = [start.executor, start.device, start.rule, start.max, batch.started]
+        runs_on = batch.executor is not None
+        ends = record.ended if runs_on else min(batch.ended, record.ended)
+        return [nanoseconds(batch.started), nanoseconds(ends), batch.size, why, visits_of(parts)]
+
+    failure = record.failure
+    return orjson.dumps(
+        [
+            traced.trace_id,
+            traced.span_id,
+            traced.parent_id,
+            traced.tracestate,
+            ended.route,
+            encodable(record.id),
+            encodable(record.pipeline or ""),
+            encodable(record.version or ""),
+            record.status,
+            record.outcome,
+            None if failure is None else [encodable(failure.code), encodable(failure.detail)],
+            nanoseconds(record.started),
+            nanoseconds(record.ended),
+            record.rows,
+            visits_of((visit.item, Visit(*visit[2:])) for visit in record.visits),
+            record.more_visits + record.more_parts,
+        ]
+    )
