@@ -143,7 +143,8 @@ class Settings(BaseSettings):
     )
     allow_shared_memory: bool = Field(
         default=False,
-        description="Let the admin token register POSIX shared memory for tensors at /v2.",
+        description="Let the admin token register shared memory for tensors at /v2, POSIX's "
+        "and that of GPUs.",
     )
     allow_log_settings: bool = Field(
         default=False,

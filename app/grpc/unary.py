@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from penstock.backends.memory import Reservation
 from ..http.auth import check_admin
 from ..settings import Settings
 from ..v2.call import ProtocolAnswer, ProtocolError
+from ..v2.cuda_memory import ROOT as CUDA_ROOT
 from ..v2.log_settings import PATH as LOG_SETTINGS_PATH
 from ..v2.models.description import MODEL_PATH, ModelNotReadyError
 from ..v2.routes import ProtocolApp
@@ -26,6 +28,7 @@ MAX_REQUEST_BYTES = 1 << 16
 """The largest request of an RPC that takes nothing but names."""
 
 REGION_PATH = "/v2/systemsharedmemory[/region/{region}]"
+CUDA_REGION_PATH = f"{CUDA_ROOT}[/region/{{region}}]"
 
 Names = dict[str, str]
 Arguments = dict[str, Any]
@@ -58,10 +61,24 @@ def _region(request: Any) -> tuple[Names, Arguments]:
 
 
 def _registration(request: Any) -> tuple[Names, Arguments]:
-    if not request.name:  # it would stand for all regions
-        raise InvalidRequest("failed to register shared memory region '': it has no name")
+    _check_region(request)
     arguments = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
     return {"region": request.name}, arguments
+
+
+def _cuda_registration(request: Any) -> tuple[Names, Arguments]:
+    _check_region(request)
+    arguments = {
+        "raw_handle": {"b64": b64encode(request.raw_handle).decode()},
+        "device_id": request.device_id,
+        "byte_size": request.byte_size,
+    }
+    return {"region": request.name}, arguments
+
+
+def _check_region(request: Any) -> None:
+    if not request.name:  # it would stand for all regions
+        raise InvalidRequest("failed to register shared memory region '': it has no name")
 
 
 def _log_settings(request: Any) -> tuple[Names, Arguments]:
@@ -160,6 +177,11 @@ RPCS = {
     ),
     "TraceSetting": Rpc("POST", TRACE_PATH, _trace_setting, _settings),
     "SystemSharedMemoryUnregister": Rpc("POST", f"{REGION_PATH}/unregister", _region, _nothing),
+    "CudaSharedMemoryStatus": Rpc("GET", f"{CUDA_REGION_PATH}/status", _region, _by_name),
+    "CudaSharedMemoryRegister": Rpc(
+        "POST", f"{CUDA_ROOT}/region/{{region}}/register", _cuda_registration, _nothing
+    ),
+    "CudaSharedMemoryUnregister": Rpc("POST", f"{CUDA_REGION_PATH}/unregister", _region, _nothing),
     "LogSettings": Rpc("POST", LOG_SETTINGS_PATH, _log_settings, _as_settings),
 }
 """The RPCs by name. Those of statistics are two routes: `statistics_rpc` chooses."""

@@ -285,6 +285,23 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
         },
         byte_size={**UNSIGNED, "minimum": 1, "description": "Bytes of the region."},
     ),
+    "CudaSharedMemoryRegion": object_of(
+        ["name", "device_id", "byte_size"], name=TEXT, device_id=UNSIGNED, byte_size=UNSIGNED
+    ),
+    "CudaSharedMemoryStatus": array_of(reference("CudaSharedMemoryRegion")),
+    "CudaSharedMemoryRegisterRequest": object_of(
+        ["raw_handle", "device_id", "byte_size"],
+        raw_handle=object_of(
+            ["b64"],
+            b64={
+                "type": "string",
+                "format": "byte",
+                "description": "The base64 of a cudaIpcMemHandle_t, of 64 bytes.",
+            },
+        ),
+        device_id={**UNSIGNED, "description": "The number of the GPU, as the server counts."},
+        byte_size={**UNSIGNED, "minimum": 1, "description": "Bytes of the region."},
+    ),
     "LogSettings": object_of(list(_LOG_SETTINGS), **_LOG_SETTINGS),
     "LogSettingsRequest": {
         **object_of(
@@ -499,30 +516,41 @@ def _repository_paths(settings: Settings) -> dict[str, Any]:
 
 
 def _shared_memory_paths(settings: Settings) -> dict[str, Any]:
-    root = "/v2/systemsharedmemory"
+    """Return the operations of system and of CUDA shared memory."""
     key = _key(settings)
     codes = _refusals(settings, "shared-memory")
-    every = _operation("shared_memory", "List the registered regions", "SharedMemoryStatus", codes)
-    one = _operation(
-        "shared_memory_region",
-        "Get a registered region",
-        "SharedMemoryStatus",
-        ["not_found", *codes],
-    )
-    paths: dict[str, Any] = {
-        f"{root}/status": {"get": {**every, **key}},
-        f"{root}/region/{{region}}/status": {
-            "get": {**one, "parameters": [_REGION_PARAMETER], **key}
-        },
-    }
-    if settings.admin_token is not None and settings.allow_shared_memory:
+    paths: dict[str, Any] = {}
+    for root, suffix, kind in (
+        ("/v2/systemsharedmemory", "", "SharedMemory"),
+        ("/v2/cudasharedmemory", "_cuda", "CudaSharedMemory"),
+    ):
+        of = " on GPUs" if suffix else ""
+        every = _operation(
+            f"shared_memory{suffix}", f"List the registered regions{of}", f"{kind}Status", codes
+        )
+        one = _operation(
+            f"shared_memory_region{suffix}",
+            f"Get a registered region{of}",
+            f"{kind}Status",
+            ["not_found", *codes],
+        )
+        paths |= {
+            f"{root}/status": {"get": {**every, **key}},
+            f"{root}/region/{{region}}/status": {
+                "get": {**one, "parameters": [_REGION_PARAMETER], **key}
+            },
+        }
+        if settings.admin_token is None or not settings.allow_shared_memory:
+            continue
         register = _with_body(
-            _silent("register_shared_memory", "Register a region", []),
-            "SharedMemoryRegisterRequest",
+            _silent(f"register_shared_memory{suffix}", f"Register a region{of}", []),
+            f"{kind}RegisterRequest",
             required=True,
         )
-        unregister = _silent("unregister_shared_memory", "Unregister a region", [])
-        unregister_all = _silent("unregister_all_shared_memory", "Unregister all regions", [])
+        unregister = _silent(f"unregister_shared_memory{suffix}", f"Unregister a region{of}", [])
+        unregister_all = _silent(
+            f"unregister_all_shared_memory{suffix}", f"Unregister all regions{of}", []
+        )
         paths |= {
             f"{root}/region/{{region}}/register": {
                 "post": {**register, "parameters": [_REGION_PARAMETER]}

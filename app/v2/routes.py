@@ -36,6 +36,7 @@ from .call import (
     failure_of,
     json_answer,
 )
+from .cuda_memory import cuda_memory_routes
 from .generate.handler import Generate
 from .health import health_routes
 from .infer.handler import Infer
@@ -56,6 +57,7 @@ EXTENSIONS = (
     "schedule_policy",
     "model_configuration",
     "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
@@ -232,7 +234,8 @@ def protocol_app(
         *statistics_routes(repository, models),
         *RepositoryRoutes(repository, settings).routes,
         *description_routes(models),
-        *shared_memory_routes(memory, settings),
+        *shared_memory_routes(memory),
+        *cuda_memory_routes(memory),
         *trace_routes(trace, models, settings),
         *log_settings_routes(settings),
     )

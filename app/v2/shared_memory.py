@@ -1,6 +1,7 @@
-"""System shared memory: regions that clients register, for tensors that do not travel in the body.
+"""Shared memory: regions that clients register, for tensors that do not travel in the body.
 
-A client registers a region by the name of a POSIX shared memory object. The server then reads
+This module has the regions of all kinds, and those in system memory; `cuda_memory.py` has those on
+GPUs. A client registers a region by the name of a POSIX shared memory object. The server then reads
 tensors from the region and writes tensors to it.
 
 By default a region is an open file, read by `preadv` and written by `pwrite`. If the client has
@@ -29,18 +30,21 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from penstock.backends.errors import InvalidRequest, NotFound
 from penstock.backends.lazy_numpy import np
 
 from ..http.auth import check_admin_token
 from ..http.json_text import UINT64_MAX, check_unsigned
-from ..settings import Settings
 from .call import NAME_CHARACTERS_IN_ERRORS, ProtocolCall, ProtocolError, Route
 
 RESERVED_KEY_PREFIXES = ("triton_python_backend_shm_region_", "sem.")
 """Beginnings of keys that belong to others: Triton's Python backend, the C library's semaphores."""
+
+GROUP = "shared-memory"
+
+Kind = Literal["system", "cuda"]
 
 ALIGNMENT_BYTES = 16
 """A tensor of any datatype may begin at a multiple of this."""
@@ -70,6 +74,40 @@ class Region(NamedTuple):
     offset: int
     byte_size: int
     object: SharedObject
+
+    @property
+    def kind(self) -> Kind:
+        return "system"
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return the region's status in the protocol's form."""
+        return {"name": name, "key": self.key, "offset": self.offset, "byte_size": self.byte_size}
+
+    def slice(self, name: str, offset: int, size: int) -> RegionSlice:
+        return RegionSlice(name, self, offset, size)
+
+
+class AnyRegion(Protocol):
+    """A region of whatever kind."""
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def byte_size(self) -> int: ...
+    def describe(self, name: str) -> dict[str, Any]: ...
+    def slice(self, name: str, offset: int, size: int) -> Slice: ...
+
+
+class Slice(Protocol):
+    """Some bytes of a region for one request: what `RegionSlice` is for each kind."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def copied(self) -> int: ...
+    def read(self) -> memoryview: ...
+    def write(self, content: memoryview) -> None: ...
+    def release(self) -> None: ...
 
 
 class RegionSlice:
@@ -155,31 +193,25 @@ class RegionSlice:
 class SharedMemory:
     """The registered regions, by name.
 
-    With `mapped`, tensors are used in place. `largest` is the bytes of the largest region. Each of
-    at most `most` regions has an open file.
+    With `mapped`, tensors in system memory are used in place. `largest` is the bytes of the largest
+    region. There are at most `most`: each has an open file, or memory on a GPU that is mapped.
     """
 
     def __init__(self, mapped: bool = False, most: int = 256) -> None:
         self._mapped = mapped
         self._most = most
-        self._regions: dict[str, Region] = {}
+        self._regions: dict[str, AnyRegion] = {}
         self.largest = 0
 
     def __repr__(self) -> str:
         return f"<SharedMemory {', '.join(self._regions) or 'empty'}>"
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Register `byte_size` bytes of the object `key`, from `offset` on.
+        """Register `byte_size` bytes of the POSIX object `key`, from `offset` on.
 
         Raises `InvalidRequest` if that is not possible; then nothing stays open.
         """
-        if name in self._regions:
-            raise InvalidRequest(f"shared memory region '{name}' already in manager")
-        if len(self._regions) >= self._most:
-            raise InvalidRequest(
-                f"failed to register shared memory region '{name}': {self._most} regions are "
-                f"registered already (max_shared_memory_regions = {self._most}), unregister some"
-            )
+        self.check_new(name)
         opened = SharedObject(_open(name, key))
         # A file that is not memory, such as a pipe, has size 0.
         if not 0 < byte_size <= os.fstat(opened.descriptor).st_size - offset:
@@ -195,36 +227,45 @@ class SharedMemory:
                 raise InvalidRequest(
                     f"failed to register shared memory region '{name}': it can't be mapped"
                 ) from error
-        self._regions[name] = Region(key, offset, byte_size, opened)
-        self.largest = max(self.largest, byte_size)
+        self.add(name, Region(key, offset, byte_size, opened))
 
-    def unregister(self, name: str = "") -> None:
-        """Forget a region, or all regions. An unknown name is not an error.
+    def check_new(self, name: str) -> None:
+        """Raise `InvalidRequest` if no region of this name can be registered now."""
+        if name in self._regions:
+            raise InvalidRequest(f"shared memory region '{name}' already in manager")
+        if len(self._regions) >= self._most:
+            raise InvalidRequest(
+                f"failed to register shared memory region '{name}': {self._most} regions are "
+                f"registered already (max_shared_memory_regions = {self._most}), unregister some"
+            )
+
+    def add(self, name: str, region: AnyRegion) -> None:
+        """Register a region that is open. Raises what `check_new` raises."""
+        self.check_new(name)
+        self._regions[name] = region
+        self.largest = max(self.largest, region.byte_size)
+
+    def unregister(self, name: str = "", kind: Kind = "system") -> None:
+        """Forget a region of a kind, or all of it. An unknown name is not an error.
 
         A region is closed once no request has a slice of it.
         """
-        if name:
-            self._regions.pop(name, None)
-        else:
-            self._regions.clear()
+        self._regions = {
+            other: region
+            for other, region in self._regions.items()
+            if region.kind != kind or name not in ("", other)
+        }
         self.largest = max((region.byte_size for region in self._regions.values()), default=0)
 
-    def status(self, name: str = "") -> list[dict[str, Any]]:
-        """Describe a region, or all, in the protocol's form. Raises `NotFound`."""
-        if name and name not in self._regions:
-            raise NotFound(f"Unable to find system shared memory region: '{name}'")
-        names = [name] if name else list(self._regions)
-        return [
-            {
-                "name": name,
-                "key": self._regions[name].key,
-                "offset": self._regions[name].offset,
-                "byte_size": self._regions[name].byte_size,
-            }
-            for name in names
-        ]
+    def status(self, name: str = "", kind: Kind = "system") -> list[dict[str, Any]]:
+        """Describe a region of a kind, or all, in the protocol's form. Raises `NotFound`."""
+        known = {other: region for other, region in self._regions.items() if region.kind == kind}
+        if name and name not in known:
+            raise NotFound(f"Unable to find {kind} shared memory region: '{name}'")
+        names = [name] if name else list(known)
+        return [known[name].describe(name) for name in names]
 
-    def borrow(self, name: str, offset: int, byte_size: int) -> RegionSlice:
+    def borrow(self, name: str, offset: int, byte_size: int) -> Slice:
         """Return `byte_size` bytes of a region, from its byte `offset` on.
 
         Raises `NotFound` for an unknown region, and `InvalidRequest` for bytes outside of it.
@@ -242,7 +283,7 @@ class SharedMemory:
             )
         if not 0 <= byte_size <= region.byte_size - offset:
             raise InvalidRequest(f"Invalid offset + byte size for shared memory region: '{name}'")
-        return RegionSlice(name, region, offset, byte_size)
+        return region.slice(name, offset, byte_size)
 
 
 def _open(name: str, key: str) -> int:
@@ -286,26 +327,29 @@ def region_of(parameters: Mapping[str, Any]) -> tuple[str, int, int]:
     return name, offset, size
 
 
-def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Route, ...]:
-    """Return the routes of shared memory.
+def check_registering(call: ProtocolCall) -> None:
+    """Raise the error of a call that may not register and unregister regions."""
+    settings = call.settings
+    if not settings.allow_shared_memory or settings.admin_token is None:
+        raise ProtocolError(
+            501,
+            "Client shared memory is disabled. Start the server with '--allow-shared-memory' "
+            "and an admin token (PENSTOCK_ADMIN_TOKEN) to enable.",
+        )
+    check_admin_token(call.scope, settings)
+
+
+def shared_memory_routes(memory: SharedMemory) -> tuple[Route, ...]:
+    """Return the routes of system shared memory.
 
     Every client may ask for the status; registering and unregistering require the admin token.
     """
-
-    def check(call: ProtocolCall) -> None:
-        if not settings.allow_shared_memory or settings.admin_token is None:
-            raise ProtocolError(
-                501,
-                "Client shared memory is disabled. Start the server with '--allow-shared-memory' "
-                "and an admin token (PENSTOCK_ADMIN_TOKEN) to enable.",
-            )
-        check_admin_token(call.scope, settings)
 
     async def status(call: ProtocolCall) -> list[dict[str, Any]]:
         return memory.status(call.names.get("region", ""))
 
     async def register(call: ProtocolCall) -> None:
-        check(call)
+        check_registering(call)
         arguments = await call.json()
         name = call.names["region"]
         failed = f"failed to register shared memory region '{name}'"
@@ -317,13 +361,12 @@ def shared_memory_routes(memory: SharedMemory, settings: Settings) -> tuple[Rout
         memory.register(name, key, offset, size)
 
     async def unregister(call: ProtocolCall) -> None:
-        check(call)
+        check_registering(call)
         memory.unregister(call.names.get("region", ""))
 
     where = "/v2/systemsharedmemory[/region/{region}]"
-    group = "shared-memory"
     return (
-        Route("GET", f"{where}/status", group, status),
-        Route("POST", "/v2/systemsharedmemory/region/{region}/register", group, register),
-        Route("POST", f"{where}/unregister", group, unregister),
+        Route("GET", f"{where}/status", GROUP, status),
+        Route("POST", "/v2/systemsharedmemory/region/{region}/register", GROUP, register),
+        Route("POST", f"{where}/unregister", GROUP, unregister),
     )

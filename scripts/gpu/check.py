@@ -26,6 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import regions
+
 from penstock.backends.base import Context
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
@@ -445,6 +447,18 @@ def tensorrt(folder: Path) -> str:
     engine.close()
     assert worst < 5e-2, worst
     return f"largest difference from eager {worst:.1e}"
+
+
+@check
+def cuda_shared_memory_by_http(folder: Path) -> str:
+    """A server in another process reads and writes memory that this one has on the GPU."""
+    return regions.run(folder, grpc=False)
+
+
+@check
+def cuda_shared_memory_by_grpc(folder: Path) -> str:
+    """The same by gRPC."""
+    return regions.run(folder, grpc=True)
 
 
 @check

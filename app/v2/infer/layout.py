@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from penstock.backends.item import Item
 from penstock.backends.lazy_numpy import np
 
-from ...http.inputs.datatypes import DATATYPES, Array
+from ...http.inputs.datatypes import DATATYPES
+from ...http.inputs.declared import Tensor
+from ..cuda_memory import tensor_of
 from ..models.model import Model
 from ..shared_memory import SharedMemory, region_of
 from ..tensors import COPY_OFF_LOOP_BYTES
@@ -72,7 +74,12 @@ def recall(
     if layout is None or layout.size != len(blobs):
         return False
     if layout.shared:
-        values = [_array(slot, blobs, regions, request) for slot in layout.slots]
+        values = [
+            _shared(slot, expected, model, regions, request)
+            if slot.region
+            else np.ndarray(slot.shape, slot.dtype, blobs, slot.start)
+            for slot, expected in zip(layout.slots, model.inputs, strict=True)
+        ]
     else:
         values = [
             np.ndarray(shape, dtype, blobs, start) for shape, dtype, start, _, _ in layout.slots
@@ -96,12 +103,13 @@ def recall(
     return True
 
 
-def _array(slot: Slot, blobs: memoryview, regions: SharedMemory, request: InferRequest) -> Array:
-    if not slot.region:
-        return np.ndarray(slot.shape, slot.dtype, blobs, slot.start)
+def _shared(
+    slot: Slot, expected: Tensor, model: Model, regions: SharedMemory, request: InferRequest
+) -> Any:
     borrowed = regions.borrow(slot.region, slot.start, slot.size)
     request.reserve(borrowed.copied, "tensors")
-    return np.ndarray(slot.shape, slot.dtype, borrowed.read())
+    tensor = tensor_of(borrowed, expected, model, slot.dtype, slot.shape)
+    return np.ndarray(slot.shape, slot.dtype, borrowed.read()) if tensor is None else tensor
 
 
 def remember(

@@ -27,8 +27,9 @@ from ...http.json_text import (
     parse_json,
     parsed_bytes,
 )
+from ..cuda_memory import tensor_of
 from ..models.model import Model
-from ..shared_memory import RegionSlice, SharedMemory, region_of
+from ..shared_memory import SharedMemory, Slice, region_of
 from ..tensors import (
     check_size,
     copied_bytes,
@@ -85,7 +86,7 @@ class InferRequest:
         self.priority: int | None = None
         self.outputs: Sequence[Wanted] | None = None
         self.binary = False
-        self.leases: list[RegionSlice] = []
+        self.leases: list[Slice] = []
 
     def release(self) -> None:
         """Let go of the shared memory."""
@@ -291,6 +292,12 @@ def _read_inputs(
             check_size(borrowed.size, datatype, shape, name, model.name)  # before the copy
             copied = copied_bytes(datatype, borrowed.size, shape, _dtype(expected))
             request.reserve(borrowed.copied + copied, "tensors")
+            on_gpu = None
+            if datatype.in_place:
+                on_gpu = tensor_of(borrowed, expected, model, datatype.dtype, shape)
+            if on_gpu is not None:
+                values[name] = on_gpu
+                continue
             array = from_bytes(borrowed.read(), datatype, shape, name, model.name)
         elif data is not None:
             array = from_json(data, datatype, shape, name)

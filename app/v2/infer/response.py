@@ -20,7 +20,7 @@ from ...http.render import PIECE_BYTES, json_pieces
 from ..call import JSON_HEADER
 from ..encoding import as_rows, as_tensor, to_bytes, to_flat_json, written_bytes
 from ..models.model import Model
-from ..shared_memory import RegionSlice
+from ..shared_memory import Slice
 from ..tensors import COPY_OFF_LOOP_BYTES
 from .classification import classified_bytes, classify
 from .request import InferRequest
@@ -344,7 +344,7 @@ def choose(request: InferRequest, model: Model, item: Item) -> Chosen:
     return [(*values[wanted.name], wanted) for wanted in request.outputs if wanted.name in values]
 
 
-def _write_to(lease: RegionSlice, blob: Any, name: str) -> int:
+def _write_to(lease: Slice, blob: Any, name: str) -> int:
     """Write the bytes of output `name` to shared memory, and return how many they are."""
     content = memoryview(blob if isinstance(blob, bytes) else blob.reshape(-1).view(np.uint8))
     if len(content) > lease.size:

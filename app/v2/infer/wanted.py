@@ -9,7 +9,7 @@ from penstock.backends.errors import InvalidRequest
 
 from ...http.json_text import check_boolean, check_unsigned
 from ..models.model import Model
-from ..shared_memory import RegionSlice, SharedMemory, region_of
+from ..shared_memory import SharedMemory, Slice, region_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Wanted:
     region: str = ""
     offset: int = 0
     size: int = 0
-    lease: RegionSlice | None = None
+    lease: Slice | None = None
 
     def borrowed(self, regions: SharedMemory) -> Wanted:
         """Return a copy with a lease of its region. Raises `InvalidRequest` and `NotFound`."""
@@ -36,7 +36,7 @@ class Wanted:
 
 
 def read_outputs(
-    outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[RegionSlice]
+    outputs: Any, binary: bool, model: Model, regions: SharedMemory, leases: list[Slice]
 ) -> list[Wanted] | None:
     """Read the outputs of a request; None stands for all outputs.
 

@@ -29,6 +29,7 @@ from penstock.backends.errors import BackendError, InvalidRequest, NotFound
 from penstock.backends.item import Item
 from penstock.backends.operators.labels import read_labels
 from penstock.pipelines.config.definition import PipelineConfig, Port
+from penstock.pipelines.node.node import Node
 from penstock.pipelines.pipeline import Pipeline
 
 from ...http.inputs.declared import Tensor, engines_of, inputs_of, is_tensor, of_engine, of_port
@@ -80,6 +81,14 @@ class Model:
         self.outputs = tuple(_outputs(config, last.outputs if last is not None else None))
         self.outputs_by_name = {tensor.name: tensor for tensor in self.outputs}
         self.result_length = sum(tensor.position is not None for tensor in self.outputs)
+
+    @property
+    def begins_on_gpu(self) -> bool:
+        """True if the node that gets the inputs works on GPUs, with threads of this process."""
+        entry_point = self.pipeline.plan.default
+        node = None if entry_point is None else entry_point.root.node
+        devices = node.devices if isinstance(node, Node) else ()
+        return bool(devices) and all(device.startswith("cuda") for device in devices)
 
     def values_of(self, item: Item) -> list[tuple[Tensor, Any]]:
         """Return the outputs that an item has, in order, with their values.

@@ -29,6 +29,8 @@ PATHS = {
     "/v2/repository/index",
     "/v2/systemsharedmemory/status",
     "/v2/systemsharedmemory/region/{region}/status",
+    "/v2/cudasharedmemory/status",
+    "/v2/cudasharedmemory/region/{region}/status",
     "/v2/logging",
 }
 ADMINISTRATIVE = {
@@ -40,6 +42,9 @@ ADMINISTRATIVE = {
         "/v2/systemsharedmemory/region/{region}/register",
         "/v2/systemsharedmemory/region/{region}/unregister",
         "/v2/systemsharedmemory/unregister",
+        "/v2/cudasharedmemory/region/{region}/register",
+        "/v2/cudasharedmemory/region/{region}/unregister",
+        "/v2/cudasharedmemory/unregister",
     },
 }
 
@@ -102,6 +107,12 @@ def test_answers_match_the_document(running: Any, digits: Path, digit: bytes, re
         check("get", "/v2/systemsharedmemory/region/{region}/status", 404, region="x")
         check("post", "/v2/systemsharedmemory/region/{region}/unregister", 200, region="r")
         check("post", "/v2/systemsharedmemory/unregister", 200)
+        wanted = {"raw_handle": {"b64": "A" * 86 + "=="}, "device_id": 99, "byte_size": 64}
+        check("post", "/v2/cudasharedmemory/region/{region}/register", 400, wanted, region="r")
+        check("get", "/v2/cudasharedmemory/status", 200)
+        check("get", "/v2/cudasharedmemory/region/{region}/status", 404, region="x")
+        check("post", "/v2/cudasharedmemory/region/{region}/unregister", 200, region="r")
+        check("post", "/v2/cudasharedmemory/unregister", 200)
         check("get", "/v2/logging", 200)
         check("post", "/v2/logging", 200, {"log_info": None})
         check("post", "/v2/logging", 400, {"log_info": 1})

@@ -55,6 +55,7 @@ ON: dict[str, Any] = {
     "allow_model_control": True,
     "allow_model_overrides": True,
     "allow_shared_memory": True,
+    "allow_log_settings": True,
 }
 KEY = {"Authorization": "Bearer k3y"}
 

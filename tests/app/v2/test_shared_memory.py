@@ -459,17 +459,6 @@ def test_thousands_of_registrations_leave_nothing_open(region: tuple[str, Any]) 
     assert open_files() == before
 
 
-def test_cuda_shared_memory_is_not_supported(server: Any) -> None:
-    for method, path in (
-        ("GET", "/status"),
-        ("POST", "/region/r/register"),
-        ("POST", "/unregister"),
-    ):
-        answer = server.request(method, f"/v2/cudasharedmemory{path}", headers=HEADERS)
-        assert answer.status_code in (404, 501)
-        assert set(answer.json()) == {"error"}
-
-
 # inference
 
 

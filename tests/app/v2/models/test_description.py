@@ -306,14 +306,25 @@ def test_the_server(client: Any) -> None:
     assert client.is_server_live() and client.is_server_ready()
     metadata = client.get_server_metadata()
     assert metadata["name"] == "penstock" and metadata["version"] == penstock.__version__
-    assert {
-        "binary_tensor_data",
+    in_tritons_order = [
         "classification",
+        "sequence",
+        "model_repository",
+        "model_repository(unload_dependents)",
         "schedule_policy",
         "model_configuration",
+        "system_shared_memory",
+        "cuda_shared_memory",
+        "binary_tensor_data",
         "parameters",
-    } <= set(metadata["extensions"])
-    assert not {"sequence", "trace", "logging", "cuda_shared_memory"} & set(metadata["extensions"])
+        "statistics",
+        "trace",
+        "logging",
+    ]
+    assert metadata["extensions"] == [
+        name for name in in_tritons_order if name in metadata["extensions"]
+    ]
+    assert len(metadata["extensions"]) >= len(in_tritons_order) - 1
 
 
 async def test_aio(served: Any) -> None:
