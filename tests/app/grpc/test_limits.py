@@ -16,7 +16,8 @@ from prometheus_client.exposition import generate_latest
 from penstock.app.grpc import unary
 from penstock.app.grpc.messages import messages
 from penstock.app.grpc.proxies import TrustedProxies
-from penstock.backends.memory import budget
+from penstock.backends.memory import Reservation, budget
+from penstock.backends.memory import limited as within
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -155,6 +156,20 @@ def test_nothing_stays_reserved(channel: Any, limited: Any) -> None:
     for sent in (message(100_000), b"nonsense", message(MAX_INFLATED)):
         channel.unary_unary(INFER).future(sent, metadata=KEY).exception()
     assert budget.used == before
+
+
+@pytest.mark.parametrize(
+    ("held", "code"),
+    [(1 << 19, grpc.StatusCode.UNAVAILABLE), (0, grpc.StatusCode.RESOURCE_EXHAUSTED)],
+)
+def test_memory_that_is_full_now_or_too_small(channel: Any, held: int, code: Any) -> None:
+    sent = message((held or 1 << 20) // 4)
+    others = Reservation(budget)
+    others.resize(held, "a test")
+    with within(1 << 20), pytest.raises(grpc.RpcError, match="max_memory") as caught:
+        channel.unary_unary(INFER)(sent, metadata=KEY)
+    others.close()
+    assert caught.value.code() == code
 
 
 def test_an_unforeseen_error_is_logged_and_its_text_is_not_told(
