@@ -170,8 +170,9 @@ CODE_BY_STATUS = {
 Other statuses below 500 are `invalid_request`, the rest `internal`.
 """
 
-LOGGED_STATUSES = frozenset(range(500, 600)) - {503, 504}
-"""Statuses that mean a failure of ours. Overload and a passed deadline aren't: metrics count them.
+LOGGED_STATUSES = frozenset(range(500, 600)) - {501, 503, 504}
+"""Statuses that mean a failure of ours. What we don't have (501), overload and a passed deadline
+aren't: clients cause them as often as they like, and metrics count them.
 """
 
 NO_MEMORY_DETAIL = "the operating system gives the server no more memory (ulimit -v)"

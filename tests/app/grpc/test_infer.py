@@ -318,11 +318,14 @@ def test_a_failing_backend_says_nothing_of_its_exceptions_text(served: Any) -> N
     assert "ValueError" in caught.value.message() and "secret" not in caught.value.message()
 
 
-def test_models_that_answer_in_parts_need_a_stream(served: Any) -> None:
+def test_models_that_answer_in_parts_need_a_stream(
+    served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     text = one_input(np.array([b"ab"], object), "BYTES", "data")
     with pytest.raises(InferenceServerException, match="ModelInfer RPC doesn't support") as caught:
         served.client.infer("letters", [text])
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+    assert not caplog.records
 
 
 def test_a_cancelled_call_leaves_its_queue(served: Any, gate: Any) -> None:
