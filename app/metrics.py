@@ -64,6 +64,7 @@ class PipelineCollector(Collector):
         yield from _memory_metrics()
         for family in (
             *_pipeline_metrics(pipelines),
+            *_sequence_metrics(pipelines),
             *_node_histograms(pipelines),
             *_node_metrics(pipelines),
         ):
@@ -117,6 +118,26 @@ def _pipeline_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iter
         for (reason, level), count in pipeline.refused_by_level.items():
             refused.add_metric([*name, reason, str(level or "")], count)
     return iter((ready, in_flight, refused, pressure))
+
+
+def _sequence_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
+    sequences = GaugeMetricFamily(
+        "penstock_sequences",
+        "Sequences that are live, and that wait to begin.",
+        labels=[*PIPELINE_LABELS, "state"],
+    )
+    ended = CounterMetricFamily(
+        "penstock_sequences_ended",
+        "Sequences by why they ended.",
+        labels=[*PIPELINE_LABELS, "reason"],
+    )
+    for name, pipeline in pipelines:
+        if (sequencer := pipeline.sequences) is not None:
+            sequences.add_metric([*name, "live"], sequencer.live)
+            sequences.add_metric([*name, "waiting"], sequencer.waiting)
+            for reason, count in sequencer.ended.items():
+                ended.add_metric([*name, reason], count)
+    return iter((sequences, ended))
 
 
 def _node_histograms(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:

@@ -194,13 +194,15 @@ class Signature(NamedTuple):
     None: not known. `batched`: the first axis of every array is the batch, of any size.
     `batch_axes`: the batch axis of each input, if it is not the first of all, None for an input
     without a batch; inputs beyond have it first. With either, the node counts the rows of an item
-    from its arrays, and sets its `request_size`.
+    from its arrays, and sets its `request_size`. `kept`: other inputs, which a node that keeps
+    states of sequences gives the model; their shapes are without the batch.
     """
 
     inputs: tuple[TensorPort, ...] | None
     outputs: tuple[TensorPort, ...] | None
     batched: bool
     batch_axes: tuple[int | None, ...] = ()
+    kept: tuple[TensorPort, ...] = ()
 
     @classmethod
     def of(

@@ -28,7 +28,8 @@ def call_command(
         typer.Argument(
             metavar="TARGET",
             help="A pipeline file (.toml), a directory of them, an image model (.onnx), or the URL "
-            "of a pipeline on a running server, such as http://127.0.0.1:8000/predict/digits.",
+            "of a pipeline on a running server, such as http://127.0.0.1:8000/predict/digits. "
+            "The URL may have a query (?sequence=cam-7).",
         ),
     ],
     data: Annotated[
@@ -71,7 +72,8 @@ def call_command(
 ) -> None:
     """Send one image, or what else the pipeline takes, and print the answer as JSON.
 
-    Arrays and long lists of numbers are printed short; --full prints them whole.
+    Arrays and long lists of numbers are printed short; --full prints them whole. A file whose
+    pipeline keeps the state of sequences gets a sequence of this one step.
 
     Exits with 1 and the reason if the pipeline gives no answer.
     """
@@ -106,6 +108,7 @@ async def _call_file(
     full: bool,
 ) -> None:
     from penstock.pipelines.repository import Repository
+    from penstock.pipelines.sequences.step import Step
 
     from ..http.render import fields_of, to_json
     from .trace import ForwardRecorder, trace_lines
@@ -128,7 +131,9 @@ async def _call_file(
         if recorder is not None:
             trace = recorder.trace()
             recorder.active = True
-        run = pipeline.submit_nowait(_item(pipeline, value), trace=trace)
+        # One call is a whole sequence: nothing outlives this process.
+        step = Step("call", start=True, end=True) if pipeline.takes_sequences else None
+        run = pipeline.submit_nowait(_item(pipeline, value), trace=trace, sequence=step)
         try:
             item = await run.future
         finally:

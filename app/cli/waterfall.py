@@ -27,6 +27,9 @@ class Stretch(NamedTuple):
 
 STYLES = {"wait": "yellow", "run": "green", "wire": "cyan"}
 BLOCKS = {"wait": "░", "run": "█", "wire": "▒"}
+BEFORE_NODES = ("receive", "turn")
+"""The spans of time before a request comes to its first node."""
+
 LETTERS = {"wait": ".", "run": "#", "wire": "="}
 LEGEND = {"wait": "waits", "run": "runs", "wire": "reads or writes"}
 
@@ -47,14 +50,14 @@ def describe_request(
     spans = document["spans"]
     yield draw.scale()
     for span in spans:
-        if span["name"] == "receive":
+        if span["name"] in BEFORE_NODES:
             yield draw.span(span)
     for visit in visits[:MAX_ROWS]:
         yield draw.visit(visit, _depth(visit, visits))
     if len(visits) > MAX_ROWS:
         yield f"and {len(visits) - MAX_ROWS} more: --json has all of them"
     for span in spans:
-        if span["name"] != "receive":
+        if span["name"] not in BEFORE_NODES:
             yield draw.span(span)
     yield draw.legend()
     yield ""
@@ -104,7 +107,8 @@ class _Bars:
         start, end = float(span["start_ms"]), float(span["end_ms"])
         names = {"receive": "(body)", "answer": "(answer)"}
         name = names.get(span["name"], f"({span['name']})")
-        return self._line(name, [Stretch("wire", start, end)], _time(end - start))
+        kind = "wait" if span["name"] == "turn" else "wire"
+        return self._line(name, [Stretch(kind, start, end)], _time(end - start))
 
     def visit(self, visit: Mapping[str, Any], depth: int) -> str:
         queued = float(visit["queued_at_ms"])

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakSet
 
 from penstock.backends.errors import NotReady, forget_frames
 from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.runs.stream import Parts, StreamRun
+from penstock.pipelines.sequences.step import Departing
 
 from ..history.record import CLIENT_LEFT_STATUS
 from ..http.errors import log_failure
@@ -39,7 +41,8 @@ class StreamInfer:
     """One ModelStreamInfer call.
 
     As in Triton, the answers of models that are not decoupled come in the order of their requests.
-    The parts of a decoupled model's answer come as soon as they are ready.
+    The parts of a decoupled model's answer come as soon as they are ready. Steps of sequences are
+    submitted in the order in which they come. Sequences that began in the stream end with it.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class StreamInfer:
         self._answers: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(1)
         self._in_flight = asyncio.Semaphore(MAX_REQUESTS_IN_STREAM)
         self._end: asyncio.Task[None] | None = None
+        self._steps = asyncio.Lock()  # it is fair
+        self._sequences: WeakSet[Departing] = WeakSet()
 
     async def responses(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the serialised answers. Raises the first error if that ends the stream."""
@@ -67,6 +72,8 @@ class StreamInfer:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            for sequence in tuple(self._sequences):
+                sequence.depart()
 
     def end(self) -> None:
         """End the stream, after the answers that are ready."""
@@ -143,8 +150,12 @@ class StreamInfer:
         try:
             if refusal is not None:
                 raise refusal
-            await infer.read_all(self._context.time_remaining())
-            submission = infer.submit()
+            if infer.model.pipeline.takes_sequences:
+                # A large message is read on a helper thread, and the next one must not overtake it.
+                async with self._steps:
+                    submission = await self._submitted(infer)
+            else:
+                submission = await self._submitted(infer)
             runs = (submission,)
             whole = not isinstance(submission, StreamRun)
             async for part in Parts(submission):
@@ -162,6 +173,15 @@ class StreamInfer:
             infer.remember("grpc", status, reported, runs)
             leave(runs, infer.memory)
             infer.request.release()
+
+    async def _submitted(self, infer: RpcInfer) -> Submission:
+        """Read a request and submit it."""
+        await infer.read_all(self._context.time_remaining())
+        submission = infer.submit()
+        step = infer.request.step
+        if step is not None and step.start and step.sequence is not None:
+            self._sequences.add(step.sequence)
+        return submission
 
     async def _fail(
         self, error: Exception, infer: RpcInfer | None, before: asyncio.Event | None

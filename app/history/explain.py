@@ -278,14 +278,19 @@ class Explanation:
     def _outside(self) -> Iterator[Object]:
         """Yield the time before the first node, between nodes and after the last one."""
         at = 0
+        if self._record.turn is not None:
+            begun, at = map(self._at, self._record.turn)
+            if begun:
+                yield self._span("receive", 0, begun, words.received)
+            yield self._span("turn", begun, at, words.for_turn)
         for number, (start, end) in enumerate(sorted(self._intervals)):
             if start > at:
-                if not number:
+                if not number and not at:
                     yield self._span("receive", at, start, words.received)
                 elif start - at >= TOLD_MS * 1000:
                     yield self._span("between", at, start, words.between)
             at = max(at, end)
-        if not self._intervals:
+        if not self._intervals and not at:
             yield self._span("receive", 0, self._end, words.no_node)
         elif self._end > at:
             good = self._record.outcome == "ok"

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from penstock.pipelines.node.queue import Batch
+from penstock.pipelines.runs.graph_run import GraphRun
 from penstock.pipelines.runs.pace import Pace
 from penstock.pipelines.runs.run import Submission
+from penstock.pipelines.sequences.tracked import StepTicket
 
 Door: TypeAlias = Literal["predict", "batch", "v2", "grpc", "generate", "stream", "socket"]
 Outcome: TypeAlias = Literal["ok", "failed", "refused", "expired", "left", "bad input"]
@@ -66,7 +68,8 @@ class Record(NamedTuple):
     `ended`: when its answer was ready to be written. `rows`: as admission counts them, 0 if it was
     refused before. `slow`: it took more than `Pace.slow`. `usual`: the mean seconds of its
     pipeline's requests at that time, 0 if not known. `visits`: of its items, in order; `walk` has
-    those of parts too. `more_visits`: how many are missing there.
+    those of parts too. `more_visits`: how many are missing there. `turn`: of a step of a sequence
+    that waited for its turn, from when until when.
     """
 
     id: str
@@ -81,6 +84,7 @@ class Record(NamedTuple):
     usual: float
     visits: Sequence[ItemVisit]
     more_visits: int
+    turn: tuple[float, float] | None = None
 
     @property
     def pipeline(self) -> str | None:
@@ -131,6 +135,20 @@ def outcome_of(status: int, failure: Failure | None) -> Outcome:
     return "bad input" if 400 <= status < 500 else "failed"
 
 
+def turn_of(run: Submission, now: float) -> tuple[float, float] | None:
+    """Return when a step of a sequence waited for its turn; None if it did not.
+
+    `now`: when the request has ended, for one that never had its turn.
+    """
+    ticket = run.ticket if isinstance(run, GraphRun) else None
+    if type(ticket) is not StepTicket:
+        return None
+    came, waited = ticket.came, ticket.step.waited
+    if waited:
+        return came, came + waited
+    return None if run.visits() else (came, now)
+
+
 def visits_of(runs: Iterable[Submission]) -> tuple[list[ItemVisit], int]:
     """Return the first `MAX_VISITS` visits of a request's runs, and how many there are more."""
     visits: list[ItemVisit] = []
@@ -159,8 +177,9 @@ def record_of(
     `started`: 0 if it is not known; then it is the time when the first run was queued.
     """
     visits, more = visits_of(runs)
+    turn = turn_of(runs[0], ended) if len(runs) == 1 else None
     if not started:
-        started = visits[0].enqueued if visits else ended
+        started = turn[0] if turn else visits[0].enqueued if visits else ended
     is_slow = (
         pace is not None
         and ended - started > pace.slow
@@ -185,6 +204,7 @@ def record_of(
             0.0 if pace is None else pace.mean,
             visits,
             more,
+            turn,
         ),
     )
 

@@ -26,6 +26,7 @@ from .record import (
     ItemVisit,
     Record,
     record_of,
+    turn_of,
 )
 
 MAX_KEPT = 200
@@ -170,7 +171,11 @@ class History:
                 if len(trail) <= MAX_VISITS:
                     self.add_trail(request_id, pace, door, started, trail, run.rows)
                     return
-            elif isinstance(run, GraphRun) and 0 < len(run.stages) <= MAX_VISITS:
+            elif (
+                isinstance(run, GraphRun)
+                and 0 < len(run.stages) <= MAX_VISITS
+                and turn_of(run, now) is None
+            ):
                 self.add_trail(request_id, pace, door, started, run.stages, run.rows)
                 return
         record = record_of(

@@ -148,6 +148,13 @@ def received(time: str) -> str:
     return f"It took {time} until its body had come and was read, turns of the event loop included."
 
 
+def for_turn(time: str) -> str:
+    return (
+        f"It waited {time} for its turn: the steps of a sequence run one after another, and a "
+        "sequence begins when it has a place (max_sequences)."
+    )
+
+
 def answered(time: str) -> str:
     return (
         f"After the last node it took {time} until its answer was ready, turns of the event loop "

@@ -150,7 +150,7 @@ class Predict:
         self._watch.begin(exchange, loop)
         call = PredictCall(
             self.rules,
-            PredictHead(name, many, scope["headers"]),
+            PredictHead(name, many, scope["headers"], scope["query_string"]),
             exchange.started,
             client=client_of(scope),
             request_id=scope.get("penstock.request_id", ""),
@@ -283,7 +283,8 @@ class Predict:
         outcomes: list[Submission | Exception] = []
         runs: list[Submission] = []
         exchange.runs = runs  # so that the caller leaves them, whatever happens from here on
-        for index, given in enumerate(items):
+        steps = call.steps(len(items))
+        for index, (given, step) in enumerate(zip(items, steps, strict=True)):
             try:
                 run = call.pipeline.submit_nowait(
                     given,
@@ -292,6 +293,7 @@ class Predict:
                     client=call.client,
                     request_id=f"{call.request_id}/{index}",
                     context=call.context,
+                    sequence=step,
                 )
             except PenstockError as error:
                 outcomes.append(error)

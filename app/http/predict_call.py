@@ -27,6 +27,7 @@ from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.runs.trace import Trace
+from penstock.pipelines.sequences.step import Step, steps_of
 
 from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
 from ..history.ring import History
@@ -43,6 +44,7 @@ from .json_text import JsonLimits
 from .render import write_item, write_small
 from .request_id import choose_request_id, new_request_id
 from .restriction import restriction_of
+from .sequence_query import step_of
 
 JSON_HEADER = (b"content-type", b"application/json")
 
@@ -136,6 +138,7 @@ class PredictHead:
         "many",
         "name",
         "priority",
+        "query",
         "request_id",
         "small_body",
         "trace",
@@ -143,8 +146,11 @@ class PredictHead:
         "tracestate",
     )
 
-    def __init__(self, name: str, many: bool, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self, name: str, many: bool, fields: Sequence[tuple[bytes, bytes]], query: bytes = b""
+    ) -> None:
         """`many`: of several images, each gets a result or a problem."""
+        self.query = query
         self.name = name
         self.many = many
         self.fields = fields
@@ -232,6 +238,8 @@ class PredictCall(Run):
             self.wanted = _priority(head.priority)
         if head.trace is not None:
             self.trace = self._trace(head.trace)
+        if head.query:
+            self.step()  # refuses a malformed one
         pipeline.check_admission(self.timeout, self.wanted, self.client)
         size = head.small_body
         if head.length is None or pipeline.stream_input is not None:
@@ -295,7 +303,19 @@ class PredictCall(Run):
             self,
             client=self.client,
             context=self.context,
+            sequence=self.step() if self.head.query else None,
         )
+
+    def step(self) -> Step | None:
+        """Return the step of a sequence that the request is, if it is one."""
+        return step_of(self.head.query)
+
+    def steps(self, count: int) -> Sequence[Step | None]:
+        """Return the steps of a request of `count` items, in their order."""
+        step = self.step()
+        if step is None:
+            return [None] * count
+        return steps_of(count, step.id, step.start, step.end)
 
     def write(self, item: Item, run: Submission) -> bytes | None:
         """Write the body of the answer from the final item; None if `write_large` has to.

@@ -74,7 +74,7 @@ class StreamSockets:
             check_key(scope, settings)
             call = PredictCall(
                 self._rules,
-                PredictHead(name, False, scope["headers"]),
+                PredictHead(name, False, scope["headers"], scope["query_string"]),
                 asyncio.get_running_loop().time(),
                 client=client_of(scope),
                 request_id=request_id,
@@ -95,6 +95,7 @@ class StreamSockets:
                 client=call.client,
                 request_id=request_id,
                 context=call.context,
+                sequence=call.step(),
             )
             runs = (run,)
             messages.start(run)

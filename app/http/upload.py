@@ -199,6 +199,7 @@ async def answer_streamed(
             trace=call.trace,
             request_id=call.request_id,
             context=call.context,
+            sequence=call.step(),
         )
         exchange.runs = (run,)
         upload.start(run)

@@ -107,6 +107,30 @@ TRACE_PARAMETER: Schema = {
     "request. Requires the admin token.",
     "schema": {"type": "string", "enum": ["0", "1"]},
 }
+SEQUENCE_PARAMETERS: tuple[Schema, ...] = (
+    {
+        "name": "sequence",
+        "in": "query",
+        "required": True,
+        "description": "The sequence of which the request is a step: a camera, a call, a session. "
+        "1 to 128 characters. An id of digits is the same as that integer at /v2; it is from 1 to "
+        "2^64 - 1.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
+    {
+        "name": "sequence_start",
+        "in": "query",
+        "description": "Begin anew, and end the sequence of this id if there is one. A step of an "
+        "id that is not known begins a sequence anyway.",
+        "schema": {"type": "boolean", "default": False},
+    },
+    {
+        "name": "sequence_end",
+        "in": "query",
+        "description": "This is the last step of the sequence.",
+        "schema": {"type": "boolean", "default": False},
+    },
+)
 ANSWER_HEADERS: Schema = {
     "X-Request-Id": {"description": "The id of the request.", "schema": {"type": "string"}},
     "Server-Timing": {
@@ -276,6 +300,8 @@ def paths_of(
     if text:
         common["description"] = text
     parameters = [REQUEST_ID_PARAMETER, DEADLINE_PARAMETER, *_priority_header(config)]
+    if config.takes_sequences:
+        parameters += SEQUENCE_PARAMETERS
     codes = [*(["unauthorized"] if protected else []), *REQUEST_CODES, *ANSWER_CODES]
     answer = _answer("The pipeline's answer.", f"Prediction_{key}")
     if streams(config):

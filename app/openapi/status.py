@@ -69,6 +69,7 @@ STATUS_SCHEMAS: dict[str, Schema] = {
             failed_per_s=UNKNOWN_OR_NUMBER,
             refused_per_s=UNKNOWN_OR_NUMBER,
             latency_ms=reference("LatencyStatus"),
+            sequences={"anyOf": [reference("SequencesStatus"), {"type": "null"}]},
             nodes=array_of(reference("NodeStatus")),
             versions=array_of(TEXT),
             description=TEXT,
@@ -83,6 +84,14 @@ STATUS_SCHEMAS: dict[str, Schema] = {
     },
     "LatencyStatus": _all_of(
         p50=UNKNOWN_OR_NUMBER, p90=UNKNOWN_OR_NUMBER, p99=UNKNOWN_OR_NUMBER, requests=UNSIGNED
+    ),
+    "SequencesStatus": _all_of(
+        "Those that have a place, those that wait for one, and why others ended.",
+        live=UNSIGNED,
+        waiting=UNSIGNED,
+        max_sequences=UNSIGNED,
+        max_waiting=UNSIGNED,
+        ended=COUNTS,
     ),
     "LoadingNode": _all_of(node=TEXT, text=TEXT),
     "NodeStatus": _all_of(

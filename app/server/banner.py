@@ -86,7 +86,7 @@ def _options(url: str, settings: Settings) -> str:
 
 def _request(config: PipelineConfig) -> tuple[str, str, str]:
     """Return what comes before curl, the path, and curl's options for the body."""
-    path = f"/predict/{config.name}"
+    path = f"/predict/{config.name}{'?sequence=try' if config.takes_sequences else ''}"
     ports = [port for port in config.inputs if not port.optional] or list(config.inputs)
     if len(ports) == 1:
         (port,) = ports
@@ -98,7 +98,8 @@ def _request(config: PipelineConfig) -> tuple[str, str, str]:
             return "", path, "-H 'Content-Type: application/octet-stream' --data-binary hello"
         if port.kind == "text":
             return "", path, "-H 'Content-Type: text/plain' --data-binary hello"
-        if (size := _zeros(port)) and math.prod(_shape(port)) > MAX_LISTED_VALUES:
+        is_large = math.prod(_shape(port)) > MAX_LISTED_VALUES
+        if is_large and not config.takes_sequences and (size := _zeros(port)):
             # A terminal would show the tensors of the answer as rubbish.
             options = (
                 "-o answer.bin -w '%{http_code}, see answer.bin\\n' "

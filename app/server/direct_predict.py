@@ -100,8 +100,12 @@ class DirectPredict(PredictCall, Direct):
         if self.context is not None:
             self.end_trace("predict", 200, None, (run,))
         start = _heads.get(self._default_head) or _head_of_json(self._default_head)
-        batch = self.batch
-        if run is self and self.stages is None and batch is not None and batch.parts is None:
+        if (
+            run is self
+            and self.stages is None
+            and (batch := self.batch) is not None
+            and batch.parts is None
+        ):
             # One node, the usual case: all in one `%`, which costs half of three.
             request_id, enqueued = self.request_id, self.enqueued
             rules = self.rules
@@ -135,6 +139,7 @@ class DirectPredict(PredictCall, Direct):
             history = self.rules.history
             stages = self.stages if run is self else None
             if history is not None and stages is not None and len(stages) < MAX_VISITS:
+                batch = self.batch
                 assert batch is not None
                 history.add_trail(
                     self.request_id,

@@ -62,7 +62,7 @@ class DirectRoutes:
         if "%" in path:
             return ""
         if (route := _route_of_path(path)) is not None:
-            asked = PredictHead(*route, head.fields)
+            asked = PredictHead(*route, head.fields, head.query)
             unusual = (
                 asked.many
                 or asked.encoding is not None

@@ -178,6 +178,7 @@ def _nothing() -> dict[str, Any]:
         "succeeded_per_s": None,
         "failed_per_s": None,
         "refused_per_s": None,
+        "sequences": None,
         "nodes": [],
     }
 
@@ -197,6 +198,7 @@ def _activity(
         "succeeded_per_s": _rate(now.succeeded - before.succeeded, seconds),
         "failed_per_s": _rate(now.failed - before.failed, seconds),
         "refused_per_s": _rate(now.refused - before.refused, seconds),
+        "sequences": _sequences(pipeline),
         "nodes": [
             _node(
                 node,
@@ -207,6 +209,20 @@ def _activity(
             )
             for node in nodes_of(pipeline)
         ],
+    }
+
+
+def _sequences(pipeline: Pipeline) -> dict[str, Any] | None:
+    """Return how many sequences there are, and how they ended; None if it has none."""
+    sequencer = pipeline.sequences
+    if sequencer is None:
+        return None
+    return {
+        "live": sequencer.live,
+        "waiting": sequencer.waiting,
+        "max_sequences": sequencer.capacity,
+        "max_waiting": sequencer.max_waiting,
+        "ended": dict(sequencer.ended),
     }
 
 

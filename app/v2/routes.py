@@ -52,6 +52,7 @@ logger = logging.getLogger("penstock.http")
 
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",

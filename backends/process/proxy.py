@@ -27,6 +27,7 @@ from ..expressions.registry import backend_registered_here
 from ..expressions.spec import Spec
 from ..item import Item
 from ..memory import Reservation, budget
+from ..sequences.definition import SequenceConfig
 from ..sequences.sequence import EndedSequences
 from ..text import message_of
 from .channel import Channel, PeerGoneError
@@ -85,10 +86,10 @@ class ProcessBackend(Backend):
     executor's thread when one is replaced.
     """
 
-    def __init__(self, spec: Spec, sequences: bool = False) -> None:
-        """`sequences`: the node keeps states of sequences, which live in the child."""
+    def __init__(self, spec: Spec, sequence: SequenceConfig | None = None) -> None:
+        """`sequence`: how the node keeps states of sequences, which live in the child."""
         self.spec = spec
-        self._sequences = sequences
+        self._sequence = sequence
         self._undecided = False
         self.ready = True  # False while a child that has died is being replaced
         self.on_exit: Callable[[], None] = lambda: None
@@ -203,7 +204,7 @@ class ProcessBackend(Backend):
             name,
             level,
             {"PYTHONPATH": os.environ.get("PYTHONPATH")},
-            self._sequences,
+            self._sequence,
         )
         try:
             child.channel.send(order)

@@ -25,6 +25,7 @@ from ..expressions.spec import Spec
 from ..expressions.user import adapt
 from ..item import Item
 from ..loaded_files import FileRecord
+from ..sequences.definition import SequenceConfig
 from ..user_code import load
 from .failure import Failure
 
@@ -77,8 +78,8 @@ class Order:
     log_level: int
     environment: dict[str, str | None] = field(default_factory=dict)
     """Variables that had another value only for the child's start; None: not set."""
-    sequences: bool = False
-    """The node keeps states of sequences."""
+    sequence: SequenceConfig | None = None
+    """How the node keeps states of sequences; None: it keeps none."""
 
 
 class LoadedMessage(NamedTuple):

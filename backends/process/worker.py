@@ -25,7 +25,7 @@ from ..item import Item
 from ..log_writer import QueuedHandler
 from ..memory import NO_LIMIT, budget
 from ..sequences.sequence import EndedSequences
-from ..sequences.stateful import StatefulBackend
+from ..sequences.stateful import with_sequences
 from ..text import escape, marked
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
@@ -84,8 +84,8 @@ def serve(channel: Channel) -> None:
             order: Order = channel.receive()
             _prepare(order)
             backend = order.spec.bind(order.context).create(order.context)
-            if order.sequences:
-                backend = StatefulBackend(backend, order.context)
+            if order.sequence is not None:
+                backend = with_sequences(backend, order.sequence, order.context)
             backend.warm_up()
             files = order.context.files
             files.verify()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import Any
 
 from ..base import Backend, Context
 from ..errors import BackendError
 from ..item import Item
+from .definition import SequenceConfig
 from .sequence import Sequence, StepMessage
 
 logger = logging.getLogger("penstock.sequences")
@@ -64,6 +64,19 @@ class SequenceStates:
             )
 
 
+def with_sequences(backend: Backend, config: SequenceConfig, context: Context) -> Backend:
+    """Return what runs in place of the backend of a node that keeps state.
+
+    Raises `ConfigError` if its model does not have the tensors of the table.
+    """
+    wrapped = backend
+    if config.controls or config.state:
+        from .tensors import SequenceTensors  # imports numpy
+
+        wrapped = SequenceTensors(backend, config, context)
+    return StatefulBackend(wrapped, context, type(backend).__name__)
+
+
 class StatefulBackend(Backend):
     """Wraps the backend of a node that keeps state, in the process in which it runs.
 
@@ -71,11 +84,13 @@ class StatefulBackend(Backend):
     nothing is there afterwards.
     """
 
-    def __init__(self, inner: Backend, context: Context) -> None:
+    def __init__(self, inner: Backend, context: Context, name: str) -> None:
+        """`name`: that of the backend, for errors."""
         self.children = (inner,)
         self.min, self.max = inner.min, inner.max
         self.signature = inner.signature
         self._inner = inner
+        self._name = name
         self._states = SequenceStates(context)
 
     def forward(self, batch: list[Item]) -> None:
@@ -92,7 +107,7 @@ class StatefulBackend(Backend):
                     sequence.state = state
                 raise
         except BaseException as error:
-            name_backend(error, self._inner)
+            name_backend(error, self._name)
             raise
         for item, sequence, state in zip(items, sequences, before, strict=True):
             item.pop("sequence", None)
@@ -110,8 +125,8 @@ class StatefulBackend(Backend):
         super().close()
 
 
-def name_backend(error: BaseException, backend: Any) -> None:
+def name_backend(error: BaseException, name: str) -> None:
     """Note which backend raised an error, for its message: not the one that wraps it."""
     if not hasattr(error, "penstock_backend"):
         with suppress(Exception):  # an error with slots
-            error.penstock_backend = type(backend).__name__  # type: ignore[attr-defined]
+            error.penstock_backend = name  # type: ignore[attr-defined]

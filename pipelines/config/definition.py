@@ -193,6 +193,11 @@ class PipelineConfig:
         Called once none serves or loads any more.
         """
 
+    @property
+    def takes_sequences(self) -> bool:
+        """True if a node keeps states of sequences: then each request is a step of one."""
+        return any(node.sequence is not None for node in self.nodes.values())
+
     def alone(self, exposed: Exposed) -> PipelineConfig:
         """Return what callers see of an exposed node: a pipeline that has only this node."""
         node = self.nodes[self.nodes[exposed.node].shares or exposed.node]

@@ -707,7 +707,7 @@ class Node:
         if self.config.executor == "process":
             from penstock.backends.process.proxy import ProcessBackend  # imports numpy
 
-            spec = ProcessBackend(own, sequences=self.config.sequence is not None)
+            spec = ProcessBackend(own, self.config.sequence)
         executor = self.executor_class(
             name,
             spec,

@@ -11,8 +11,8 @@ from typing import Any
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, InvalidInput
 from penstock.backends.sequences.definition import SequenceConfig
-from penstock.backends.sequences.sequence import StepMessage
-from penstock.backends.sequences.stateful import StatefulBackend
+from penstock.backends.sequences.sequence import EndedSequences, StepMessage
+from penstock.backends.sequences.stateful import with_sequences
 
 from ..sequences.sequencer import Sequencer
 from ..sequences.tracked import StepTicket, TrackedSequence
@@ -21,7 +21,7 @@ from .loop_node import LoopNode
 from .node import Node
 from .places import Binding, Place, PlaceScheduler
 from .queue import Batch, Entry
-from .scheduler import Scheduler, Startable
+from .scheduler import Scheduler
 
 
 class KeepsSequences(Node):
@@ -41,7 +41,6 @@ class KeepsSequences(Node):
         }
         assert isinstance(self.scheduler, PlaceScheduler)
         self.scheduler.place_of = self._place_of_entry
-        self.scheduler.before_start = self._before_start
 
     @property
     def places(self) -> int | None:
@@ -136,18 +135,8 @@ class KeepsSequences(Node):
         binding: Binding = sequence.hosts.pop(self)
         place = binding.place
         place.release(sequence)
-        if not place.ended:
-            self._loop.call_soon(place.tell, context=self._context)
-        place.ended.append((sequence.serial, reason))
-
-    def _before_start(self, executor: Startable) -> None:
-        assert isinstance(executor, Executor)
-        self._place_of(executor).tell()
-
-    async def close(self, timeout: float) -> None:
-        for place in self._places.values():
-            place.tell()
-        await super().close(timeout)
+        if place.executor is not None:
+            place.executor.end_sequences(EndedSequences(((sequence.serial, reason),)))
 
     def _place_of_entry(self, entry: Entry) -> Place:
         assert isinstance(entry.ticket, StepTicket)
@@ -161,7 +150,7 @@ class KeepsSequences(Node):
 
     def prepared(self, backend: Backend, context: Context) -> Backend:
         if self.config.executor != "process":  # a child wraps it there
-            backend = StatefulBackend(backend, context)
+            backend = with_sequences(backend, self.sequence, context)
         return backend
 
     def executor_loaded(self, executor: Executor, low: int, high: int, device: str) -> None:

@@ -30,6 +30,7 @@ PARTS = {
     "protocol": "protocol",
     "grpc": "rpc",
     "trace": "tracing",
+    "sequences": "sequences",
     "resnet": "resnet",
     "memory": "memory",
     "overload": "overload",

@@ -34,7 +34,8 @@ export const isPlain = (text) => !/[\u0000-\u0008\u000b-\u001f\u007f]/.test(text
 /** @param {any} pipeline @param {Record<string, Value>} values by input @param {any} options @returns {Plan} */
 export function planOf(pipeline, values, { deadline, priority, version, events = false } = {}) {
   const ports = portsOf(pipeline);
-  const path = `predict/${encodeURIComponent(pipeline.name)}${version ? `/versions/${version}` : ""}`;
+  const query = pipeline.sequences ? "?sequence=try" : ""; // its steps go on from one try to the next
+  const path = `predict/${encodeURIComponent(pipeline.name)}${version ? `/versions/${version}` : ""}${query}`;
   const headers = {
     ...(events && { Accept: "text/event-stream" }),
     ...(deadline && { "Penstock-Deadline-Ms": deadline }),

@@ -229,6 +229,7 @@ class InferCall:
             client=self.client,
             request_id=request_id,
             context=self.context,
+            sequence=request.step,
         )
 
     def choose(self, item: Item) -> Chosen:

@@ -119,9 +119,14 @@ def remember(
 
     Only if the JSON says all there is to know (it has no id and no tensor data), and if the tensors
     can be read in place. Not if very much would be copied out of shared memory: recalled requests
-    are read on the event loop.
+    are read on the event loop. Not if it is a step of a sequence: each sequence has another JSON.
     """
-    if len(text) > KEPT_JSON_BYTES or request.id is not None or not model.inputs:
+    if (
+        len(text) > KEPT_JSON_BYTES
+        or request.id is not None
+        or request.step is not None
+        or not model.inputs
+    ):
         return
     by_name: dict[str, Slot] = {}
     start = 0

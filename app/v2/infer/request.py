@@ -13,6 +13,7 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, may_come_from_network
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
+from penstock.pipelines.sequences.step import Step
 
 from ...http.inputs.datatypes import DATATYPES, Array, Datatype
 from ...http.inputs.declared import ONE_VALUE, Tensor, set_values
@@ -39,8 +40,7 @@ from ..tensors import (
 )
 from .wanted import Wanted, read_outputs
 
-SEQUENCE_PARAMETERS = frozenset({"sequence_id", "sequence_start", "sequence_end"})
-"""Parameters that are accepted and ignored, because pipelines have no sequences."""
+SEQUENCE_FLAGS = frozenset({"sequence_start", "sequence_end"})
 
 RESERVED_PARAMETERS = frozenset({"data", "result", "error", "context", "headers"})
 """Names that no parameter may have: keys of an item, and those that Triton's clients reserve."""
@@ -60,7 +60,8 @@ class InferRequest:
     `timeout` is in seconds; None for the pipeline's own. `outputs` is None for all outputs.
     `binary` asks for the bytes of those outputs that do not say. `leases` are the parts of shared
     memory that outputs go to: release them when the request has been answered. `memory` is what the
-    request holds. `json_limits` bounds inputs that are JSON texts.
+    request holds. `json_limits` bounds inputs that are JSON texts. `step` says of which sequence
+    the request is a step, if its pipeline has sequences.
     """
 
     __slots__ = (
@@ -73,6 +74,7 @@ class InferRequest:
         "outputs",
         "priority",
         "rows",
+        "step",
         "timeout",
     )
 
@@ -86,6 +88,7 @@ class InferRequest:
         self.priority: int | None = None
         self.outputs: Sequence[Wanted] | None = None
         self.binary = False
+        self.step: Step | None = None
         self.leases: list[Slice] = []
 
     def release(self) -> None:
@@ -185,6 +188,8 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
         raise InvalidRequest(
             f"the request has {len(parameters)} parameters, at most {MAX_PARAMETERS} are accepted"
         )
+    identity: int | str = 0
+    flags: dict[str, bool] = {}
     for key, value in parameters.items():
         if type(value) not in PARAMETER_TYPES:
             raise InvalidRequest(
@@ -202,8 +207,10 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             levels = entry_point.root.config.priority_levels if entry_point is not None else 0
             # As in Triton, any other level stands for the model's default.
             request.priority = level if 0 < level <= levels else None
-        elif key in SEQUENCE_PARAMETERS:
-            continue
+        elif key == "sequence_id":
+            identity = _sequence_id(value)
+        elif key in SEQUENCE_FLAGS:
+            flags[key] = check_boolean(value, f"parameter '{key}'")
         elif (
             key in RESERVED_PARAMETERS
             or _is_tensor(key, model)
@@ -213,6 +220,25 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             raise InvalidRequest(f"parameter '{key}' is reserved: it can't be set by a request")
         else:
             request.item[key] = value
+    # As in Triton, a model without sequences ignores them, and 0 and "" stand for no id.
+    if identity and model.pipeline.takes_sequences:
+        request.step = Step(
+            identity,
+            flags.get("sequence_start", False),
+            flags.get("sequence_end", False),
+            strict=True,
+        )
+
+
+def _sequence_id(value: Any) -> int | str:
+    if type(value) is str:
+        return value
+    if type(value) is int and 0 <= value <= UINT64_MAX:
+        return value
+    raise InvalidRequest(
+        f"Unable to parse 'sequence_id': expected a whole number from 0 to {UINT64_MAX} or a "
+        f"string, got {str(value)[:40]}"
+    )
 
 
 def _is_tensor(key: str, model: Model) -> bool:

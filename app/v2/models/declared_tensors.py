@@ -1,4 +1,5 @@
-"""The `input` and `output` of a configuration that a load brings, compared with the model's own.
+"""The tensors of a configuration that a load brings, compared with the model's own: its `input` and
+`output`, and those of `sequence_batching`.
 
 They change nothing, so they must say what the server reports of the model (`description.py`).
 """
@@ -11,9 +12,9 @@ from typing import Any
 
 from penstock.backends.errors import InvalidRequest
 
+from .config_fields import list_of
 from .description import config_of
 from .model import Model
-from .model_config import list_of
 
 
 def check_tensors(config: Mapping[str, Any], model: Model) -> None:
@@ -26,6 +27,14 @@ def check_tensors(config: Mapping[str, Any], model: Model) -> None:
         declared = list_of(config.get(key), key)
         if declared:
             _check_list(key, declared, {tensor["name"]: tensor for tensor in own[key]})
+    sequences, given = own.get("sequence_batching"), config.get("sequence_batching")
+    if sequences is not None and isinstance(given, dict):
+        for key in ("control_input", "state"):
+            if given.get(key) and not _says(given[key], sequences[key]):
+                raise _invalid(
+                    f"'{key}' of 'sequence_batching' is {_shown(given[key])}, and the model's is "
+                    f"{_shown(sequences[key])}"
+                )
 
 
 def _check_list(
@@ -59,6 +68,22 @@ def _same(value: Any, expected: Any) -> bool:
     if isinstance(expected, list):
         return isinstance(value, list) and list(map(str, value)) == list(map(str, expected))
     return type(value) is type(expected) and bool(value == expected)
+
+
+def _says(given: Any, own: Any) -> bool:
+    """Return whether all that `given` has is in `own`. A field that is empty says nothing."""
+    if isinstance(own, dict):
+        return isinstance(given, dict) and all(
+            value in (None, [], "") or (key in own and _says(value, own[key]))
+            for key, value in given.items()
+        )
+    if isinstance(own, list):
+        return (
+            isinstance(given, list)
+            and len(given) == len(own)
+            and all(_says(*pair) for pair in zip(given, own, strict=True))
+        )
+    return bool(given == own) or str(given) == str(own)
 
 
 def _shown(value: Any) -> str:

@@ -16,6 +16,7 @@ from ...http.inputs.declared import ANY_SIZE, Tensor
 from ..call import ProtocolAnswer, ProtocolCall, ProtocolError, Route, json_answer
 from .model import Model, Models
 from .model_config import version_policy_of
+from .sequence_batching import sequence_batching_of
 
 PLATFORM = "penstock"
 MODEL_NOT_READY = "Model version not ready"
@@ -149,7 +150,10 @@ def config_of(model: Model) -> dict[str, Any]:
         "model_transaction_policy": {"decoupled": model.streams},
     }
     entry_point = model.pipeline.plan.default
-    if entry_point is not None:
+    sequences = sequence_batching_of(model.pipeline)
+    if sequences is not None:  # instead of the other one: ModelConfig has one of them
+        config["sequence_batching"] = sequences
+    elif entry_point is not None:
         # Of models without a batch too: ModelConfig has the queue's policy nowhere else.
         entry_node, pipeline = entry_point.root.config, model.pipeline.config
         config["dynamic_batching"] = {

@@ -9,6 +9,7 @@
   `default_priority` of the entry node.
 * `dynamic_batching.default_queue_policy.max_queue_size`: `queue_size` of the pipeline.
 * `dynamic_batching.default_queue_policy.default_timeout_microseconds`: its `queue_timeout`.
+* `sequence_batching`: see `sequence_batching.py`.
 
 A field that Penstock does not have must have the value that `description.py` reports, or be empty.
 So no field is accepted and then ignored.
@@ -21,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from penstock.backends.errors import InvalidRequest
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
 from penstock.pipelines.config.definition import (
@@ -33,6 +33,16 @@ from penstock.pipelines.config.definition import (
 from penstock.pipelines.runs.plan import Plan
 
 from ...http.json_text import kind_of
+from .config_fields import (
+    MAX_MICROSECONDS,
+    invalid,
+    list_of,
+    number_in,
+    number_of,
+    table_in,
+    table_of,
+)
+from .sequence_batching import stateful_nodes_of, with_batching
 
 ACCEPTED_KEYS = frozenset(
     {
@@ -42,6 +52,7 @@ ACCEPTED_KEYS = frozenset(
         "max_batch_size",
         "instance_group",
         "dynamic_batching",
+        "sequence_batching",
         "default_model_filename",
         "input",
         "output",
@@ -109,7 +120,6 @@ INSTANCE_KINDS = frozenset({"KIND_AUTO", "KIND_CPU", "KIND_GPU"})
 
 MAX_BATCH_SIZE = 2**31 - 1
 MAX_QUEUE_SIZE = 2**31 - 1
-MAX_MICROSECONDS = 2**53
 MAX_INSTANCES = 1024
 MAX_GPU = 1023
 MAX_PRIORITY_LEVELS = 1024
@@ -128,33 +138,33 @@ def configure(
     working = [name for name, node in nodes.items() if node.shares is None and node.instance_groups]
     bound = override.get("max_batch_size")
     if bound is not None:
-        bound = _number(bound, "max_batch_size", MAX_BATCH_SIZE)
+        bound = number_of(bound, "max_batch_size", MAX_BATCH_SIZE)
         if bound not in {0, reported}:
             nodes |= _bounded(bound, [nodes[name] for name in working])
-    _check_fields(_table_in(override, "optimization"), "optimization")
-    _check_policy(_table_in(override, "version_policy"), version_policy_of(config))
-    _check_decoupled(_table_in(override, "model_transaction_policy"), config)
+    _check_fields(table_in(override, "optimization"), "optimization")
+    _check_policy(table_in(override, "version_policy"), version_policy_of(config))
+    _check_decoupled(table_in(override, "model_transaction_policy"), config)
     placed: set[str] = set()
     for group in list_of(override.get("instance_group"), "instance_group"):
         _check_fields(group, "instance_group")
         name = group.get("name")
         if not isinstance(name, str | None):
-            raise _invalid(f"'name' of an instance group is a JSON {kind_of(name)}, not a string")
+            raise invalid(f"'name' of an instance group is a JSON {kind_of(name)}, not a string")
         if name not in working:
             if len(working) != 1:
-                raise _invalid(
+                raise invalid(
                     "each 'instance_group' must have the 'name' of a node, one of "
                     f"{', '.join(working)}"
                 )
             name = working[0]
         if name in placed:
-            raise _invalid(f"two 'instance_group' are of node '{name}', expected one for each node")
+            raise invalid(f"two 'instance_group' are of node '{name}', expected one for each node")
         placed.add(name)
         nodes[name] = _placed(nodes[name], group)
     batching = override.get("dynamic_batching")
     changes: dict[str, Any] = {}
     if batching is not None:
-        batching = _table(batching, "dynamic_batching")
+        batching = table_of(batching, "dynamic_batching")
         _check_fields(batching, "dynamic_batching")
         _check_preferred(batching.get("preferred_batch_size"), {bound, reported})
         entry_point = Plan(config.nodes, config.entry).default
@@ -162,16 +172,25 @@ def configure(
             root = entry_point.root.name
             nodes[root] = _batching(nodes[root], batching)
         elif given := sorted(ENTRY_SETTINGS & {key for key, value in batching.items() if value}):
-            raise _invalid(
+            raise invalid(
                 f"'{given[0]}' is of the entry node, and the pipeline has several roots and no "
                 "'entry'"
             )
-        policy = _table_in(batching, "default_queue_policy")
+        policy = table_in(batching, "default_queue_policy")
         _check_fields(policy, "default_queue_policy")
-        if size := _number_in(policy, "max_queue_size", MAX_QUEUE_SIZE):
+        if size := number_in(policy, "max_queue_size", MAX_QUEUE_SIZE):
             changes["queue_size"] = size
-        if timeout := _number_in(policy, "default_timeout_microseconds", MAX_MICROSECONDS):
+        if timeout := number_in(policy, "default_timeout_microseconds", MAX_MICROSECONDS):
             changes["queue_timeout"] = timeout / 1e6
+    if (sequences := override.get("sequence_batching")) is not None:
+        stateful = stateful_nodes_of(config)
+        if len(stateful) != 1:
+            raise invalid(
+                "'sequence_batching' is of the node that keeps state ([NODE.sequence]), and the "
+                f"pipeline has {len(stateful) or 'none'}"
+            )
+        name = stateful[0]
+        nodes[name] = with_batching(nodes[name], table_of(sequences, "sequence_batching"))
     return replace(config, nodes=nodes, **changes)
 
 
@@ -182,14 +201,14 @@ def _check_fields(table: Mapping[str, Any], name: str) -> None:
         if key in settings:
             continue
         if key not in fixed:
-            raise _invalid(
+            raise invalid(
                 f"'{key[:100]}' of '{name}' can't be set here, expected one of "
                 f"{', '.join(sorted({*settings, *fixed}))}"
             )
         if value is not None and not any(
             type(value) is type(allowed) and value == allowed for allowed in fixed[key]
         ):
-            raise _invalid(
+            raise invalid(
                 f"'{key}' of '{name}' can't be changed, expected {json.dumps(fixed[key][-1])}"
             )
 
@@ -202,9 +221,9 @@ def _check_preferred(sizes: Any, maxima: set[int | None]) -> None:
     if sizes is None:
         return
     if not isinstance(sizes, list) or any(
-        _number(size, "preferred_batch_size", MAX_BATCH_SIZE) not in maxima for size in sizes
+        number_of(size, "preferred_batch_size", MAX_BATCH_SIZE) not in maxima for size in sizes
     ):
-        raise _invalid(
+        raise invalid(
             "'preferred_batch_size' of 'dynamic_batching' can't be set here to anything but "
             "[max_batch_size]: a batch takes what waits"
         )
@@ -236,11 +255,11 @@ def _check_policy(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         if value is None and key in {"latest", "all", "specific"}:
             continue
         if key not in own:
-            raise _invalid(
+            raise invalid(
                 f"'{key[:100]}' of 'version_policy' can't be set here, expected {', '.join(own)}"
             )
         if value not in ({}, own[key]):
-            raise _invalid(
+            raise invalid(
                 f"'{key}' of 'version_policy' can't be changed, expected {json.dumps(own[key])}"
             )
 
@@ -251,11 +270,11 @@ def _check_decoupled(given: Mapping[str, Any], config: PipelineConfig) -> None:
     streams = entry_point is not None and entry_point.stream is not None
     for key, value in given.items():
         if key != "decoupled":
-            raise _invalid(
+            raise invalid(
                 f"'{key[:100]}' of 'model_transaction_policy' can't be set here, expected decoupled"
             )
         if value is not None and value is not streams:
-            raise _invalid(
+            raise invalid(
                 "'decoupled' of 'model_transaction_policy' can't be changed, expected "
                 f"{json.dumps(streams)}"
             )
@@ -303,7 +322,7 @@ def _with_max(group: InstanceGroupConfig, bound: int) -> InstanceGroupConfig:
     if spec.declared_range.max < bound:
         spec = _with_engine_max(spec, str(group.max), str(bound))
     if (most := spec.declared_range.max) < bound:
-        raise _invalid(f"'max_batch_size' is {bound}, but {spec.name} takes at most {most} rows")
+        raise invalid(f"'max_batch_size' is {bound}, but {spec.name} takes at most {most} rows")
     return replace(group, spec=spec, max=bound)
 
 
@@ -324,20 +343,20 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
     if kind is None:
         kind = "KIND_AUTO"
     if kind not in sorted(INSTANCE_KINDS):
-        raise _invalid(
+        raise invalid(
             f"'kind' of an instance group must be one of {', '.join(sorted(INSTANCE_KINDS))}"
         )
     gpus = instance_group.get("gpus")
     if gpus is None:
         gpus = []
     if not isinstance(gpus, list):
-        raise _invalid("'gpus' of an instance group must be an array of numbers")
-    devices = tuple(f"cuda:{_number(gpu, 'gpus', MAX_GPU)}" for gpu in gpus)
+        raise invalid("'gpus' of an instance group must be an array of numbers")
+    devices = tuple(f"cuda:{number_of(gpu, 'gpus', MAX_GPU)}" for gpu in gpus)
     if kind == "KIND_CPU" and devices:
-        raise _invalid("an instance group of KIND_CPU must have no 'gpus'")
+        raise invalid("an instance group of KIND_CPU must have no 'gpus'")
     groups = node.instance_groups
     instances = sum(group.instances for group in groups)
-    count = _number_in(instance_group, "count", MAX_INSTANCES)
+    count = number_in(instance_group, "count", MAX_INSTANCES)
     # ModelConfig counts the instances on each device. 0 is not given: as many as now.
     if count:
         count *= max(1, len(devices))
@@ -350,7 +369,7 @@ def _placed(node: NodeConfig, instance_group: Mapping[str, Any]) -> NodeConfig:
     if len(groups) == 1:
         groups = (replace(groups[0], instances=count),)
     elif count != instances:
-        raise _invalid(
+        raise invalid(
             f"node '{node.name}' has several groups of instances, which an 'instance_group' can't "
             "change"
         )
@@ -362,60 +381,22 @@ def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:
 
     def number(key: str, most: int, now: int) -> int:
         value = batching.get(key)
-        return now if value is None else _number(value, key, most)
+        return now if value is None else number_of(value, key, most)
 
     given = batching.get("max_queue_delay_microseconds")
     delay = (
         node.batching_timeout
         if given is None
-        else _number(given, "max_queue_delay_microseconds", MAX_MICROSECONDS) / 1000
+        else number_of(given, "max_queue_delay_microseconds", MAX_MICROSECONDS) / 1000
     )
     levels = number("priority_levels", MAX_PRIORITY_LEVELS, node.priority_levels)
     # A level that stays makes no sense without levels.
     now = node.default_priority if levels else 0
     level = number("default_priority_level", MAX_PRIORITY_LEVELS, now)
     if level > levels or (levels and not level):
-        raise _invalid(
+        raise invalid(
             f"'default_priority_level' must be from 1 to {levels}, the 'priority_levels'"
             if levels
             else "'default_priority_level' is set, but there are no 'priority_levels'"
         )
     return replace(node, batching_timeout=delay, priority_levels=levels, default_priority=level)
-
-
-def _number(value: Any, key: str, most: int) -> int:
-    if isinstance(value, str) and value.isdigit() and len(value) < 20:
-        value = int(value)  # protobuf's JSON has int64 as strings
-    if type(value) is not int or not 0 <= value <= most:
-        raise _invalid(f"'{key}' must be a whole number from 0 to {most}")
-    return value
-
-
-def _number_in(table: Mapping[str, Any], key: str, most: int) -> int:
-    """Return the number of a field, 0 if it is not given."""
-    value = table.get(key)
-    return 0 if value is None else _number(value, key, most)
-
-
-def list_of(value: Any, key: str) -> list[Mapping[str, Any]]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _invalid(f"'{key}' is a JSON {kind_of(value)}, expected an array")
-    return [_table(member, key) for member in value]
-
-
-def _table_in(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the object of a field, empty if it is not given."""
-    value = table.get(key)
-    return {} if value is None else _table(value, key)
-
-
-def _table(value: Any, key: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _invalid(f"'{key}' is a JSON {kind_of(value)}, expected an object")
-    return value
-
-
-def _invalid(problem: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid config override: {problem}")

@@ -28,6 +28,7 @@ from ...http.json_text import JsonLimits, kind_of, parse_json
 from .declared_tensors import check_tensors
 from .model import Model
 from .model_config import ACCEPTED_KEYS, KEYS_ACCEPTED_EMPTY, configure
+from .sequence_batching import table_of_model
 
 FILE_PARAMETER = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -149,9 +150,12 @@ class Override:
         try:
             for name, content in contents.items():
                 (directory / name).write_bytes(content)
+            node: dict[str, Any] = {"backend": "OnnxTensor", "model": model}
+            if (batching := self.config.get("sequence_batching")) is not None:
+                node["sequence"] = table_of_model(batching)
             tables = Tables(
                 self.name,
-                {"model": {"backend": "OnnxTensor", "model": model}},
+                {"model": node},
                 pipeline={"version": str(version)},
                 file=f"override of {self.name}",
                 directory=directory,

@@ -425,3 +425,19 @@ def test_request_bodies_by_kind(running: Any, digits: Path) -> None:
     assert form["required"] == ["photo", "question"]
     assert form["properties"]["photo"] == {"type": "string", "format": "binary"}
     assert form["properties"]["count"] == {"type": "integer"}
+
+
+def test_steps_of_sequences_have_their_query() -> None:
+    kept = {"sequence": True, "sequence_start": False, "sequence_end": False}
+    tables: list[tuple[dict[str, Any], Any]] = [({}, {}), ({"sequence": {}}, kept)]
+    for table, expected in tables:
+        node = {"backend": "Identity", **table}
+        paths = operations_of(load({"pipeline": {"name": "one"}, "node": node}), protected=False)
+        operations = [*paths["/predict/one"].values(), *paths["/predict/one/batch"].values()]
+        for operation in operations:
+            query = {
+                one["name"]: one.get("required", False)
+                for one in operation["parameters"]
+                if one["in"] == "query"
+            }
+            assert query == expected
