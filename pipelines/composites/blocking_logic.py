@@ -42,7 +42,8 @@ class Worker:
             SimpleQueue()
         )
         # A daemon: a generator that never ends keeps no process alive.
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Outcome]:
         """Run a function after those before it. The future has its result and what it raised.
@@ -56,6 +57,10 @@ class Worker:
     def stop(self) -> None:
         """End the thread after the functions that it has."""
         self._calls.put(None)
+
+    def join(self) -> None:
+        """Wait for the thread to end, which has nothing to do any more."""
+        self._thread.join()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -89,6 +94,7 @@ class BlockingLogicNode(LogicNode):
             logic, error = await worker.run(lambda: spec.create(self._backend_context))
             if error is not None:
                 worker.stop()
+                worker.join()
                 raise BackendError(
                     f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
                 ) from error
@@ -99,10 +105,13 @@ class BlockingLogicNode(LogicNode):
 
     async def _close_logic(self, timeout: float) -> None:
         workers: list[Worker] = self.__dict__.pop("_workers", [])
-        closing = [self._closed(worker.run(worker.logic.close), timeout) for worker in workers]
+        closing = [worker.run(worker.logic.close) for worker in workers]
         for worker in workers:
             worker.stop()
-        await asyncio.gather(*closing)
+        await asyncio.gather(*[self._closed(closed, timeout) for closed in closing])
+        for worker, closed in zip(workers, closing, strict=True):
+            if not closed.cancelled():  # by the time-out
+                worker.join()
 
     async def values_of(self, item: Item, call: Any, batch: Batch) -> AsyncGenerator[Any]:
         worker = await self._free.get()
@@ -128,6 +137,7 @@ class BlockingLogicNode(LogicNode):
                     return
                 yield value
         finally:
+            error = None  # raised above, it holds this frame: they would be a cycle
             # If this was cancelled, the thread may still be at the next value.
             ended = worker.run(close)
             ended.add_done_callback(partial(self._release, worker))

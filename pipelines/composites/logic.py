@@ -428,7 +428,9 @@ class LogicNode(CompositeNode):
         except BaseException as error:
             if sequence is not None:
                 sequence.state = state
-            self.end(entry, self._failure(entry, error))
+            if (outcome := self._failure(entry, error)) is None:
+                raise
+            self.end(entry, outcome)
             return
         finally:
             call.drop()
@@ -462,7 +464,8 @@ class LogicNode(CompositeNode):
         except BaseException as error:
             if sequence is not None:
                 sequence.state = state
-            outcome = self._failure(entry, error)
+            if (outcome := self._failure(entry, error)) is None:
+                raise
             if not isinstance(outcome, dict):
                 self.end(entry, outcome)
                 return
@@ -483,7 +486,8 @@ class LogicNode(CompositeNode):
     def _failure(self, entry: Entry, error: BaseException) -> Outcome:
         """Return the outcome of an item whose logic raised an exception.
 
-        Raises the exception if it is not a failure: the item was dropped, or the program ends.
+        Returns None if it is not a failure and goes on: the item was dropped, or the program ends.
+        Raised here, it would hold this frame, which holds it: a cycle around the whole request.
         """
         error = readable(error)
         # A TaskGroup wraps a single exception too.
@@ -495,11 +499,11 @@ class LogicNode(CompositeNode):
             return error
         if isinstance(error, asyncio.CancelledError):
             if entry not in self.waiting:
-                raise error
+                return None
         elif isinstance(error, KeyboardInterrupt):
             self.discard(entry)
             entry.fail(NotReady(f"node {self.name!r}: the program was interrupted"))
-            raise error
+            return None
         fields = {"request_id": entry.request_id, **self._log_fields()}
         logger.error("node %s failed", self.name, exc_info=error, extra=fields)
         kind = (

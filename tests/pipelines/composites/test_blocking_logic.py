@@ -12,6 +12,8 @@ import pytest
 from penstock import BackendError, ConfigError, DeadlineExceeded, InvalidInput, Pipeline
 from penstock.backends.expressions.registry import register_backend
 
+pytestmark = pytest.mark.usefixtures("no_threads_left")
+
 
 class Source:
     """What the generators have done, and what they wait for."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import threading
 import traceback
+import weakref
 from typing import Any
 
 import pytest
@@ -867,6 +869,41 @@ async def test_close_lets_logic_end_first(
         await turns(1)
         await pipeline.close(timeout=BOUND)
         assert (await calling)["result"] == "done"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_an_item_whose_caller_left_is_freed_without_the_garbage_collector(
+    streams: bool,
+) -> None:
+    class Data:
+        pass
+
+    begun = asyncio.Event()
+
+    async def waits(item: Item, call: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def yields(item: Item, call: Any) -> Any:
+        begun.set()
+        await asyncio.Event().wait()
+        yield
+
+    async with serve(tables(yields if streams else waits)) as pipeline:
+        gc.collect()
+        gc.disable()
+        try:
+            data = Data()
+            gone = weakref.ref(data)
+            run = pipeline.submit_nowait({"data": data})
+            await begun.wait()
+            run.leave()
+            del run, data
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 # concurrency

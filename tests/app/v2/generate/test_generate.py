@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
+import logging
 import socket
 import threading
 import time
@@ -19,6 +21,7 @@ from penstock import create_app
 from penstock.app.settings import Settings
 from penstock.backends.errors import InvalidInput
 from penstock.backends.expressions.registry import register_backend
+from penstock.backends.memory import budget
 from penstock.pipelines.config.load import load
 
 MEGABYTE = "x" * 1_000_000
@@ -63,6 +66,8 @@ def blocking(text: str) -> Iterator[str]:
     try:
         for word in text.split():
             SOURCE.advanced += 1
+            if word == "fail":
+                raise ValueError("secret of /etc/model")
             yield word
             SOURCE.go.wait(60)
     finally:
@@ -83,6 +88,17 @@ class Scaled:
 @pytest.fixture(autouse=True)
 def begin() -> None:
     SOURCE.reset()
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Let nothing go that only the collector frees: collections may be hours apart."""
+    logging.disable()  # pytest keeps the records, which have tracebacks
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    logging.disable(logging.NOTSET)
 
 
 def configs() -> Any:
@@ -408,6 +424,31 @@ def test_a_client_that_leaves_while_parts_are_sent(client: httpx.Client) -> None
     assert SOURCE.ended.wait(60)
     assert SOURCE.advanced < 64
     until(lambda: inside(client) == 0)
+
+
+@pytest.mark.parametrize("end", ["generate", "generate_stream"])
+@pytest.mark.parametrize("name", ["words", "blocking"])
+@pytest.mark.parametrize("text", ["x", "{} x", "{} fail", "fail {}", "odd {}", "{} odd"])
+def test_nothing_is_held_after_an_answer(
+    client: httpx.Client, uncollected: None, name: str, end: str, text: str
+) -> None:
+    SOURCE.go.set()
+    document = {"text_input": text.format("x" * 300_000)}
+    assert client.post(f"/v2/models/{name}/{end}", json=document).content
+    until(lambda: budget.used == 0)
+
+
+@pytest.mark.parametrize("end", ["generate", "generate_stream"])
+@pytest.mark.parametrize("name", ["words", "blocking"])
+def test_nothing_is_held_after_a_client_has_left(
+    client: httpx.Client, leaving: Any, uncollected: None, name: str, end: str
+) -> None:
+    body = json.dumps({"text_input": "x" * 300_000 + " wait"}).encode()
+    with leaving(client, f"/v2/models/{name}/{end}", body):
+        until(lambda: SOURCE.advanced)
+        assert budget.used > 300_000
+    SOURCE.go.set()
+    until(lambda: budget.used == 0)
 
 
 def test_a_slow_reader_slows_the_node(client: httpx.Client) -> None:
