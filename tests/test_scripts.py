@@ -236,6 +236,14 @@ def test_setup_installs_again_when_requirements_change(checkout: Path) -> None:
     assert "ran:" in run(checkout / "scripts" / "setup", ".venv", "dev", "one==2").stdout
 
 
+def test_setup_gives_options_to_pip(checkout: Path) -> None:
+    write_script(
+        checkout / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac'
+    )
+    done = run(checkout / "scripts" / "setup", ".venv", "", PIP_OPTIONS="--no-compile --no-deps")
+    assert "ran: -m pip install --no-compile --no-deps --quiet" in done.stdout
+
+
 def test_setup_installs_requirements_alone(checkout: Path) -> None:
     write_script(
         checkout / ".venv" / "bin" / "python", 'case "$1" in -c) ;; *) echo "ran: $*" ;; esac'
