@@ -23,12 +23,13 @@ from .node.queue import Entry
 from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
+from .runs.graph_run import GraphRun
 from .runs.plan import EntryPoint, Plan
 from .runs.run import PARTS, EmptyRun, Run, Submission
 from .runs.stream import Parts
 from .runs.trace import Trace
 from .sequences.sequencer import Sequencer
-from .sequences.step import Step, steps_of
+from .sequences.step import Step, steps_of, without_sequence
 from .trace_context import TraceContext
 
 
@@ -69,10 +70,14 @@ class Pipeline:
         self._is_running: Callable[[], bool]
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config, clock)
-        self.pace = self._admission.pace
         keeping = [node.sequence for node in config.nodes.values() if node.sequence is not None]
-        self.sequences = Sequencer(config.name, keeping, clock) if keeping else None
+        self.sequences = (
+            Sequencer(config.name, keeping, clock, self._admission.requests.wait)
+            if keeping
+            else None
+        )
         self.takes_sequences = self.sequences is not None
+        self.pace = self._admission.pace
         self._notes = False
         self._files = config_files(config)
         self._loops = config.loop
@@ -342,11 +347,13 @@ class Pipeline:
             item = as_item(item)
         elif len(item) > 1:  # no call for an item that has only `data`: this is the hot path
             item = as_item(item)
-        if sequence is None and not sequence_start and not sequence_end:
-            submission = self.submit_nowait(item, timeout, priority, client=client)
-        else:
-            (step,) = steps_of(1, sequence, sequence_start, sequence_end)
+        if sequence is not None:
+            step = Step(sequence, sequence_start, sequence_end)
             submission = self.submit_nowait(item, timeout, priority, client=client, sequence=step)
+        elif sequence_start or sequence_end:
+            raise without_sequence()
+        else:
+            submission = self.submit_nowait(item, timeout, priority, client=client)
         try:
             answer: Item = await submission.future
         except BaseException:
@@ -577,16 +584,24 @@ class Pipeline:
         if timeout is not None:
             limit = timeout = timeout if timeout <= limit else limit  # NaN gets the limit too
         admission.check(1, timeout, priority, client, now)
-        ticket = admission.step_ticket(step, sequencer, timeout, priority, client=client, now=now)
+        deadline = now + limit if until is None else min(now + limit, until)
+        ticket = admission.step_ticket(
+            step, sequencer, timeout, priority, client=client, now=now, deadline=deadline
+        )
         admission.door.requests += 1
         admission.door.rows += 1
-        deadline = now + limit if until is None else min(now + limit, until)
         Run.__init__(run, item, future or self._create_future(), deadline, priority)
         run.request_id, run.client, run.ticket, run.trace = request_id, client, ticket, trace
         run.admission, run.context = admission, context
-        ticket.run = graph_run = self._graph.prepare(entry_point, run, now)
+        prepared: Run | GraphRun
+        if entry_point.linear and trace is None:
+            prepared = run
+            run.wait_for_turn(entry_point.root, now)
+        else:
+            prepared = self._graph.prepare(entry_point, run, now)
+        ticket.run = prepared
         sequencer.add(ticket, now)
-        return graph_run
+        return prepared
 
     def call(
         self,

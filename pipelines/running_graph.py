@@ -246,7 +246,7 @@ class RunningGraph:
             entry_point.root.node.enqueue(run, now)
             return run
         graph_run = self.prepare(entry_point, run, now)
-        graph_run.begin(now)
+        graph_run.enter_graph(now)
         return graph_run
 
     def prepare(self, entry_point: EntryPoint, run: Run, now: float) -> GraphRun:

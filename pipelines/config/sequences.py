@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from penstock.backends.errors import Problem
-from penstock.backends.expressions.composite import CompositeBackend, Logic
+from penstock.backends.expressions.composite import BlockingLogic, CompositeBackend, Logic
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
 from penstock.backends.sequences.definition import SequenceConfig
@@ -18,6 +18,13 @@ from .definition import NodeConfig
 def check_sequence(sequence: SequenceConfig, spec: Spec) -> Iterator[Problem]:
     """Yield what is wrong with the table of a node with this expression."""
     is_logic = issubclass(spec.cls, Logic)
+    if issubclass(spec.cls, BlockingLogic):
+        message = (
+            f"{spec.name} is a generator that blocks, on any thread of its node, so it keeps no "
+            "state: expected `async def` with `yield`"
+        )
+        yield Problem(message, key="sequence")
+        return
     if issubclass(spec.cls, CompositeBackend) and not is_logic:
         message = f"{spec.name} waits for other nodes and keeps no state: it is for their tables"
         yield Problem(message, key="sequence")

@@ -6,9 +6,11 @@ from collections.abc import Callable, Hashable
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from penstock.backends.sequences.sequence import EndedSequences
+
 from ..sequences.tracked import TrackedSequence
 from .executor import Executor
-from .queue import Bucket, Entry
+from .queue import BatchStart, Bucket, Entry
 from .scheduler import Scheduler, Startable
 
 
@@ -19,12 +21,13 @@ class Place:
     of its batch that no sequence has, as a heap; None: sequences take any row.
     """
 
-    __slots__ = ("executor", "sequences", "slots")
+    __slots__ = ("ended", "executor", "sequences", "slots")
 
     def __init__(self) -> None:
         self.executor: Executor | None = None
         self.sequences: dict[TrackedSequence, Binding] = {}
         self.slots: list[int] | None = None
+        self.ended: list[tuple[int, str]] = []  # what the executor is not told yet
 
     def __repr__(self) -> str:
         return f"<Place of {self.executor}: {len(self.sequences)} sequences>"
@@ -34,6 +37,13 @@ class Place:
         taken = {binding.slot for binding in self.sequences.values()}
         self.slots = [slot for slot in range(rows) if slot not in taken]
         heapify(self.slots)
+
+    def tell(self) -> None:
+        """Tell the executor which sequences have ended, all at once: each message wakes it."""
+        if self.ended:
+            if self.executor is not None:
+                self.executor.end_sequences(EndedSequences(tuple(self.ended)))
+            self.ended.clear()
 
     @property
     def full(self) -> bool:
@@ -72,10 +82,11 @@ class PlaceScheduler(Scheduler):
     Each place has buckets of its own, so that what one instance takes keeps nothing from another.
     """
 
-    __slots__ = ("place_of",)
+    __slots__ = ("before_start", "place_of")
 
+    # Both are set by its node.
     place_of: Callable[[Entry], Place]
-    """Set by its node."""
+    before_start: Callable[[Startable], None]
 
     def enqueue(self, entry: Entry, key: Hashable, now: float) -> None:
         super().enqueue(entry, (self.place_of(entry), key), now)
@@ -92,3 +103,15 @@ class PlaceScheduler(Scheduler):
         ):
             return None
         return executor
+
+    def _start(
+        self,
+        executor: Startable,
+        entries: list[Entry],
+        size: int,
+        now: float,
+        start: BatchStart | None = None,
+    ) -> None:
+        # First what has ended: a sequence of this batch may have its slot.
+        self.before_start(executor)
+        super()._start(executor, entries, size, now, start)

@@ -11,7 +11,7 @@ from typing import Any
 from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, InvalidInput
 from penstock.backends.sequences.definition import SequenceConfig
-from penstock.backends.sequences.sequence import EndedSequences, StepMessage
+from penstock.backends.sequences.sequence import StepMessage
 from penstock.backends.sequences.stateful import with_sequences
 
 from ..sequences.sequencer import Sequencer
@@ -21,7 +21,7 @@ from .loop_node import LoopNode
 from .node import Node
 from .places import Binding, Place, PlaceScheduler
 from .queue import Batch, Entry
-from .scheduler import Scheduler
+from .scheduler import Scheduler, Startable
 
 
 class KeepsSequences(Node):
@@ -41,6 +41,7 @@ class KeepsSequences(Node):
         }
         assert isinstance(self.scheduler, PlaceScheduler)
         self.scheduler.place_of = self._place_of_entry
+        self.scheduler.before_start = self._before_start
 
     @property
     def places(self) -> int | None:
@@ -135,8 +136,18 @@ class KeepsSequences(Node):
         binding: Binding = sequence.hosts.pop(self)
         place = binding.place
         place.release(sequence)
-        if place.executor is not None:
-            place.executor.end_sequences(EndedSequences(((sequence.serial, reason),)))
+        if not place.ended:
+            self._loop.call_soon(place.tell, context=self._context)
+        place.ended.append((sequence.serial, reason))
+
+    def _before_start(self, executor: Startable) -> None:
+        assert isinstance(executor, Executor)
+        self._place_of(executor).tell()
+
+    async def close(self, timeout: float) -> None:
+        for place in self._places.values():
+            place.tell()
+        await super().close(timeout)
 
     def _place_of_entry(self, entry: Entry) -> Place:
         assert isinstance(entry.ticket, StepTicket)

@@ -122,6 +122,17 @@ class RequestStatistics:
         self.queued += queued
         self._between -= queued + computed
 
+    def wait(self, seconds: float, how: str) -> None:
+        """Add the time that a step of a sequence waited for its turn: it queued.
+
+        `how`: a key of `failures`, or "" for a good request.
+        """
+        if how:
+            self.failed_seconds += seconds
+        else:
+            self.seconds += seconds
+            self.queued += seconds
+
     def succeed(self, size: int, since: float) -> None:
         """Count a request of `size` rows that came at `since` and has its answer.
 

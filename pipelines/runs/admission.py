@@ -231,6 +231,7 @@ class Admission:
         *,
         client: Hashable,
         now: float,
+        deadline: float,
     ) -> StepTicket:
         """Return the ticket of an admitted step of a sequence, which has one row."""
         return StepTicket(
@@ -242,6 +243,7 @@ class Admission:
             patient=timeout is not None and self._is_patient(timeout),
             step=step,
             owner=owner,
+            deadline=deadline,
         )
 
     def count_full(self, priority: int | None) -> None:

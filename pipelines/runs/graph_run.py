@@ -153,8 +153,9 @@ class GraphRun:
             self.ticket = self.admission.ticket_of(self.rows, self.priority, self.client, self.came)
         return self.ticket
 
-    def begin(self, now: float) -> None:
+    def enter_graph(self, now: float) -> None:
         """Queue the request at its entry point."""
+        self.came = now
         if self.trace is not None:
             self.trace.came(self.entry_point.root.name, self.item)
         self._run(self.entry_point.root, self.item, now, None)

@@ -13,7 +13,7 @@ from penstock.backends.process.failure import readable
 from penstock.backends.text import message_of
 
 from ..node.outflow import SMALL_BYTES, bytes_of
-from ..node.queue import Batch, Entry, Outcome, Visit
+from ..node.queue import Batch, Bucket, Entry, Outcome, Visit
 from ..node.statistics import kind_of_failure
 from ..overload.ticket import Ticket
 from .admission import Admission
@@ -141,6 +141,16 @@ class Run(Entry):
         self.batch: Batch | None = None  # the last one that it ran in
         # The batches before, and when it was queued for each.
         self.stages: list[tuple[Batch, float]] | None = None
+
+    def wait_for_turn(self, root: PlanNode, now: float) -> None:
+        """Wait in front of a chain until `enter_graph`: it is a step of a sequence."""
+        self.plan_node = root
+        self.enqueued = now
+        self.bucket = Bucket(None, root.config.priority_levels or 1)  # it may leave until then
+
+    def enter_graph(self, now: float) -> None:
+        """Enter the chain."""
+        self.plan_node.node.enqueue(self, now)
 
     def finish(self, outcome: Outcome, batch: Batch, now: float) -> None:
         future = self.future

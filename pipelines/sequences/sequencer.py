@@ -47,8 +47,16 @@ class Sequencer:
     """
 
     def __init__(
-        self, pipeline: str, configs: Sequence[SequenceConfig], clock: Callable[[], float]
+        self,
+        pipeline: str,
+        configs: Sequence[SequenceConfig],
+        clock: Callable[[], float],
+        on_waited: Callable[[float, str], None] = lambda seconds, how: None,
     ) -> None:
+        """`on_waited`: called with the seconds that a step waited for its turn, and how it ended
+        (`step_left`), after its end.
+        """
+        self._on_waited = on_waited
         self._pipeline = pipeline
         self._clock = clock
         self.capacity = min(config.max_sequences or DEFAULT_MAX_SEQUENCES for config in configs)
@@ -155,8 +163,8 @@ class Sequencer:
                 self._next(sequence, now)
         elif sequence.before is None and sequence not in self._waiting:
             self._find_place(sequence, now)
-        if ticket in self._turns and ticket.run.deadline < self._earliest:
-            self._earliest = ticket.run.deadline
+        if ticket in self._turns and ticket.deadline < self._earliest:
+            self._earliest = ticket.deadline
             self._set_timer(self._earliest, now)
 
     def _find_place(self, sequence: TrackedSequence, now: float) -> None:
@@ -178,7 +186,8 @@ class Sequencer:
             del self._turns[ticket]
             self._idle.pop(sequence, None)
             ticket.step.waited = now - ticket.came
-            ticket.run.begin(now)
+            assert ticket.run is not None
+            ticket.run.enter_graph(now)
         elif sequence.closing:
             self._end(sequence, now)
         else:
@@ -192,6 +201,8 @@ class Sequencer:
         sequence = ticket.sequence
         if ticket is sequence.current:
             sequence.current = None
+            if ticket.step.waited:
+                self._on_waited(ticket.step.waited, how)
         elif ticket in self._turns:
             del self._turns[ticket]
             sequence.steps.remove(ticket)
@@ -233,7 +244,12 @@ class Sequencer:
         while sequence.steps:
             ticket = sequence.steps.popleft()
             self._turns.pop(ticket, None)
-            ticket.run.fail(error())
+            self._fail(ticket, error())
+
+    @staticmethod
+    def _fail(ticket: StepTicket, error: PenstockError) -> None:
+        if ticket.run is not None:
+            ticket.run.fail(error)
 
     def _end(self, sequence: TrackedSequence, now: float) -> None:
         """End a sequence that has no step, and let those begin that waited for that."""
@@ -274,17 +290,17 @@ class Sequencer:
             sequence.closing = "idle"
             self._end(sequence, now)
         if now >= self._earliest:
-            late = [ticket for ticket in self._turns if ticket.run.deadline <= now]
+            late = [ticket for ticket in self._turns if ticket.deadline <= now]
             self._earliest = min(
-                (ticket.run.deadline for ticket in self._turns if ticket.run.deadline > now),
-                default=NEVER,
+                (ticket.deadline for ticket in self._turns if ticket.deadline > now), default=NEVER
             )
             for ticket in late:
-                ticket.run.fail(
+                self._fail(
+                    ticket,
                     DeadlineExceeded(
                         f"pipeline {self._pipeline!r}: the deadline passed while the step waited "
                         f"for its turn in sequence {ticket.sequence.id!r}"
-                    )
+                    ),
                 )
 
     def _set_timer(self, at: float, now: float) -> None:
@@ -311,7 +327,7 @@ class Sequencer:
         """Fail all steps that wait for their turn with `NotReady`."""
         for ticket in list(self._turns):
             if ticket in self._turns:
-                ticket.run.fail(NotReady(reason))
+                self._fail(ticket, NotReady(reason))
 
     def close(self, reason: str) -> None:
         """Fail what waits, and forget all sequences: their nodes end them with "unload"."""

@@ -83,13 +83,18 @@ def steps_of(
     The first one starts, the last one ends. Raises InvalidRequest for an id that is none, and for
     `start` or `end` without one.
     """
-    if sequence is None and (start or end):
-        raise InvalidRequest(
-            "sequence_start and sequence_end belong to a sequence: expected its id as `sequence`"
-        )
     if sequence is None:
+        if start or end:
+            raise without_sequence()
         return [None] * count
     return [
         Step(sequence, start and position == 0, end and position == count - 1)
         for position in range(count)
     ]
+
+
+def without_sequence() -> InvalidRequest:
+    """Return the error of a call that starts or ends no sequence."""
+    return InvalidRequest(
+        "sequence_start and sequence_end belong to a sequence: expected its id as `sequence`"
+    )

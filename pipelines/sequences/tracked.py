@@ -14,9 +14,7 @@ from .step import Step
 class StepRun(Protocol):
     """The run of a step, as the sequencer uses it."""
 
-    deadline: float
-
-    def begin(self, now: float) -> None:
+    def enter_graph(self, now: float) -> None:
         """Enter the graph."""
         ...
 
@@ -94,7 +92,7 @@ class StepTicket(Ticket):
     Every end of a request gives its ticket back, so that is where the next step gets its turn.
     """
 
-    __slots__ = ("_owner", "run", "sequence", "step")
+    __slots__ = ("_owner", "deadline", "run", "sequence", "step")
 
     def __init__(
         self,
@@ -107,13 +105,16 @@ class StepTicket(Ticket):
         patient: bool,
         step: Step,
         owner: Owner,
+        deadline: float,
     ) -> None:
         super().__init__(doors, pressure, rows, came, client=client, patient=patient)
         self.step = step
-        self.sequence: TrackedSequence  # set by the sequencer, as is the next
-        self.run: StepRun
+        self.deadline = deadline
+        self.sequence: TrackedSequence  # set by the sequencer
+        self.run: StepRun | None = None  # reset when it has ended: it would be a cycle
         self._owner = owner
 
     def leave(self, how: str, now: float) -> None:
         super().leave(how, now)
         self._owner.step_left(self, how, now)
+        self.run = None

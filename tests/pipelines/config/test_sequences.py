@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.backends.errors import ConfigError
+from penstock.backends.expressions import registry
+from penstock.backends.expressions.registry import register_backend
 from penstock.backends.sequences.definition import Control, SequenceConfig, State
 from penstock.pipelines.config.load import load
 
 NET = "OnnxTensor"
+
+
+def blocking(item: Any) -> Iterator[Any]:
+    yield item
 
 
 def problems(source: Any) -> list[str]:
@@ -117,8 +124,14 @@ def test_a_node_may_be_called_sequence() -> None:
             {"a": {"backend": "Jump", "jump": "b", "sequence": {}}, "b": {"backend": "Identity"}},
             "[a] sequence: Jump waits for other nodes and keeps no state",
         ),
+        (
+            {"a": {"backend": "blocking", "sequence": {}}},
+            "[a] sequence: blocking is a generator that blocks",
+        ),
     ],
 )
-def test_what_is_refused(source: Any, expected: str) -> None:
+def test_what_is_refused(source: Any, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    register_backend("blocking", blocking)
     (problem,) = problems(source)
     assert problem.startswith(expected)

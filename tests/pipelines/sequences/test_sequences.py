@@ -179,6 +179,22 @@ async def test_a_client_that_leaves_ends_its_sequence() -> None:
         assert Tracker.ends[2:] == [("y", "departure")]
 
 
+async def test_the_wait_for_a_turn_counts_as_queued() -> None:
+    clock = Clock()
+    async with serve(tables(), clock=clock) as pipeline:
+        Tracker.gate.clear()
+        first, second = Step(1), Step(1)
+        runs = [pipeline.submit_nowait({"data": 1}, sequence=step) for step in (first, second)]
+        await until(lambda: Tracker.batches)
+        clock.now += 5
+        Tracker.gate.set()
+        for run in runs:
+            await run.future
+        assert (first.waited, second.waited) == (0, 5)
+        assert [run.spent() for run in runs] == [(0, 5), (0, 0)]
+        assert (pipeline.statistics.seconds, pipeline.statistics.queued) == (10, 5)
+
+
 async def test_an_idle_sequence_ends_and_a_busy_one_does_not() -> None:
     clock = Clock()
     async with serve(tables(idle_timeout=0.05), clock=clock) as pipeline:
