@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.graph_run import GraphRun
 from penstock.pipelines.runs.pace import Pace
-from penstock.pipelines.runs.run import Submission
+from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.sequences.tracked import StepTicket
 
 Door: TypeAlias = Literal["predict", "batch", "v2", "grpc", "generate", "stream", "socket"]
@@ -140,13 +140,11 @@ def turn_of(run: Submission, now: float) -> tuple[float, float] | None:
 
     `now`: when the request has ended, for one that never had its turn.
     """
-    ticket = run.ticket if isinstance(run, GraphRun) else None
-    if type(ticket) is not StepTicket:
+    ticket = run.ticket if isinstance(run, Run | GraphRun) else None
+    if type(ticket) is not StepTicket or ticket.step.waited == 0.0:
         return None
-    came, waited = ticket.came, ticket.step.waited
-    if waited:
-        return came, came + waited
-    return None if run.visits() else (came, now)
+    waited = ticket.step.waited
+    return ticket.came, now if waited is None else ticket.came + waited
 
 
 def visits_of(runs: Iterable[Submission]) -> tuple[list[ItemVisit], int]:
@@ -176,8 +174,9 @@ def record_of(
 
     `started`: 0 if it is not known; then it is the time when the first run was queued.
     """
-    visits, more = visits_of(runs)
     turn = turn_of(runs[0], ended) if len(runs) == 1 else None
+    # A step that never had its turn has been at no node.
+    visits, more = visits_of(() if turn is not None and turn[1] == ended else runs)
     if not started:
         started = turn[0] if turn else visits[0].enqueued if visits else ended
     is_slow = (

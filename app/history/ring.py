@@ -157,8 +157,13 @@ class History:
         `started`: 0 if it is not known; then it is the time when the first run was queued.
         """
         now = monotonic()
-        if failure is None and status == 200 and len(runs) == 1 and pace is not None:
-            run = runs[0]
+        if (
+            failure is None
+            and status == 200
+            and len(runs) == 1
+            and pace is not None
+            and turn_of(run := runs[0], now) is None
+        ):
             if isinstance(run, Run) and (batch := run.batch) is not None:
                 enqueued, stages = run.enqueued, run.stages
                 if stages is None and batch.parts is None:
@@ -171,11 +176,7 @@ class History:
                 if len(trail) <= MAX_VISITS:
                     self.add_trail(request_id, pace, door, started, trail, run.rows)
                     return
-            elif (
-                isinstance(run, GraphRun)
-                and 0 < len(run.stages) <= MAX_VISITS
-                and turn_of(run, now) is None
-            ):
+            elif isinstance(run, GraphRun) and 0 < len(run.stages) <= MAX_VISITS:
                 self.add_trail(request_id, pace, door, started, run.stages, run.rows)
                 return
         record = record_of(

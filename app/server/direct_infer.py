@@ -164,7 +164,12 @@ class DirectInfer(InferCall, Direct):
     def _remember(self, status: int, failure: Failure | None, run: Submission | None) -> None:
         if self.context is not None:
             self.end_trace("v2", status, failure, () if run is None else (run,))
-        if status == 200 and type(run) is EmptyRun and run.stages is None:
+        if (
+            status == 200
+            and type(run) is EmptyRun
+            and run.stages is None
+            and self.request.step is None  # it may have waited for its turn
+        ):
             batch, remember = run.batch, self.rules.remember
             if batch is not None and batch.parts is None and remember is not None:
                 # As `remember` of this class, without its calls: this is the hot path.

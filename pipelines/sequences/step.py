@@ -29,8 +29,8 @@ class Step:
     last step. `strict`: a sequence that is not live must begin with `start`, as in Triton;
     otherwise any step begins it. Raises InvalidRequest for an id that is none.
 
-    Once it is submitted, `sequence` has its sequence, and `waited` the seconds that it has waited
-    for its turn.
+    Once it is submitted, `sequence` has its sequence. `waited`: the seconds that it waited for its
+    turn; None until it has it.
     """
 
     __slots__ = ("end", "id", "sequence", "start", "strict", "waited")
@@ -46,7 +46,7 @@ class Step:
         self.start = start
         self.end = end
         self.strict = strict
-        self.waited = 0.0
+        self.waited: float | None = None
         self.sequence: Departing | None = None
 
     def __repr__(self) -> str:
