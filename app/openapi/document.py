@@ -202,7 +202,11 @@ class OpenAPI:
         schemes: dict[str, Any] = {}
         if protected:
             schemes["key"] = {"type": "http", "scheme": "bearer", "description": "The API key."}
-        changes = settings.allow_shared_memory or settings.allow_log_settings
+        changes = (
+            settings.allow_shared_memory
+            or settings.allow_log_settings
+            or settings.allow_trace_settings
+        )
         if administrable or traced or (with_admin and changes):
             schemes["admin"] = {
                 "type": "http",

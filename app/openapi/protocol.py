@@ -62,6 +62,21 @@ _LOG_SETTINGS: dict[str, Schema] = {
     },
 }
 
+_NUMBER_TEXT: Schema = {**TEXT, "pattern": "^-?[0-9]+$"}
+_TRACE_SETTINGS: dict[str, Schema] = {
+    "trace_level": {
+        **array_of({"enum": ["OFF", "TIMESTAMPS", "TENSORS"]}),
+        "minItems": 1,
+        "description": "OFF alone, or what is traced.",
+    },
+    "trace_rate": {**_NUMBER_TEXT, "description": "One of so many requests is traced."},
+    "trace_count": {**_NUMBER_TEXT, "description": "How many more are traced; -1: any number."},
+    "log_frequency": {
+        **_NUMBER_TEXT,
+        "description": "So many traces go into each numbered file; 0: all go into one.",
+    },
+}
+
 PROTOCOL_SCHEMAS: dict[str, Schema] = {
     "ProtocolError": object_of(["error"], "What went wrong, in words for people.", error=TEXT),
     "ServerMetadata": object_of(
@@ -302,6 +317,21 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
         device_id={**UNSIGNED, "description": "The number of the GPU, as the server counts."},
         byte_size={**UNSIGNED, "minimum": 1, "description": "Bytes of the region."},
     ),
+    "TraceSetting": object_of(
+        ["trace_level", "trace_rate", "trace_count", "trace_mode"],
+        **_TRACE_SETTINGS,
+        trace_file={**TEXT, "description": "Empty: there is none."},
+        trace_mode={"enum": ["triton", "opentelemetry"]},
+    ),
+    "TraceSettingRequest": {
+        **object_of(
+            **{
+                name: {**schema, "type": [schema["type"], "null"]}
+                for name, schema in _TRACE_SETTINGS.items()
+            }
+        ),
+        "description": "The settings to change; the others stay. null: what holds without one.",
+    },
     "LogSettings": object_of(list(_LOG_SETTINGS), **_LOG_SETTINGS),
     "LogSettingsRequest": {
         **object_of(
@@ -359,6 +389,7 @@ def protocol_paths(settings: Settings) -> dict[str, Any]:
         **_statistics_paths(settings),
         **_repository_paths(settings),
         **_shared_memory_paths(settings),
+        **_trace_paths(settings),
         **_logging_paths(settings),
     }
 
@@ -560,6 +591,37 @@ def _shared_memory_paths(settings: Settings) -> dict[str, Any]:
             },
             f"{root}/unregister": {"post": unregister_all},
         }
+    return paths
+
+
+def _trace_paths(settings: Settings) -> dict[str, Any]:
+    codes = _refusals(settings, "trace")
+    paths: dict[str, Any] = {}
+    for path, end, parameters in (
+        ("/v2/trace/setting", "", []),
+        ("/v2/models/{model}/trace/setting", "_of_model", [_MODEL_PARAMETER]),
+    ):
+        unknown = ["invalid_request"] if parameters else []
+        read = _operation(
+            f"trace_setting{end}", "Get the trace settings", "TraceSetting", [*codes, *unknown]
+        )
+        methods = {"get": {**read, **_key(settings), "parameters": parameters}}
+        if settings.admin_token is not None and settings.allow_trace_settings:
+            update = _operation(
+                f"update_trace_setting{end}",
+                "Change some of the trace settings",
+                "TraceSetting",
+                ["invalid_request", "unauthorized", "forbidden"],
+            )
+            update["responses"]["501"] = json_response(
+                "A setting that only the server's start sets.", "ProtocolError"
+            )
+            methods["post"] = {
+                **_with_body(update, "TraceSettingRequest"),
+                "parameters": parameters,
+                "security": [{"admin": []}],
+            }
+        paths[path] = methods
     return paths
 
 

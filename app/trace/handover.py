@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
@@ -80,12 +81,13 @@ class Handover(Generic[Taken]):
                 self._thread.start()
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
-        """Write what waits, and end the thread, within about `timeout` seconds. May be called from
-        any thread, and again.
+        """Write what waits, and end the thread, within about `timeout` seconds: half of them for
+        the queue, the rest for the sink. May be called from any thread, and again.
         """
         thread = self._thread
         if thread is None:
             return
+        ends = time.monotonic() + timeout
         self._closing.set()
         self._woken.set()
         thread.join(timeout / 2)
@@ -94,7 +96,7 @@ class Handover(Generic[Taken]):
         if thread.is_alive():
             logger.warning("traces could not be written within %g s, and are lost", timeout)
             return
-        self.sink.close(timeout)
+        self.sink.close(max(0.0, ends - time.monotonic()))
         self._thread = None
         self._woken.clear()
         self._closing.clear()

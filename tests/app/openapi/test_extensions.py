@@ -20,6 +20,7 @@ ON: dict[str, Any] = {
     "allow_model_control": True,
     "allow_shared_memory": True,
     "allow_log_settings": True,
+    "allow_trace_settings": True,
 }
 HEADERS = {"Authorization": "Bearer adm1n"}
 PATHS = {
@@ -32,6 +33,8 @@ PATHS = {
     "/v2/cudasharedmemory/status",
     "/v2/cudasharedmemory/region/{region}/status",
     "/v2/logging",
+    "/v2/trace/setting",
+    "/v2/models/{model}/trace/setting",
 }
 ADMINISTRATIVE = {
     "allow_model_control": {
@@ -82,6 +85,12 @@ def test_answers_match_the_document(running: Any, digits: Path, digit: bytes, re
                 ).validate(json)
 
         client.post("/predict/digits", content=digit).raise_for_status()
+        model = "/v2/models/{model}/trace/setting"
+        check("get", "/v2/trace/setting", 200)
+        check("get", model, 400, model="none")
+        check("post", model, 200, {"trace_rate": "7", "trace_level": None}, model="digits")
+        check("post", "/v2/trace/setting", 400, {"trace_level": ["TIMESTAMPS"]})
+        check("post", "/v2/trace/setting", 501, {"trace_file": "x"})
         check("get", "/v2/models/stats", 200)
         check("get", "/v2/models/{model}/stats", 200, model="digits")
         check("get", "/v2/models/{model}/stats", 400, model="none")

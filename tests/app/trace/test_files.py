@@ -106,7 +106,7 @@ def infer(client: httpx.Client, data: Any, request_id: str, name: str = "sum") -
         triton.close()
 
 
-@pytest.fixture(scope="module", params=[0, 64], ids=["no history", "history"])
+@pytest.fixture(scope="module", params=[0, 64], ids=["no history, ASGI", "history, direct"])
 def traces(
     request: Any, running: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Traces]:
@@ -119,8 +119,9 @@ def traces(
         trace_level="timestamps, tensors",
         request_history=request.param,
     )
+    http = "penstock" if request.param else "httptools"  # the latter by ASGI alone
     with running(
-        create_app([load(one) for one in PIPELINES], settings=settings), http="penstock"
+        create_app([load(one) for one in PIPELINES], settings=settings), http=http
     ) as client:
         for name in ("one", "chain", "failing"):
             client.post(f"/predict/{name}", content=b"x", headers={"X-Request-Id": name})
