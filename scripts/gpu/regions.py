@@ -273,13 +273,14 @@ def served(folder: Path, grpc: bool) -> Iterator[tuple[int, int, subprocess.Pope
     command = [sys.executable, "-m", "penstock", "serve", str(models), "--port", str(http_port)]
     if grpc:
         command += ["--grpc-port", str(grpc_port)]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = folder / "server.log"
     with log.open("wb") as file:
         server = subprocess.Popen(
             [*command, "--allow-shared-memory"],
             cwd=models,
             stderr=file,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PENSTOCK_ADMIN_TOKEN": TOKEN},
+            env={**os.environ, "PYTHONPATH": path, "PENSTOCK_ADMIN_TOKEN": TOKEN},
         )
     try:
         end = time.monotonic() + 300

@@ -135,8 +135,9 @@ def remember(
         expected = model.inputs_by_name[tensor["name"]]
         parameters = tensor.get("parameters") or {}
         shape = tuple(tensor["shape"])
-        if not datatype.in_place or expected.kind != "tensor":
-            return
+        declared = expected.datatype
+        if not datatype.in_place or expected.kind != "tensor" or declared not in (None, datatype):
+            return  # each request converts its own, such as pixels for floats
         if size := parameters.get("binary_data_size"):
             if start % datatype.size:
                 return

@@ -23,7 +23,8 @@ def note_tensors(traced: Traced, activity: str, values: Iterable[tuple[Tensor, A
     for tensor, value in values:
         if len(traced.tensors) >= MAX_TENSORS:
             return
-        if getattr(value, "size", 0) > MAX_TENSOR_ELEMENTS:
+        size = getattr(value, "size", 0)
+        if (value.numel() if callable(size) else size) > MAX_TENSOR_ELEMENTS:  # numel: torch's
             continue
         if isinstance(value, (list, tuple)) and len(value) > MAX_TENSOR_ELEMENTS:
             continue

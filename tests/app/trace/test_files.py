@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 import tritonclient.http
 from pydantic import SecretStr
 
@@ -31,7 +32,7 @@ def fail(text: str) -> str:
 
 @register_backend("TraceSum")
 def add(data: Any) -> Any:
-    return [data[0] + data[1], data[2]]
+    return [torch.from_numpy(data[0] + data[1]), data[2]]
 
 
 def tensor(dtype: str, shape: Any) -> dict[str, Any]:
