@@ -14,6 +14,7 @@ import logging
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,9 @@ LAST_RESTART_SECONDS = 60.0
 MAX_MESSAGE_BYTES = 1 << 16
 """The largest message that is sent. It has at most 64 visits of nodes, and 64 of parts."""
 
+MAX_ERROR_BYTES = 1 << 16
+"""So much is read of what a child wrote to its standard error."""
+
 LOG_SECONDS = 60.0
 """Failures of the export are logged so often."""
 
@@ -57,21 +61,18 @@ class Exporter:
         self._url = start["url"]
         self._child: _Child | None = None
         self._unsent = 0
-        self._ended = _Counts()  # of the children that have ended
+        self._counts = _Counts()
         self._ending = threading.Event()
         self._restart_at = 0.0
         self._restart_seconds = FIRST_RESTART_SECONDS
 
     @property
     def written(self) -> int:
-        child = self._child
-        return self._ended.exported + (0 if child is None else child.counts.exported)
+        return self._counts.exported
 
     @property
     def dropped(self) -> int:
-        child = self._child
-        failed = 0 if child is None else child.counts.failed
-        return self._unsent + self._ended.failed + failed
+        return self._unsent + self._counts.failed
 
     @property
     def pid(self) -> int | None:
@@ -96,9 +97,7 @@ class Exporter:
 
     def close(self, timeout: float) -> None:
         """Let the child export what it has, for `timeout` seconds, and end it."""
-        if self._child is not None:
-            self._child.close(timeout)
-            self._forget_child()
+        self._end_child(timeout)
         self._ending.clear()
 
     def _send(self, message: bytes) -> bool:
@@ -113,17 +112,19 @@ class Exporter:
             except TimeoutError:
                 if self._ending.is_set():
                     return False
-            except OSError as error:
-                logger.warning("the exporter of traces (process %d) has ended", child.process.pid)
-                logger.debug("%s", error)
-                child.close(0.0)
-                self._forget_child()
+            except OSError:
+                self._end_child(0.0)
+                logger.warning(
+                    "the exporter of traces (process %d) has ended: %s",
+                    child.process.pid,
+                    child.last_words or f"exit code {child.process.returncode}",
+                )
                 self._restart_at = time.monotonic() + self._restart_seconds
                 self._restart_seconds = min(2 * self._restart_seconds, LAST_RESTART_SECONDS)
                 child = self._living_child()
             else:
-                child.counts.sent += 1
-                if child.counts.exported:
+                self._counts.sent += 1
+                if child.has_exported:
                     self._restart_seconds = FIRST_RESTART_SECONDS
                 return True
         return False
@@ -131,24 +132,27 @@ class Exporter:
     def _living_child(self) -> _Child | None:
         if self._child is None and time.monotonic() >= self._restart_at:
             try:
-                self._child = _Child(self._url)
+                self._child = _Child(self._url, self._counts)
                 self._child.socket.send(self._start)
             except OSError as error:  # the machine has no room for one more process
                 logger.warning("the exporter of traces can't be started: %s", error)
-                self._child = None
+                self._end_child(0.0)
                 self._restart_at = time.monotonic() + LAST_RESTART_SECONDS
         return self._child
 
-    def _forget_child(self) -> None:
-        assert self._child is not None
-        counts = self._child.counts
-        self._ended.exported += counts.exported
-        self._ended.failed += counts.sent - counts.exported  # also what it had not told of
-        self._child = None
+    def _end_child(self, timeout: float) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.close(timeout)
+            counts = self._counts
+            counts.failed = counts.sent - counts.exported  # also what it has not told of
 
 
 class _Counts:
-    """Traced requests: those that were sent to a child, and those that it has told of."""
+    """Traced requests: those that were sent to children, and those that these have told of.
+
+    The thread of the handover counts what is sent, the one of the present child the rest.
+    """
 
     __slots__ = ("exported", "failed", "sent")
 
@@ -159,23 +163,33 @@ class _Counts:
 class _Child:
     """A child process, and the thread that reads what it tells."""
 
-    def __init__(self, url: str) -> None:
-        self.counts = _Counts()
+    def __init__(self, url: str, counts: _Counts) -> None:
+        """Raises OSError if the machine has no room for a process. `counts` gets what it tells."""
+        self.has_exported = False
+        self.last_words = ""
+        """The last line that it wrote to its standard error, once it is closed."""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in `close`
+        self._counts = counts
         self._url = url
         # Each message stays whole: one that does not fit now is not sent in part.
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(WAIT_SECONDS)
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", CHILD_MODULE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=child_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # A signal from the terminal is for the server, which ends the child.
-                start_new_session=True,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", CHILD_MODULE, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=child_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    # A signal from the terminal is for the server, which ends the child.
+                    start_new_session=True,
+                )
+            except OSError:
+                self.socket.close()
+                self._errors.close()
+                raise
         self._reader = threading.Thread(target=self._read, name="trace-exporter", daemon=True)
         self._reader.start()
 
@@ -189,6 +203,10 @@ class _Child:
             self.process.wait()
         self._reader.join()
         self.socket.close()
+        with self._errors:
+            self._errors.seek(0)
+            lines = self._errors.read(MAX_ERROR_BYTES).decode(errors="replace").split("\n")
+        self.last_words = next((line for line in reversed(lines) if line.strip()), "")
 
     def _read(self) -> None:
         """Count what the child tells, until it ends."""
@@ -203,8 +221,9 @@ class _Child:
             if not told:
                 return
             exported, failed, error = orjson.loads(told)
-            self.counts.exported += exported
-            self.counts.failed += failed
+            self._counts.exported += exported
+            self._counts.failed += failed
+            self.has_exported = self.has_exported or exported > 0
             if error and time.monotonic() >= logged + LOG_SECONDS:
                 logged = time.monotonic()
                 logger.warning("traces can't be exported to %s: %s", self._url, error)
