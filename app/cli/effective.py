@@ -9,12 +9,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel
 
 from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.spec import Spec
+from penstock.backends.sequences.definition import SequenceConfig
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Port
 from penstock.pipelines.config.tables import InputTable, PortTable
 
@@ -83,6 +85,8 @@ def _node(node: NodeConfig) -> Iterator[str]:
         for members in zip(*(list(_members(spec)) for spec in specs), strict=True):
             if members[0].name not in repeated:
                 yield from _parameters(members)
+    if node.sequence is not None:
+        yield _line("sequence", _sequence(node.sequence))
     if node.next:
         yield _line("next", list(node.next))
     if node.filter is not None:
@@ -93,6 +97,24 @@ def _node(node: NodeConfig) -> Iterator[str]:
             for source, pairs in node.map
         )
         yield _line("map", ",".join(taken))
+
+
+def _sequence(sequence: SequenceConfig) -> dict[str, Any]:
+    """Return the keys of a table `sequence` that have a value."""
+    keys = ("strategy", "max_sequences", "max_waiting", "idle_timeout")
+    table = _given({key: getattr(sequence, key) for key in keys})
+    controls = {
+        control.kind: _given(
+            {key: getattr(control, key) for key in ("input", "dtype", "false", "true")}
+        )
+        for control in sequence.controls
+    }
+    states = [_given(asdict(state)) for state in sequence.state]
+    return {**table, "controls": controls, "state": states}
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _own_keys(node: NodeConfig) -> Iterator[str]:

@@ -105,7 +105,9 @@ class Flow:
             ]
         else:
             sources = [results[before.name] for before in plan_node.before]
-        return sources[0] if sources and len(set(sources)) == 1 else Value()
+        # Not by a set: parameters that are tables have no hash.
+        is_one = bool(sources) and all(source == sources[0] for source in sources)
+        return sources[0] if is_one else Value()
 
     def _check_entry(self, name: str, spec: Spec, given: Value, results: dict[str, Value]) -> None:
         """Compare what comes to a node with what its first backend takes."""

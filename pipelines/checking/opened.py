@@ -20,6 +20,7 @@ from penstock.backends.expressions.composite import CompositeBackend
 from penstock.backends.expressions.registry import is_operator
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams, why_no_file
+from penstock.backends.sequences.stateful import with_sequences
 
 from ..config.definition import InstanceGroupConfig, NodeConfig, PipelineConfig
 from ..node.node import Node
@@ -75,6 +76,8 @@ def open_pipeline(config: PipelineConfig) -> Opened:
             try:
                 with _quiet_log():
                     backend = _readable(group.spec).create(context)
+                    if node.sequence is not None and backend.signature is not None:
+                        backend = with_sequences(backend, node.sequence, context)
                 backend.close()
             except PenstockError as error:
                 opened.findings += problems_in(error, config, name)

@@ -236,6 +236,7 @@ def test_the_effective_configuration_is_the_same_pipeline(
             assert [group.spec.params for group in node.instance_groups] == [
                 group.spec.params for group in other.instance_groups
             ]
+            assert node.sequence == other.sequence
             assert (node.next, node.map, node.filter, node.executor, node.batching_timeout) == (
                 other.next,
                 other.map,
@@ -254,3 +255,19 @@ def test_the_effective_configuration_is_the_same_pipeline(
     answer = run("check", digits, "--effective")
     assert answer.exit_code == 0 and '"DecodeMat::max_pixels" = 100000000' in answer.stdout
     assert "timeout = 30.0" in answer.stdout and "instance_num = 1" in answer.stdout
+
+
+def test_the_tensors_of_a_node_that_keeps_state(run: Run, tmp_path: Path) -> None:
+    """They are looked for in the model. A parameter that is a table stops no check."""
+    save_classifier(tmp_path / "net.onnx")
+    state = {"input": "image", "output": "scoes"}
+    node = {"backend": "OnnxTensor", "model": str(tmp_path / "net.onnx"), "next": "last"}
+    config = {
+        "net": {**node, "batch_axis": {"image": 0}, "sequence": {"state": [state]}},
+        "last": {"backend": "Identity"},
+    }
+    path = tmp_path / "kept.toml"
+    path.write_text(effective_toml(load(config)))
+    answer = run("check", path)
+    assert answer.exit_code == 1, answer.output
+    assert "the model has no output 'scoes', did you mean 'scores'?" in answer.output
