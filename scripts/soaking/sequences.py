@@ -60,8 +60,10 @@ class Seen:
     ends: list[str] = field(default_factory=list)
     end_threads: set[int] = field(default_factory=set)
     expected: Epoch | None = None
+    place: tuple[int, int | None] | None = None
 
     def end(self, reason: str) -> None:
+        Recorder.holders.pop(self.place, None)
         self.ends.append(reason)
         self.end_threads.add(get_ident())
 
@@ -71,6 +73,8 @@ class Recorder:
 
     max = 8
     seen: list[Seen]
+    holders: dict[Any, Seen]
+    """Who has which row of which instance, with strategy "direct"."""
     alive: weakref.WeakSet[Any]
 
     def forward(self, batch: list[Item]) -> None:
@@ -83,6 +87,10 @@ class Recorder:
                 seen = Seen(sequence.id, get_ident())
                 cls.seen.append(seen)
                 sequence.on_end = seen.end
+                if sequence.slot is not None:
+                    seen.place = seen.thread, sequence.slot
+                    if cls.holders.setdefault(seen.place, seen) is not seen:
+                        raise WrongError("two sequences have one row")
             state = sequence.state or State(cls.alive)
             item["result"] = sequence.state = state.with_step(item["data"], get_ident())
             item["seen"] = getattr(sequence.on_end, "__self__", None)
@@ -260,7 +268,15 @@ class Clock:
 class Driver:
     """Makes random events. `errors`: what was wrong."""
 
-    def __init__(self, seed: int, *, executor: str = "thread", max_sequences: int = 1000) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        executor: str = "thread",
+        max_sequences: int = 1000,
+        strategy: str = "oldest",
+    ) -> None:
+        self.strategy = strategy
         self.random = random.Random(seed)
         self.clock = Clock()
         self.model = Model(self.clock)
@@ -271,7 +287,7 @@ class Driver:
 
     async def run(self, events: int) -> None:
         """Make so many events, then wait for the answers, close, and compare what is left."""
-        Recorder.seen, Recorder.alive = [], weakref.WeakSet()
+        Recorder.seen, Recorder.holders, Recorder.alive = [], {}, weakref.WeakSet()
         register_backend("Recorder", type("Recorder", (Recorder,), {}))
         recorder = Recorder
         asyncio.get_running_loop().set_exception_handler(self._note)
@@ -286,7 +302,11 @@ class Driver:
                 "instance_num": 1 if self.executor == "loop" else 2,
                 "executor": self.executor,
                 "stuck_after": 1e9,  # the clock jumps while batches run
-                "sequence": {"idle_timeout": IDLE_SECONDS, "max_sequences": self.max_sequences},
+                "sequence": {
+                    "idle_timeout": IDLE_SECONDS,
+                    "max_sequences": self.max_sequences,
+                    "strategy": self.strategy,
+                },
                 "next": "after",
             },
             "after": {"backend": "Identity"},
@@ -354,7 +374,7 @@ class Driver:
         chance = self.random.random()
         step = Step(key, start=chance < 0.1, end=chance > 0.9)
         fails = self.random.choices(["", "softly", "hard"], [96, 2, 2])[0]
-        if self.max_sequences < IDS and self._is_refused(pipeline, step):
+        if self._is_refused(pipeline, step):
             return
         epoch = self.model.epoch_of(step)
         own = ModelStep(self.model, number, step, epoch, fails)
@@ -390,7 +410,9 @@ class Driver:
             wrong(f"left: {sequencer!r}")
         if pipeline.in_flight:
             wrong(f"{pipeline.in_flight} requests are in flight")
-        recorder.seen = []
+        if recorder.holders:
+            wrong(f"rows that are still taken: {recorder.holders}")
+        recorder.seen, recorder.holders = [], {}
         gc.collect()
         if len(recorder.alive):
             wrong(f"{len(recorder.alive)} states are left in memory")
@@ -402,9 +424,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--executor", choices=("thread", "loop"), default="thread")
     parser.add_argument("--max-sequences", type=int, default=1000)
+    parser.add_argument("--strategy", choices=("oldest", "direct"), default="oldest")
     given = parser.parse_args()
     logging.getLogger("penstock").setLevel(logging.CRITICAL)  # thousands of steps fail on purpose
-    driver = Driver(given.seed, executor=given.executor, max_sequences=given.max_sequences)
+    driver = Driver(
+        given.seed,
+        executor=given.executor,
+        max_sequences=given.max_sequences,
+        strategy=given.strategy,
+    )
     began = time.perf_counter()
     asyncio.run(driver.run(given.events))
     seconds = time.perf_counter() - began
