@@ -305,10 +305,9 @@ class Pipeline:
         sequence_start: bool = False,
         sequence_end: bool = False,
     ) -> list[Item]: ...
-    async def __call__(
+    async def __call__(  # noqa: PLR0917  each that can only be a keyword costs a look-up
         self,
         item: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        *,
         timeout: float | None = None,
         priority: int | None = None,
         client: Hashable = None,
@@ -460,6 +459,11 @@ class Pipeline:
         """
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
+        if sequence is not None and self.sequences is None:
+            raise InvalidRequest(
+                f"pipeline {self.name!r} takes no sequences: none of its nodes keeps state "
+                "([NODE.sequence])"
+            )
         if "data" not in item:
             raise MissingData(
                 f"pipeline {self.name!r}: the item has no 'data'; its keys are "
@@ -478,22 +482,6 @@ class Pipeline:
             counted = entry_point.rows_of(item)
         if priority is not None:
             entry_point.check_priority(priority, self.name)
-        if sequence is not None or self.takes_sequences:
-            return self._submit_step(
-                sequence,
-                item,
-                entry_point,
-                counted,
-                timeout=timeout,
-                priority=priority,
-                future=future,
-                request_id=request_id,
-                trace=trace,
-                run=EmptyRun() if run is None else run,
-                client=client,
-                until=until,
-                context=context,
-            )
         now = self._clock()
         admission = self._admission
         door = admission.door
@@ -507,6 +495,23 @@ class Pipeline:
                 clients[client] = clients.get(client, 0) + counted
                 door.named += counted
         else:
+            if self.sequences is not None:  # its admission has no room
+                return self._submit_step(
+                    self.sequences,
+                    sequence,
+                    item,
+                    entry_point,
+                    counted,
+                    timeout=timeout,
+                    priority=priority,
+                    future=future,
+                    request_id=request_id,
+                    trace=trace,
+                    run=EmptyRun() if run is None else run,
+                    client=client,
+                    until=until,
+                    context=context,
+                )
             if timeout is not None and not timeout <= limit:  # NaN gets the limit too
                 timeout = limit
             admission.check(counted, timeout, priority, client, now)
@@ -552,6 +557,7 @@ class Pipeline:
 
     def _submit_step(
         self,
+        sequencer: Sequencer,
         step: Step | None,
         item: Item,
         entry_point: EntryPoint,
@@ -568,12 +574,7 @@ class Pipeline:
         context: TraceContext | None,
     ) -> Submission:
         """Admit a step of a sequence. It enters the graph when it has its turn."""
-        sequencer, admission = self.sequences, self._admission
-        if sequencer is None:
-            raise InvalidRequest(
-                f"pipeline {self.name!r} takes no sequences: none of its nodes keeps state "
-                "([NODE.sequence])"
-            )
+        admission = self._admission
         try:
             step = sequencer.check(step, rows)
         except QueueFull:

@@ -47,6 +47,7 @@ class Admission:
         "_max_wait",
         "_queue_size",
         "_refresh_at",
+        "_sequences",
         "_shared_at",
         "_unreserved",
         "door",
@@ -87,6 +88,8 @@ class Admission:
             for level in (range(1, levels + 1) if levels > 1 else (0,))
         }
         self._queue_size = config.queue_size
+        # Each step of a sequence needs a ticket.
+        self._sequences = any(node.sequence is not None for node in config.nodes.values())
         self._batches = 0
         self._refresh_at = 0.0
         self._shared_at = -SHARED_SECONDS
@@ -139,7 +142,7 @@ class Admission:
     def _set_room(self) -> None:
         rates = self.rates
         rates.base = min(rates.base, self._unreserved)
-        if len(self._chains) > 1 or self._queue_size is not None:
+        if len(self._chains) > 1 or self._queue_size is not None or self._sequences:
             self.room = 0
         elif self._max_wait is None:
             self.room = self.max_requests

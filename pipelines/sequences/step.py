@@ -78,10 +78,10 @@ def checked_id(given: Any) -> int | str:
 def steps_of(
     count: int, sequence: int | str | None, start: bool, end: bool
 ) -> list[Step] | list[None]:
-    """Make the steps of a call with `count` items, each None without `sequence`.
+    """Make the steps of a call with `count` items: the first starts, the last ends. None for each
+    if it has no `sequence`.
 
-    The first one starts, the last one ends. Raises InvalidRequest for an id that is none, and for
-    `start` or `end` without one.
+    Raises InvalidRequest for an id that is none.
     """
     if sequence is None:
         if start or end:
