@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from sequences import Driver
+from random_sequences import Driver
 
 LOOPS = ["uvloop"]
 
