@@ -29,11 +29,11 @@ FORWARDED = {
     ],
 )
 def test_only_trusted_proxies_are_believed(
-    spawn: Any, digits: Path, trusted: str | None, client_address: str
+    spawn: Any, echo: Path, trusted: str | None, client_address: str
 ) -> None:
     options = () if trusted is None else ("--trusted-proxies", trusted)
     # uvicorn reads this variable if it is not told whom to trust.
-    server = spawn("serve", digits, "--port", 0, "--access-log", *options, FORWARDED_ALLOW_IPS="*")
+    server = spawn("serve", echo, "--port", 0, "--access-log", *options, FORWARDED_ALLOW_IPS="*")
     with server.listening() as client:
         answer = client.get("/openapi.json/", headers=FORWARDED)
         scheme = "http" if client_address == "127.0.0.1" else "https"
@@ -46,8 +46,8 @@ def test_only_trusted_proxies_are_believed(
     assert len(lines) == 2 and all(f" {client_address}:" in line for line in lines), lines
 
 
-def test_without_the_header_the_connection_counts(spawn: Any, digits: Path) -> None:
-    server = spawn("serve", digits, "--port", 0, "--access-log", "--trusted-proxies", "127.0.0.1")
+def test_without_the_header_the_connection_counts(spawn: Any, echo: Path) -> None:
+    server = spawn("serve", echo, "--port", 0, "--access-log", "--trusted-proxies", "127.0.0.1")
     with server.listening() as client:
         assert client.get("/health/live").status_code == 200
     server.process.terminate()

@@ -162,9 +162,9 @@ def test_a_key_and_a_file_with_a_key_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_listening_on_all_addresses_without_a_key_is_warned_of(
-    spawn: Any, digits: Path, options: Any, variables: Any, warned: bool
+    spawn: Any, echo: Path, options: Any, variables: Any, warned: bool
 ) -> None:
-    server = spawn("serve", digits, "--port", 0, *options, **variables)
+    server = spawn("serve", echo, "--port", 0, *options, **variables)
     server.wait_for("listening on")
     server.process.terminate()
     assert server.end() == 0
