@@ -269,7 +269,10 @@ class Sequencer:
         sequence.after = None
         if after is not None:
             after.before = None
-            self._find_place(after, now)
+            if self.live < self.capacity:  # a sequence that is begun anew keeps its place
+                self._begin(after, now)
+            else:
+                self._waiting[after] = None
         else:
             newest = self._newest[sequence.id]
             if newest.ended:

@@ -221,6 +221,12 @@ async def test_sequences_wait_for_a_place_and_are_bounded() -> None:
         assert pipeline.refused["queue_full"] == 1
         assert await steps(pipeline, "a", 2, sequence_end=True) == [[1, 2]]
         assert await third == [[1], [1, 2]]
+        # One that is begun anew keeps its place.
+        fourth = asyncio.create_task(steps(pipeline, "d", 1))
+        await turns()
+        assert await steps(pipeline, "b", 2, sequence_start=True) == [[2]]
+        assert await steps(pipeline, "b", 3, sequence_end=True) == [[2, 3]]
+        assert await fourth == [[1]]
         # The deadline of a step that waits for a place, or for its turn.
         with pytest.raises(TimeoutError, match="waited for its turn in sequence 'e'"):
             await pipeline({"data": 1}, sequence="e", timeout=0.01)
