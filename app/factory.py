@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import penstock
 from penstock.backends.memory import limited
+from penstock.pipelines.cache.responses import ResponseCache, SecondLevel
 from penstock.pipelines.repository import Repository
 
 from .grpc.start import grpc_server
@@ -74,7 +75,7 @@ def create_app(
     ```
     """
     settings = _settings_of_environment() if settings is None else settings
-    repository = _repository(source, labels, settings.strict)
+    repository = _repository(source, labels, settings)
     history = _history(settings, repository)
     tracing = _tracing(settings, repository)
     protocol = protocol_app(repository, settings, history, tracing)
@@ -214,7 +215,7 @@ def create_router(
     of `APIRouter`.
     """
     settings = _settings_of_environment() if settings is None else settings
-    repository = _repository(source, labels, settings.strict)
+    repository = _repository(source, labels, settings)
     history = _history(settings, repository)
     tracing = _tracing(settings, repository)
     protocol = protocol_app(repository, settings, history, tracing)
@@ -261,10 +262,35 @@ def _settings_of_environment() -> Settings:
     return Settings()
 
 
-def _repository(source: Any, labels: str | os.PathLike[str] | None, strict: bool) -> Repository:
-    if isinstance(source, Repository):
-        return source
-    return Repository.read(source, labels=labels, strict=strict)
+def _repository(
+    source: Any, labels: str | os.PathLike[str] | None, settings: Settings
+) -> Repository:
+    """Return the repository of an app, with the cache that the settings describe.
+
+    One that is loading or ready has its own.
+    """
+    repository = (
+        source
+        if isinstance(source, Repository)
+        else Repository.read(source, labels=labels, strict=settings.strict)
+    )
+    if repository.state not in ("loading", "ready"):
+        repository.responses = ResponseCache(settings.cache_size, _second_level(settings))
+    return repository
+
+
+def _second_level(settings: Settings) -> Callable[[], SecondLevel] | None:
+    """Return what connects the caches to Redis, when a pipeline needs it; None if none is set."""
+    if settings.cache_redis is None:
+        return None
+    url = settings.cache_redis.get_secret_value()
+
+    def connect() -> SecondLevel:
+        from penstock.pipelines.cache.second_level import RedisLevel
+
+        return RedisLevel(url)
+
+    return connect
 
 
 def _history(settings: Settings, repository: Repository) -> History | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from penstock.backends.memory import budget
+from penstock.pipelines.cache.responses import ResponseCache
 from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import Histogram
@@ -65,6 +66,7 @@ class PipelineCollector(Collector):
         for family in (
             *_pipeline_metrics(pipelines),
             *_sequence_metrics(pipelines),
+            *_cache_metrics(pipelines, self._repository.responses),
             *_node_histograms(pipelines),
             *_node_metrics(pipelines),
         ):
@@ -138,6 +140,61 @@ def _sequence_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iter
             for reason, count in sequencer.ended.items():
                 ended.add_metric([*name, reason], count)
     return iter((sequences, ended))
+
+
+def _cache_metrics(
+    pipelines: list[tuple[tuple[str, str], Pipeline]], responses: ResponseCache
+) -> Iterator[Metric]:
+    used = GaugeMetricFamily("penstock_cache_bytes", "Memory that kept answers hold.")
+    limit = GaugeMetricFamily(
+        "penstock_cache_limit_bytes", "Memory that kept answers may hold together (cache_size)."
+    )
+    evicted = CounterMetricFamily(
+        "penstock_cache_evicted", "Kept answers that had to go for want of room."
+    )
+    requests = CounterMetricFamily(
+        "penstock_cache_requests",
+        "Requests to pipelines with a cache, by what it did for them.",
+        labels=[*PIPELINE_LABELS, "outcome"],
+    )
+    answers = GaugeMetricFamily(
+        "penstock_cache_answers", "Answers that are kept.", labels=PIPELINE_LABELS
+    )
+    if not responses.is_open:
+        return
+    used.add_metric((), responses.bytes)
+    limit.add_metric((), responses.max_bytes)
+    evicted.add_metric((), responses.evicted)
+    for name, pipeline in pipelines:
+        if pipeline.cache is not None:
+            answers.add_metric(name, pipeline.cache.size[0])
+            counts = pipeline.statistics
+            for outcome, count in (
+                ("hit", counts.hits - counts.joined),
+                ("joined", counts.joined),
+                ("miss", counts.misses),
+                ("uncached", counts.uncached),
+            ):
+                requests.add_metric([*name, outcome], count)
+    yield from (used, limit, evicted, requests, answers)
+    if responses.second is not None:
+        yield from _redis_metrics(responses.second.status())
+
+
+def _redis_metrics(status: dict[str, Any]) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "penstock_cache_redis_up", "0 while Redis is not asked, because it failed."
+    )
+    up.add_metric((), float(status["up"]))
+    yield up
+    looks = CounterMetricFamily(
+        "penstock_cache_redis",
+        "Look-ups in Redis that hit, missed or came late, failures, and answers not written.",
+        labels=["outcome"],
+    )
+    for outcome in ("hits", "misses", "late", "failures", "dropped"):
+        looks.add_metric([outcome], status[outcome])
+    yield looks
 
 
 def _node_histograms(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from penstock.backends.log_writer import MAX_QUEUED_BYTES
 from penstock.backends.suggestions import did_you_mean, nearest
+from penstock.pipelines.cache.responses import DEFAULT_CACHE_BYTES, REDIS_SCHEMES
 
 API_GROUPS = (
     "health",
@@ -35,7 +37,7 @@ OFF = "off"
 PREFIX = "PENSTOCK_"
 """The prefix of the environment variables."""
 
-SECRETS = ("ssl_keyfile_password", "api_key", "admin_token", "restricted_api")
+SECRETS = ("ssl_keyfile_password", "api_key", "admin_token", "restricted_api", "cache_redis")
 """The settings that hold secrets. Each may be read from a file: the setting `…_file` names it."""
 
 MAX_SECRET_BYTES = 1 << 16
@@ -171,6 +173,20 @@ class Settings(BaseSettings):
         ge=1,
         description="Most memory that all requests may hold together, bytes. Unset: half of what "
         "the cgroup, ulimit -v and the machine leave when the pipelines are loaded.",
+    )
+    cache_size: int = Field(
+        default=DEFAULT_CACHE_BYTES,
+        ge=0,
+        description="Most memory that the answers of all pipelines with a cache may hold together, "
+        "bytes; 0: no pipeline keeps answers.",
+    )
+    cache_redis: SecretStr | None = Field(
+        default=None,
+        description="URL of a Redis or Valkey server where the caches of several processes keep "
+        "answers too, as redis://user:password@host:6379/0; rediss:// is TLS. Unset: none.",
+    )
+    cache_redis_file: Path | None = Field(
+        default=None, description="File with the URL of cache-redis, on one line."
     )
     allowed_hosts: str | None = Field(
         default=None,
@@ -431,6 +447,24 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             raise ValueError("expected at least one visible ASCII character, and no others")
+        return value
+
+    @field_validator("cache_redis")
+    @classmethod
+    def _check_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse what is not a URL of Redis. The text never quotes it: it may hold a password."""
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value())
+            place = parts.path if parts.scheme == "unix" else parts.hostname
+            port = parts.port
+        except ValueError:
+            raise ValueError("expected a URL, as redis://host:6379/0") from None
+        if parts.scheme not in REDIS_SCHEMES or not place or port == 0:
+            raise ValueError(
+                "expected redis://host:6379/0, rediss:// for TLS, or unix:///path/of/socket"
+            )
         return value
 
     @field_validator("url_ports")

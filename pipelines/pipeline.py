@@ -8,11 +8,12 @@ from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequenc
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from penstock.backends.errors import InvalidRequest, MissingData, NotReady, QueueFull
 from penstock.backends.item import Item, as_item
 
+from .cache.responses import ResponseCache
 from .composites.composite import CompositeNode
 from .composites.logic import CallFuture
 from .config.load import PipelineConfig, load
@@ -31,6 +32,9 @@ from .runs.trace import Trace
 from .sequences.sequencer import Sequencer
 from .sequences.step import Step, steps_of, without_sequence
 from .trace_context import TraceContext
+
+if TYPE_CHECKING:
+    from .cache.pipeline_cache import PipelineCache
 
 
 class Pipeline:
@@ -56,6 +60,9 @@ class Pipeline:
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors
         self.composites: tuple[CompositeNode, ...] = ()  # those that wait for other nodes
+        # Where it keeps its answers, with other pipelines, if it keeps any. None: by itself.
+        self.responses: ResponseCache | None = None
+        self.cache: PipelineCache | None = None
         # Finds the other pipelines that Python logic calls.
         self.others: Callable[[str], Pipeline] | None = None
         self.state = "created"  # then loading, ready, draining, closed
@@ -134,6 +141,8 @@ class Pipeline:
         self._admission.exposed = [exposed._join(self) for exposed in self.exposed]
         try:
             await graph.start()
+            if config.cache and (self.responses is None or self.responses.max_bytes):
+                await self._open_caches()
         except BaseException:
             self._set_state("closed")
             raise
@@ -142,6 +151,32 @@ class Pipeline:
         if self.sequences is not None:
             self.sequences.start(loop, graph.hosts)
         self._set_state("ready")
+
+    async def _open_caches(self) -> None:
+        """Make the caches of this pipeline and its exposed nodes."""
+        from .cache.generation import generation_of
+        from .cache.pipeline_cache import PipelineCache
+
+        loop = asyncio.get_running_loop()
+        responses = self.responses
+        if responses is None:
+            responses = self.responses = ResponseCache()
+        for pipeline in (self, *self.exposed):
+            generation = None
+            if responses.has_second:
+                files = [self._files, *(node.files for node in self.nodes)]
+                generation = await asyncio.to_thread(generation_of, pipeline.config, files)
+            pipeline.cache = PipelineCache(
+                pipeline.name,
+                submit=pipeline.submit_nowait,
+                admission=pipeline._admission,
+                responses=responses,
+                loop=loop,
+                clock=self._clock,
+                limit=self._limit,
+                ttl=self.config.cache_ttl,
+                generation=generation,
+            )
 
     def _set_state(self, state: str) -> None:
         for pipeline in (self, *self.exposed):
@@ -197,6 +232,9 @@ class Pipeline:
         left = max(ends - loop.time(), 1.0)  # the threads get a second at least
         if self._loop is not None:
             await self._graph.close(left)
+            for pipeline in (self, *self.exposed):
+                if pipeline.cache is not None:
+                    pipeline.cache.close()
 
     def wait_empty(self) -> asyncio.Future[None]:
         """Return a future that ends when no request is in flight any more. At least one must be.
@@ -442,6 +480,8 @@ class Pipeline:
         until: float | None = None,
         sequence: Step | None = None,
         context: TraceContext | None = None,
+        reads_only: bool = False,
+        use_cache: bool = True,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
@@ -452,6 +492,8 @@ class Pipeline:
         gives, on the pipeline's clock, which the caller has not set: admission does not go by it.
         `sequence`: the step that the request is, where a node of the pipeline keeps state.
         `context`: that of the request's span, for backends that ask.
+        `reads_only`: the caller does not change the answer, so it may share arrays with others.
+        `use_cache`: if False, the request runs, whatever the pipeline's cache has.
 
         Await `submission.future` for the final item (a soft failure is in its `error`), and call
         `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
@@ -482,6 +524,10 @@ class Pipeline:
             counted = entry_point.rows_of(item)
         if priority is not None:
             entry_point.check_priority(priority, self.name)
+        if self.cache is not None and use_cache and trace is None and entry_point.stream is None:
+            return self.cache.submit(
+                item, timeout, priority, future, request_id, run, client, until, context, reads_only
+            )
         now = self._clock()
         admission = self._admission
         door = admission.door
@@ -678,6 +724,8 @@ class Pipeline:
         """
         if self.state != "ready":
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
+        if self.cache is not None:  # only the data tells whether the answer is there
+            return
         admission = self._admission
         if timeout is not None or admission.door.rows >= admission.room:
             if timeout is not None and not timeout <= self._limit:

@@ -27,6 +27,7 @@ from penstock.backends.errors import (
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import message_of
 
+from .cache.responses import ResponseCache
 from .config.definition import PipelineConfig
 from .config.directory import Read, choose_versions, read_again, read_source, taken
 from .config.versions import version_key
@@ -77,6 +78,8 @@ class Repository:
         self.state = "created"  # then loading, ready, draining, closed
         self.directory = directory
         self._strict = strict
+        self.responses = ResponseCache()
+        """Where pipelines that have a cache keep their answers. Set it before `start`."""
         self._notes_batches = False
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
@@ -538,6 +541,7 @@ class Repository:
             for config in configs:
                 pipeline = Pipeline(config)
                 pipeline.others = self.get
+                pipeline.responses = self.responses
                 if self._notes_batches:
                     pipeline.note_batches()
                 started.append(pipeline)
@@ -700,6 +704,7 @@ class Repository:
         finally:
             self._served.clear()
             self.state = "closed"
+            await self.responses.close()
             self._changed()
 
     def _check_names(self, config: PipelineConfig) -> None:

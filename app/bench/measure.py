@@ -129,7 +129,7 @@ def in_process(
 
     async def send(body: bytes) -> Answer:
         try:
-            run = pipeline.submit_nowait({"data": body}, timeout=deadline)
+            run = pipeline.submit_nowait({"data": body}, timeout=deadline, use_cache=False)
             try:
                 item = await run.future
             finally:

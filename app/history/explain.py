@@ -66,6 +66,8 @@ class Explanation:
             "slow": record.slow,
             "usual_ms": round(record.usual * 1000, 3) or None,
             "rows": record.rows,
+            "answered_from": record.answered_from,
+            "joined": record.joined,
             "summary": self._summary(),
         }
 
@@ -277,6 +279,10 @@ class Explanation:
 
     def _outside(self) -> Iterator[Object]:
         """Yield the time before the first node, between nodes and after the last one."""
+        if cached := self._cached():
+            text = cached(words.time_text(self._end / 1000))
+            yield {"name": "answer", "start_ms": 0.0, "end_ms": self._end / 1000, "words": text}
+            return
         at = 0
         if self._record.turn is not None:
             begun, at = map(self._at, self._record.turn)
@@ -307,6 +313,8 @@ class Explanation:
         """Say how it ended unless it was answered well, and why it took so long."""
         record, whole = self._record, self._end / 1000
         told = self._ending()
+        if cached := self._cached():
+            return [*told, cached(words.time_text(whole))]
         ended = record.outcome != "ok"
         told += self._causes.told(whole, slow=record.slow or ended, ended=ended)
         if not told:
@@ -316,6 +324,13 @@ class Explanation:
         if more := record.more_visits + record.more_parts:
             told.append(words.not_remembered(more))
         return told
+
+    def _cached(self) -> Say | None:
+        """Return what says that the cache answered, or an equal request; None if none did."""
+        record = self._record
+        if record.joined:
+            return partial(words.joined, encodable(record.joined), bool(record.answered_from))
+        return partial(words.cached, record.answered_from) if record.answered_from else None
 
     def _ending(self) -> list[str]:
         record = self._record

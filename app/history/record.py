@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from penstock.pipelines.cache.request import AnsweredFrom, CachedRequest
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.graph_run import GraphRun
 from penstock.pipelines.runs.pace import Pace
@@ -69,7 +70,8 @@ class Record(NamedTuple):
     refused before. `slow`: it took more than `Pace.slow`. `usual`: the mean seconds of its
     pipeline's requests at that time, 0 if not known. `visits`: of its items, in order; `walk` has
     those of parts too. `more_visits`: how many are missing there. `turn`: of a step of a sequence
-    that waited for its turn, from when until when.
+    that waited for its turn, from when until when. `answered_from`: the cache, if it answered and
+    no node. `joined`: the id of the equal request for which it waited.
     """
 
     id: str
@@ -85,6 +87,8 @@ class Record(NamedTuple):
     visits: Sequence[ItemVisit]
     more_visits: int
     turn: tuple[float, float] | None = None
+    answered_from: AnsweredFrom = ""
+    joined: str = ""
 
     @property
     def pipeline(self) -> str | None:
@@ -177,6 +181,10 @@ def record_of(
     turn = turn_of(runs[0], ended) if len(runs) == 1 else None
     # A step that never had its turn has been at no node.
     visits, more = visits_of(() if turn is not None and turn[1] == ended else runs)
+    answered_from: AnsweredFrom = ""
+    joined = ""
+    if len(runs) == 1 and isinstance(runs[0], CachedRequest):
+        answered_from, joined = runs[0].answered_from, runs[0].joined
     if not started:
         started = turn[0] if turn else visits[0].enqueued if visits else ended
     is_slow = (
@@ -204,6 +212,8 @@ def record_of(
             visits,
             more,
             turn,
+            answered_from,
+            joined,
         ),
     )
 

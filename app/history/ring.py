@@ -14,6 +14,7 @@ from itertools import islice, starmap
 from time import monotonic
 from typing import TypeAlias
 
+from penstock.pipelines.cache.request import CachedRequest
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.runs.graph_run import GraphRun
 from penstock.pipelines.runs.pace import Pace
@@ -164,6 +165,8 @@ class History:
             and pace is not None
             and turn_of(run := runs[0], now) is None
         ):
+            if isinstance(run, CachedRequest) and not run.joined and run.run is not None:
+                run = run.run  # what ran for it
             if isinstance(run, Run) and (batch := run.batch) is not None:
                 enqueued, stages = run.enqueued, run.stages
                 if stages is None and batch.parts is None:

@@ -174,6 +174,21 @@ def between(time: str) -> str:
     return f"Between nodes it took {time}."
 
 
+# answers of others
+
+
+def cached(source: str, time: str) -> str:
+    """`source`: where the answer was kept, cache or redis."""
+    where = "the cache" if source == "cache" else "the cache in Redis"
+    return f"Answered from {where} in {time}: an equal request had come before it. Nothing ran."
+
+
+def joined(request_id: str, answered: bool, time: str) -> str:
+    """`request_id`: of the request that it joined. `answered`: that one's answer was its own."""
+    end = f"got its answer in {time}" if answered else f"waited {time} for its answer"
+    return f"Joined an equal request that was under way ({request_id}), and {end}."
+
+
 # how it ended
 
 

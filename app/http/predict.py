@@ -294,6 +294,7 @@ class Predict:
                     request_id=f"{call.request_id}/{index}",
                     context=call.context,
                     sequence=step,
+                    reads_only=True,
                 )
             except PenstockError as error:
                 outcomes.append(error)

@@ -23,6 +23,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation, budget
+from penstock.pipelines.cache.request import cached
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.run import Run, Submission
@@ -301,9 +302,11 @@ class PredictCall(Run):
             self.request_id,
             self.trace,
             self,
-            client=self.client,
-            context=self.context,
-            sequence=self.step() if self.head.query else None,
+            self.client,
+            None,
+            self.step() if self.head.query else None,
+            self.context,
+            True,  # it only reads the answer; by names these would cost more
         )
 
     def step(self) -> Step | None:
@@ -462,8 +465,10 @@ def server_timing(run: Submission) -> bytes:
     """Make the `Server-Timing` header.
 
     It has, for each node, the milliseconds in its queue and on its executor, and the rows of the
-    batch.
+    batch. An answer from the cache has passed no node.
     """
+    if cached(run) is not None:
+        return b'cache;desc="hit"'
     return b", ".join([_timing(*stage) for stage in run.timings()])
 
 

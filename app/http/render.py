@@ -245,7 +245,7 @@ def _count_unwritten(error: PenstockError, run: Submission, pipeline: Pipeline) 
     if not future.done():  # a stream, of which this is a part
         run.leave("unwritten")
     elif not future.cancelled() and future.exception() is None:
-        pipeline.statistics.take_back(1)
+        pipeline.statistics.take_back(run.rows)
     if isinstance(error, BackendError):
         logger.error(
             "request %s: %s",

@@ -52,6 +52,15 @@ _HEAD: dict[str, Schema] = {
         "description": "What the requests of its pipeline took lately, milliseconds (mean).",
     },
     "rows": UNSIGNED,
+    "answered_from": {
+        "type": "string",
+        "enum": ["", "cache", "redis", "joined"],
+        "description": "What answered it in place of its nodes, if anything did.",
+    },
+    "joined": {
+        "type": "string",
+        "description": "The X-Request-Id of the equal request for which it waited, if it did.",
+    },
     "summary": {
         "type": "array",
         "items": {"type": "string", "minLength": 1},

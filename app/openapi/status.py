@@ -30,9 +30,36 @@ STATUS_SCHEMAS: dict[str, Schema] = {
         request_history=UNSIGNED,
         interval_s=NUMBER,
         memory=reference("MemoryStatus"),
+        cache=reference("CachesStatus"),
         pipelines=array_of(reference("PipelineStatus")),
     ),
     "MemoryStatus": _all_of(used_bytes=UNSIGNED, limit_bytes=UNSIGNED, refused=UNSIGNED),
+    "CachesStatus": _all_of(
+        "The answers that pipelines keep, of all of them together.",
+        used_bytes=UNSIGNED,
+        limit_bytes=UNSIGNED,
+        evicted=UNSIGNED,
+        redis={"anyOf": [reference("RedisStatus"), {"type": "null"}]},
+    ),
+    "RedisStatus": _all_of(
+        "The second level of the caches. `up` is false while it is left alone.",
+        up=FLAG,
+        hits=UNSIGNED,
+        misses=UNSIGNED,
+        failures=UNSIGNED,
+        late=UNSIGNED,
+        dropped=UNSIGNED,
+    ),
+    "CacheStatus": _all_of(
+        "The answers that a pipeline keeps. `joined` are those hits that waited for an equal "
+        "request; `uncached` requests could not be looked up.",
+        hits=UNSIGNED,
+        joined=UNSIGNED,
+        misses=UNSIGNED,
+        uncached=UNSIGNED,
+        answers=UNSIGNED,
+        bytes=UNSIGNED,
+    ),
     "PipelineStatus": {
         **object_of(
             [
@@ -65,6 +92,7 @@ STATUS_SCHEMAS: dict[str, Schema] = {
             succeeded=UNSIGNED,
             failed=COUNTS,
             refused=COUNTS,
+            cache={"anyOf": [reference("CacheStatus"), {"type": "null"}]},
             succeeded_per_s=UNKNOWN_OR_NUMBER,
             failed_per_s=UNKNOWN_OR_NUMBER,
             refused_per_s=UNKNOWN_OR_NUMBER,

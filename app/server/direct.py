@@ -116,8 +116,10 @@ class Direct:
     def pipeline_name(self) -> str | None:
         """Return the name of the pipeline that was asked; None if none was found."""
 
-    def _release(self) -> None:
-        """Let go of what the request holds besides memory."""
+    def _release(self, runs_on: bool = False) -> None:
+        """Let go of what the request holds besides memory. `runs_on`: its run has not ended,
+        because equal requests wait for it too.
+        """
 
     # From the connection.
 
@@ -182,7 +184,7 @@ class Direct:
             self._remember(status, None, run)
         if run is not None:
             run.leave()
-            self._release()
+            self._release(getattr(run, "admission", None) is not None)
 
     # From the run, to which this is a future. None of these raises: it would disturb the delivery
     # of the other items of the batch.

@@ -71,13 +71,13 @@ class DirectInfer(InferCall, Direct):
             if written is None:
                 if takes_long(chosen):
                     loop = asyncio.get_running_loop()
-                    self._work = loop.create_task(self._write_later(chosen, answered))
+                    self._work = loop.create_task(self._write_later(chosen, answered, run))
                     return
                 written = self.write(chosen)
         except Exception:
-            self.take_back()
+            self.take_back(run)
             raise
-        self.count(answered)
+        self.count(answered, run)
         encoding = self.encoding(written)
         if encoding is None:
             self._send_written(written)
@@ -114,14 +114,14 @@ class DirectInfer(InferCall, Direct):
         if self.wire is not None:
             self._run = self.submit(as_future(self))
 
-    async def _write_later(self, chosen: Chosen, answered: float) -> None:
+    async def _write_later(self, chosen: Chosen, answered: float, run: Submission) -> None:
         try:
             try:
                 written = await on_helper_thread(self.write, chosen)
             except Exception:
-                self.take_back()
+                self.take_back(run)
                 raise
-            self.count(answered)
+            self.count(answered, run)
             if (encoding := self.encoding(written)) is None:
                 self._send_written(written)
             else:
@@ -202,6 +202,6 @@ class DirectInfer(InferCall, Direct):
         length = (b"content-length", b"%d" % len(answer.body))
         return answer.status, [*answer.headers, length], answer.body
 
-    def _release(self) -> None:
+    def _release(self, runs_on: bool = False) -> None:
         if self._work is None:  # a helper thread may be using the shared memory
             self.request.release()

@@ -163,5 +163,6 @@ class DirectPredict(PredictCall, Direct):
     def failure_of(self, error: BaseException) -> Failure:
         return failure_of(error)
 
-    def _release(self) -> None:
-        self.future = ENDED
+    def _release(self, runs_on: bool = False) -> None:
+        if not runs_on:
+            self.future = ENDED

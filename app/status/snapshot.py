@@ -13,6 +13,7 @@ from typing import Any, Literal
 import penstock
 from penstock.backends.memory import budget
 from penstock.backends.text import encodable
+from penstock.pipelines.cache.responses import ResponseCache
 from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.executor import Executor
 from penstock.pipelines.node.node import Node
@@ -121,6 +122,7 @@ class Snapshots:
                 "limit_bytes": budget.limit,
                 "refused": sum(budget.refused.copy().values()),
             },
+            "cache": _responses(repository.responses),
             "pipelines": pipelines,
         }
         return snapshot, Totals(at, monotonic, totals)
@@ -142,6 +144,17 @@ class Snapshots:
         if served is not None:
             self._described[key] = description
         return description
+
+
+def _responses(responses: ResponseCache) -> dict[str, Any]:
+    """Return what the caches of all pipelines hold together."""
+    second = responses.second
+    return {
+        "used_bytes": responses.bytes,
+        "limit_bytes": responses.max_bytes,
+        "evicted": responses.evicted,
+        "redis": None if second is None else second.status(),
+    }
 
 
 def _state(text: str) -> tuple[str, str]:
@@ -175,6 +188,7 @@ def _nothing() -> dict[str, Any]:
         "succeeded": 0,
         "failed": RequestStatistics().failures,
         "refused": {"queue_full": 0, "overloaded": 0},
+        "cache": None,
         "succeeded_per_s": None,
         "failed_per_s": None,
         "refused_per_s": None,
@@ -195,6 +209,7 @@ def _activity(
         "succeeded": now.succeeded,
         "failed": _sums([door.statistics.failures for door in doors]),
         "refused": _sums([door.refused for door in doors]),
+        "cache": _cache(doors),
         "succeeded_per_s": _rate(now.succeeded - before.succeeded, seconds),
         "failed_per_s": _rate(now.failed - before.failed, seconds),
         "refused_per_s": _rate(now.refused - before.refused, seconds),
@@ -223,6 +238,22 @@ def _sequences(pipeline: Pipeline) -> dict[str, Any] | None:
         "max_sequences": sequencer.capacity,
         "max_waiting": sequencer.max_waiting,
         "ended": dict(sequencer.ended),
+    }
+
+
+def _cache(doors: tuple[Pipeline, ...]) -> dict[str, int] | None:
+    """Return what the caches of a pipeline and its exposed nodes did; None if there are none."""
+    caches = [door.cache for door in doors if door.cache is not None]
+    if not caches:
+        return None
+    requests = [door.statistics for door in doors]
+    return {
+        "hits": sum(one.hits for one in requests),
+        "joined": sum(one.joined for one in requests),
+        "misses": sum(one.misses for one in requests),
+        "uncached": sum(one.uncached for one in requests),
+        "answers": sum(cache.size[0] for cache in caches),
+        "bytes": sum(cache.size[1] for cache in caches),
     }
 
 

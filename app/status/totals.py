@@ -49,7 +49,7 @@ def totals_of(pipeline: Pipeline) -> PipelineTotals:
     """Return what a pipeline has done until now."""
     succeeded = failed = refused = 0
     for door in (pipeline, *pipeline.exposed):
-        succeeded += door.statistics.succeeded
+        succeeded += door.statistics.answered
         failed += sum(door.statistics.failures.values())
         refused += sum(door.refused.values())
     nodes = {node.name: _of_node(node) for node in nodes_of(pipeline)}

@@ -10,8 +10,9 @@ SECRET_VARIABLES = (
     "PENSTOCK_API_KEY",
     "PENSTOCK_ADMIN_TOKEN",
     "PENSTOCK_RESTRICTED_API",
+    "PENSTOCK_CACHE_REDIS",
 )
-"""The variables that no child process inherits: the server's clients send these secrets."""
+"""The variables that no child process inherits: they hold secrets of the server and its clients."""
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",

@@ -168,6 +168,10 @@ class PipelineConfig:
     """An item that leaves with `restart` enters again, at the node that `restart` names."""
     max_rounds: int = 10_000
     """The most rounds in which an item may pass the graph, if `loop` is set."""
+    cache: bool = False
+    """Keep answers, and give them to equal requests."""
+    cache_ttl: float | None = None
+    """Seconds for which an answer is kept. None: as long as there is room."""
     exposed: tuple[Exposed, ...] = ()
     warnings: tuple[str, ...] = ()
     """Warnings about what is allowed but may be a mistake. `penstock check` prints them."""

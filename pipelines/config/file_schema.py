@@ -59,6 +59,7 @@ PIPELINE_TEXTS = {
     "entry": "The node where requests enter that name none.",
     "loop": "An item that ends with a key restart enters again.",
     "max_rounds": "How often it may enter again.",
+    "cache": "Keep answers and give them to equal requests: true, or { ttl = seconds }.",
 }
 
 

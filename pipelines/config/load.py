@@ -7,7 +7,7 @@ their references to one another. `definition.py` has the result.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         problems += check_stream_input(
             settings, structure.graph, nodes, settings.loop or tables.loop
         )
+        problems += _check_cache(settings, nodes)
     problems += check_sequences(
         nodes, tables.defaults, settings.expose, settings.loop or tables.loop
     )
@@ -140,6 +141,8 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         entry=settings.entry,
         loop=settings.loop or tables.loop,
         max_rounds=settings.max_rounds,
+        cache=settings.cache is not None,
+        cache_ttl=None if settings.cache is None else settings.cache.ttl,
         exposed=tuple(
             _exposed(
                 nodes[nodes[node].shares or node],
@@ -155,6 +158,26 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
             for warning in (*tables.warnings, *structure.warnings)
         ),
     )
+
+
+def _check_cache(settings: PipelineTable, nodes: Mapping[str, NodeConfig]) -> Iterator[Problem]:
+    """Yield why the answers of a pipeline can't be kept."""
+    if settings.cache is None:
+        return
+    why = [f"node {name!r} yields them in parts" for name, node in nodes.items() if node.streams]
+    why += [
+        f"node {name!r} keeps a state for each sequence"
+        for name, node in nodes.items()
+        if node.sequence is not None
+    ]
+    why += [
+        f"its input {name!r} is a stream"
+        for name, port in (settings.inputs or {}).items()
+        if port.stream
+    ]
+    if why:
+        message = f"the answers can't be kept: {why[0]}; expected cache = false"
+        yield Problem(message, node="pipeline", key="cache")
 
 
 def _all_in_order(problems: list[Problem], tables: Tables) -> ConfigError:

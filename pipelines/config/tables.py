@@ -167,6 +167,21 @@ class ExposedTable(_Table):
     description: str = ""
 
 
+class CacheTable(_Table):
+    """`[pipeline.cache]`."""
+
+    ttl: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+def _cache(value: Any) -> Any:
+    """Read `true` (a cache), `false` (none) or a table."""
+    if value in (True, False, "true", "false"):
+        return CacheTable(ttl=None) if value in (True, "true") else None
+    if value is None or isinstance(value, dict):
+        return value
+    raise ValueError(f"expected true, false or a table, as {{ ttl = 60 }}, found {value!r}")
+
+
 def _max_wait(value: Any) -> Any:
     """Read `"auto"` (0), `"none"` (None) or seconds."""
     if value in ("auto", "none"):
@@ -215,6 +230,22 @@ class PipelineTable(_Table):
     entry: str | None = None
     loop: bool = False
     max_rounds: int = Field(10_000, ge=1)
+    cache: Annotated[
+        CacheTable | None,
+        BeforeValidator(_cache),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "boolean"},
+                    {
+                        "type": "object",
+                        "properties": {"ttl": {"type": "number", "exclusiveMinimum": 0}},
+                        "additionalProperties": False,
+                    },
+                ]
+            }
+        ),
+    ] = None
 
 
 _shapes: TypeAdapter[str] = TypeAdapter(Shapes)

@@ -36,6 +36,7 @@ class Entry:
     """
 
     __slots__ = (
+        "__weakref__",
         "_around",
         "arrival",
         "bucket",

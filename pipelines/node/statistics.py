@@ -81,6 +81,11 @@ class RequestStatistics:
     `failures`: soft (the input can't be read), failed, expired, cancelled, unready (the pipeline
     was closed meanwhile), unwritten (a network protocol could not write the answer).
 
+    `hits` counts good requests that were answered from a cache, and took `hit_seconds` together;
+    `joined` are those of them that got the answer of an equal request under way. None of them is
+    in `succeeded`, nor in `seconds`. `misses` counts those that were looked up and ran,
+    `miss_seconds` is what looking up and keeping took. `uncached` could not be looked up.
+
     `given_up` counts those that were cancelled or expired after more than `patience` seconds.
     """
 
@@ -90,12 +95,18 @@ class RequestStatistics:
         "failed_seconds",
         "failures",
         "given_up",
+        "hit_seconds",
+        "hits",
+        "joined",
+        "miss_seconds",
+        "misses",
         "patience",
         "queued",
         "reading",
         "rows",
         "seconds",
         "succeeded",
+        "uncached",
         "writing",
     )
 
@@ -112,6 +123,13 @@ class RequestStatistics:
         self.failed_seconds = 0.0
         self.given_up = 0
         self.patience = math.inf
+        self.hits = self.joined = self.misses = self.uncached = 0
+        self.hit_seconds = self.miss_seconds = 0.0
+
+    @property
+    def answered(self) -> int:
+        """All good requests, also those for which nothing ran."""
+        return self.succeeded + self.hits
 
     @property
     def computed(self) -> float:
@@ -152,10 +170,22 @@ class RequestStatistics:
         if how in GIVEN_UP and seconds > self.patience:
             self.given_up += 1
 
+    def answer_from_cache(self, since: float, *, joined: bool = False) -> None:
+        """Count a request that came at `since` and has its answer without a run of its own."""
+        self.hits += 1
+        self.joined += joined
+        self.hit_seconds += self.clock() - since
+
     def take_back(self, size: int) -> None:
-        """Count a request as unwritten that was counted as good a moment ago."""
-        self.succeeded -= 1
-        self.rows -= size
+        """Count a request as unwritten that was counted as good a moment ago.
+
+        `size`: its rows; 0 if it was answered from a cache.
+        """
+        if size:
+            self.succeeded -= 1
+            self.rows -= size
+        else:
+            self.hits -= 1
         self.failures["unwritten"] += 1
 
 

@@ -207,6 +207,20 @@ class Admission:
                 (door.n + size - rates.base) * rates.best,
             )
 
+    def count_waiting(self, priority: int | None, now: float) -> None:
+        """Count a request that waits for something else than nodes: it holds no rows.
+
+        Raises `QueueFull` if too many are in flight. `leave(0)` stops counting it.
+        """
+        if self.door.requests >= self.max_requests:
+            self._refuse_full(
+                self._chain(priority)[0],
+                f"too many requests in flight: {self.door.requests} "
+                f"(max_requests = {self.max_requests})",
+                now,
+            )
+        self.door.requests += 1
+
     def ticket(
         self,
         size: int,

@@ -20,7 +20,7 @@ from ..node.queue import Batch, Entry, Outcome, Visit
 from ..node.statistics import covered, kind_of_failure
 from ..overload.ticket import Ticket
 from .plan import EntryPoint, PlanNode
-from .run import Run, Stage, as_soft_failure, new_visit, timings_of
+from .run import Run, Stage, as_soft_failure, goes_on, new_visit, timings_of
 
 
 class NodeVisit(Entry):
@@ -94,6 +94,7 @@ class GraphRun:
     """A request in a graph. A `Submission`."""
 
     __slots__ = (
+        "__weakref__",
         "admission",
         "came",
         "client",
@@ -316,7 +317,7 @@ class GraphRun:
             self.future.set_exception(error)
 
     def leave(self, failure: str = "cancelled") -> None:
-        if self.admission is not None:
+        if self.admission is not None and not goes_on(self.future, failure):
             self._end(failure)
             self.future.cancel()
 

@@ -17,7 +17,7 @@ from ..node.statistics import kind_of_failure
 from .admission import Admission
 from .inside import Inside
 from .plan import EntryPoint
-from .run import PARTS, Run, Stage, Submission, as_future
+from .run import PARTS, Run, Stage, Submission, as_future, goes_on
 
 MAX_PASSED = 64
 """No further rounds are added to the visits of a request that has so many."""
@@ -33,6 +33,7 @@ class Rounds:
     """
 
     __slots__ = (
+        "__weakref__",
         "_admission",
         "_came",
         "_clock",
@@ -150,7 +151,7 @@ class Rounds:
         return self._run.timings()
 
     def leave(self, failure: str = "cancelled") -> None:
-        if self._admission is not None:
+        if self._admission is not None and not goes_on(self.future, failure):
             self._end(failure)
             self._run.drop()
             self.future.cancel()

@@ -54,6 +54,12 @@ def as_future(future: FutureLike) -> asyncio.Future[Item]:
     return cast("asyncio.Future[Item]", future)
 
 
+def goes_on(future: object, failure: str) -> bool:
+    """Return whether a run whose caller leaves goes on: equal requests wait for it (`cache/`)."""
+    leader_leaves: Callable[[str], bool] | None = getattr(future, "leader_leaves", None)
+    return leader_leaves is not None and leader_leaves(failure)
+
+
 class _Ended:
     """A future that is done and takes nothing."""
 
@@ -275,7 +281,7 @@ class Run(Entry):
 
     def leave(self, failure: str = "cancelled") -> None:
         admission = self.admission
-        if admission is not None:
+        if admission is not None and not goes_on(self.future, failure):
             self.admission = None
             self.drop()
             self.future.cancel()

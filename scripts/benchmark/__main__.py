@@ -31,6 +31,7 @@ PARTS = {
     "grpc": "rpc",
     "trace": "tracing",
     "sequences": "sequences",
+    "cache": "caching",
     "resnet": "resnet",
     "memory": "memory",
     "overload": "overload",

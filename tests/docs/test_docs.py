@@ -443,7 +443,6 @@ def test_the_metrics_named_as_tritons_are_whole() -> None:
     for reason in FAILURE_REASONS.values():
         assert f"| {reason} |" in text, reason
     for group in (
-        "nv_cache_",
         "nv_cpu_",
         "nv_gpu_",
         "nv_pinned_memory_pool_",

@@ -87,7 +87,7 @@ class Generate:
                     raise InvalidRequest(WRONG_COUNT)
                 text = await generate.answer(part, run)
             if text is None:
-                generate.take_back()
+                generate.take_back(run)
                 raise InvalidRequest(WRONG_COUNT)
             return ProtocolAnswer(200, (JSON_HEADER, *load_headers(generate)), text)
 

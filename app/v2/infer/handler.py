@@ -124,9 +124,9 @@ class Infer:
                     else infer.write(chosen)
                 )
         except Exception:
-            infer.take_back()
+            infer.take_back(submission)
             raise
-        infer.count(answered)
+        infer.count(answered, submission)
         fields = written.headers()
         body = written.joined()
         if (encoding := infer.encoding(written)) is not None:

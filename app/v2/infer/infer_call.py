@@ -15,6 +15,7 @@ from typing import TypeVar
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError
 from penstock.backends.item import Item
 from penstock.backends.memory import Reservation
+from penstock.pipelines.cache.request import cached
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.trace_context import TraceContext
 
@@ -226,10 +227,15 @@ class InferCall:
             timeout,
             request.priority,
             future,
-            client=self.client,
-            request_id=request_id,
-            context=self.context,
-            sequence=request.step,
+            request_id,
+            None,
+            None,
+            self.client,
+            None,
+            request.step,
+            self.context,
+            True,  # it only reads the answer; by names these would cost more
+            not request.is_shared,
         )
 
     def choose(self, item: Item) -> Chosen:
@@ -261,11 +267,11 @@ class InferCall:
                 written = write(chosen)
         except Exception:
             if run.future.done():
-                self.take_back()
+                self.take_back(run)
             else:
                 run.leave("unwritten")
             raise
-        self.count(answered)
+        self.count(answered, run)
         self._reading = 0.0  # the next part does not count it again
         return written
 
@@ -276,15 +282,19 @@ class InferCall:
             return None
         return choose_encoding(accepted, written.size, bool(written.blobs))
 
-    def count(self, answered: float) -> None:
+    def count(self, answered: float, run: Submission) -> None:
         """Count the time of a request that was written, since `answered`."""
         statistics = self.model.pipeline.statistics
-        statistics.reading += self._reading
-        statistics.writing += time.monotonic() - answered
+        writing = time.monotonic() - answered
+        if cached(run) is None:
+            statistics.reading += self._reading
+            statistics.writing += writing
+        else:
+            statistics.hit_seconds += self._reading + writing
 
-    def take_back(self) -> None:
+    def take_back(self, run: Submission) -> None:
         """Count a request as failed that could not be written."""
-        self.model.pipeline.statistics.take_back(self.request.rows)
+        self.model.pipeline.statistics.take_back(run.rows)
 
     def remember(
         self, door: Door, status: int, failure: Failure | None, runs: Sequence[Submission]

@@ -107,6 +107,7 @@ def _shared(
     slot: Slot, expected: Tensor, model: Model, regions: SharedMemory, request: InferRequest
 ) -> Any:
     borrowed = regions.borrow(slot.region, slot.start, slot.size)
+    request.is_shared |= not borrowed.copied
     request.reserve(borrowed.copied, "tensors")
     tensor = tensor_of(borrowed, expected, model, slot.dtype, slot.shape)
     return np.ndarray(slot.shape, slot.dtype, borrowed.read()) if tensor is None else tensor

@@ -61,12 +61,14 @@ class InferRequest:
     `binary` asks for the bytes of those outputs that do not say. `leases` are the parts of shared
     memory that outputs go to: release them when the request has been answered. `memory` is what the
     request holds. `json_limits` bounds inputs that are JSON texts. `step` says of which sequence
-    the request is a step, if its pipeline has sequences.
+    the request is a step, if its pipeline has sequences. `is_shared`: an input is used where it is
+    in the memory of the client, which may change it.
     """
 
     __slots__ = (
         "binary",
         "id",
+        "is_shared",
         "item",
         "json_limits",
         "leases",
@@ -89,6 +91,7 @@ class InferRequest:
         self.outputs: Sequence[Wanted] | None = None
         self.binary = False
         self.step: Step | None = None
+        self.is_shared = False
         self.leases: list[Slice] = []
 
     def release(self) -> None:
@@ -315,6 +318,7 @@ def _read_inputs(
             if data is not None:
                 raise _several_sources()
             borrowed = regions.borrow(*region_of(parameters))
+            request.is_shared |= not borrowed.copied
             check_size(borrowed.size, datatype, shape, name, model.name)  # before the copy
             copied = copied_bytes(datatype, borrowed.size, shape, _dtype(expected))
             request.reserve(borrowed.copied + copied, "tensors")

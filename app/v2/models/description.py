@@ -148,6 +148,7 @@ def config_of(model: Model) -> dict[str, Any]:
         "parameters": {},
         "model_warmup": [],
         "model_transaction_policy": {"decoupled": model.streams},
+        "response_cache": {"enable": model.pipeline.config.cache},
     }
     entry_point = model.pipeline.plan.default
     sequences = sequence_batching_of(model.pipeline)

@@ -30,6 +30,12 @@ COUNTERS = {
     "nv_inference_compute_input_duration_us": "Microseconds spent on reading tensors.",
     "nv_inference_compute_infer_duration_us": "Microseconds that requests spent on executors.",
     "nv_inference_compute_output_duration_us": "Microseconds spent on writing tensors.",
+    "nv_cache_num_hits_per_model": "Requests that were answered from the cache.",
+    "nv_cache_num_misses_per_model": "Requests that were looked up in the cache and ran.",
+    "nv_cache_hit_duration_per_model": "Microseconds that requests took which the cache answered.",
+    "nv_cache_miss_duration_per_model": (
+        "Microseconds of looking up and keeping the answers of requests that ran."
+    ),
 }
 PENDING_GAUGE = "nv_inference_pending_request_count"
 
@@ -74,7 +80,7 @@ class TritonCollector(Collector):
             totals = Totals(pipeline)
             requests = totals.requests
             values = (
-                ("nv_inference_request_success", requests.succeeded),
+                ("nv_inference_request_success", requests.answered),
                 ("nv_inference_count", requests.rows),
                 ("nv_inference_exec_count", totals.executions),
                 ("nv_inference_request_duration_us", totals.seconds * 1e6),
@@ -82,6 +88,7 @@ class TritonCollector(Collector):
                 ("nv_inference_compute_input_duration_us", requests.reading * 1e6),
                 ("nv_inference_compute_infer_duration_us", requests.computed * 1e6),
                 ("nv_inference_compute_output_duration_us", requests.writing * 1e6),
+                *_of_cache(pipeline),
             )
             shown = self._shown.setdefault(pipeline, {})
             for family, value in values:
@@ -98,5 +105,15 @@ class TritonCollector(Collector):
                 len(bucket) for node in pipeline.nodes for bucket in node.scheduler.buckets.values()
             )
             pending.add_sample(PENDING_GAUGE, labels, waiting)
-        yield from families.values()
+        yield from (family for family in families.values() if family.samples or not models)
         yield pending
+
+
+def _of_cache(pipeline: Pipeline) -> Iterator[tuple[str, float]]:
+    """Yield the counters of a pipeline's cache, if it has one."""
+    if pipeline.cache is not None:
+        requests = pipeline.statistics
+        yield "nv_cache_num_hits_per_model", requests.hits
+        yield "nv_cache_num_misses_per_model", requests.misses
+        yield "nv_cache_hit_duration_per_model", requests.hit_seconds * 1e6
+        yield "nv_cache_miss_duration_per_model", requests.miss_seconds * 1e6

@@ -10,6 +10,7 @@
 * `dynamic_batching.default_queue_policy.max_queue_size`: `queue_size` of the pipeline.
 * `dynamic_batching.default_queue_policy.default_timeout_microseconds`: its `queue_timeout`.
 * `sequence_batching`: see `sequence_batching.py`.
+* `response_cache.enable`: `cache` of the pipeline.
 
 A field that Penstock does not have must have the value that `description.py` reports, or be empty.
 So no field is accepted and then ignored.
@@ -59,6 +60,7 @@ ACCEPTED_KEYS = frozenset(
         "version_policy",
         "optimization",
         "model_transaction_policy",
+        "response_cache",
     }
 )
 """The fields that may be given.
@@ -75,6 +77,7 @@ FIXED: Mapping[str, Mapping[str, Sequence[Any]]] = {
         "eager_batching": (False,),
     },
     "dynamic_batching": {"preserve_ordering": (False,), "priority_queue_policy": ({},)},
+    "response_cache": {},
     "default_queue_policy": {"timeout_action": ("REJECT",), "allow_timeout_override": (True,)},
     "instance_group": {
         "secondary_devices": ([],),
@@ -97,6 +100,7 @@ SETTINGS: Mapping[str, frozenset[str]] = {
     ),
     "default_queue_policy": frozenset({"max_queue_size", "default_timeout_microseconds"}),
     "instance_group": frozenset({"name", "kind", "count", "gpus"}),
+    "response_cache": frozenset({"enable"}),
 }
 """The fields of each object that are read."""
 
@@ -191,6 +195,19 @@ def configure(
             )
         name = stateful[0]
         nodes[name] = with_batching(nodes[name], table_of(sequences, "sequence_batching"))
+    cache = table_in(override, "response_cache")
+    _check_fields(cache, "response_cache")
+    enable = cache.get("enable")
+    if enable is not None:
+        if type(enable) is not bool:
+            raise invalid(
+                f"'enable' of 'response_cache' is a JSON {kind_of(enable)}, not a boolean"
+            )
+        if enable and any(node.streams or node.sequence for node in nodes.values()):
+            raise invalid(
+                "'response_cache' can't be enabled: the model answers in parts, or keeps state"
+            )
+        changes["cache"] = enable
     return replace(config, nodes=nodes, **changes)
 
 

@@ -9,6 +9,10 @@ several nodes work for it at the same time, that time counts once. Each item of 
 batch's time, until its own answer. `compute_input` and `compute_output` are the reading and writing
 of the protocol's tensors.
 
+Caches. `cache_hit` counts requests that were answered without a run of their own: from a kept
+answer, or because an equal request was under way. They are in `success` and in `queue`, and neither
+in `compute_…` nor in the counts of inferences and executions.
+
 Executions. A pipeline of one node counts its batches. One of several nodes is what Triton calls an
 ensemble: each request is an execution of it, and the batches of its nodes are in our own metrics.
 """
@@ -65,7 +69,7 @@ class Totals:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         requests = self.requests = pipeline.statistics
-        self.seconds = requests.reading + requests.seconds + requests.writing
+        self.seconds = requests.reading + requests.seconds + requests.writing + requests.hit_seconds
         self.refused = sum(pipeline.refused.values())
         self.failed = sum(requests.failures.values()) + self.refused
 
@@ -85,7 +89,7 @@ def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
     """Return the statistics of a pipeline in the form of the statistics extension."""
     totals = Totals(pipeline)
     requests = totals.requests
-    count = requests.succeeded
+    computed = requests.succeeded  # without those from the cache
     return {
         "name": pipeline.name,
         "version": pipeline.config.version,
@@ -93,14 +97,14 @@ def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
         "inference_count": requests.rows,
         "execution_count": totals.executions,
         "inference_stats": {
-            "success": _duration(count, totals.seconds),
+            "success": _duration(requests.answered, totals.seconds),
             "fail": _duration(totals.failed, requests.failed_seconds),
-            "queue": _duration(count, requests.queued),
-            "compute_input": _duration(count, requests.reading),
-            "compute_infer": _duration(count, requests.computed),
-            "compute_output": _duration(count, requests.writing),
-            "cache_hit": _duration(0, 0.0),
-            "cache_miss": _duration(0, 0.0),
+            "queue": _duration(requests.answered, requests.queued),
+            "compute_input": _duration(computed, requests.reading),
+            "compute_infer": _duration(computed, requests.computed),
+            "compute_output": _duration(computed, requests.writing),
+            "cache_hit": _duration(requests.hits, requests.hit_seconds),
+            "cache_miss": _duration(requests.misses, requests.miss_seconds),
         },
         "response_stats": {},
         "batch_stats": list(_batches(totals.node)),

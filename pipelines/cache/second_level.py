@@ -1,0 +1,249 @@
+"""A second level of the cache: a Redis or Valkey server that several processes share.
+
+It may only help. A look-up that takes longer than 5 ms is given up and the request runs; a server
+that fails or is slow is left alone for a while. What it holds is not trusted (`wire.py`). One task
+asks for all keys that came meanwhile in one round trip, another one writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+
+from penstock.backends.errors import ConfigError, Problem
+
+from .responses import REDIS_SCHEMES
+
+logger = logging.getLogger("penstock.cache")
+
+LOOK_SECONDS = 0.005
+"""The longest that a request waits for a look-up."""
+
+COMMAND_SECONDS = 1.0
+"""The longest that a round trip may take, and the making of a connection."""
+
+KEY_PREFIX = b"penstock:1:"
+"""What the keys begin with: the number is that of the form of keys and values."""
+
+MAX_VALUE_BYTES = 1 << 20
+"""Larger answers are neither written nor read."""
+
+DEFAULT_SECONDS = 24 * 3600
+"""How long an answer stays there if its pipeline does not say."""
+
+MAX_KEYS = 64
+"""So many keys are asked for in one round trip."""
+
+MAX_WRITING_BYTES = 8 << 20
+"""Answers that wait to be written hold so much at most; more are not written."""
+
+FAILURES = 5
+"""After so many failures one after another the server is left alone."""
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+Found = Callable[[bytes | None], None]
+
+
+class RedisLevel:
+    """Answers in a Redis or Valkey server. A `SecondLevel`. Use it on one event loop."""
+
+    def __init__(self, url: str) -> None:
+        """`url`: `redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`.
+
+        Raises `ConfigError` if the client is not installed.
+        """
+        try:
+            import redis.asyncio
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+        except ImportError:
+            raise ConfigError(
+                [
+                    Problem(
+                        "cache_redis needs the client of Redis, which is not installed: "
+                        "pip install 'penstock-serve[redis]'"
+                    )
+                ]
+            ) from None
+        parts = urlsplit(url)
+        # Without the password, for the log.
+        self.server = (
+            parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+        )
+        self._client: Any = redis.asyncio.Redis.from_url(
+            parts._replace(scheme=REDIS_SCHEMES[parts.scheme]).geturl(),
+            socket_timeout=COMMAND_SECONDS,
+            socket_connect_timeout=COMMAND_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=4,
+        )
+        self.hits = 0
+        self.misses = 0
+        self.failures = 0
+        self.late = 0  # look-ups that were given up
+        self.dropped = 0  # answers that were not written
+        self._failed = 0  # one after another
+        self._pause = FIRST_PAUSE_SECONDS
+        self._closed_until = 0.0
+        self._asked: deque[_Look] = deque()
+        self._writes: deque[tuple[bytes, bytes, int]] = deque()
+        self._writing_bytes = 0
+        self._asked_at: float | None = None  # when the present round trip began
+        self._reader: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RedisLevel {self.server}: {'up' if self.is_up else 'left alone'}>"
+
+    @property
+    def is_up(self) -> bool:
+        """False while the server is left alone, because it failed."""
+        return monotonic() >= self._closed_until
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "up": self.is_up,
+            "hits": self.hits,
+            "misses": self.misses,
+            "failures": self.failures,
+            "late": self.late,
+            "dropped": self.dropped,
+        }
+
+    def look(self, key: bytes, found: Found) -> bool:
+        now = monotonic()
+        if now < self._closed_until:
+            return False
+        if self._asked_at is not None and now - self._asked_at > LOOK_SECONDS:
+            self.late += 1  # the one before it is late already
+            return False
+        loop = asyncio.get_running_loop()
+        look = _Look(KEY_PREFIX + key, found)
+        look.timer = loop.call_later(LOOK_SECONDS, self._give_up, look)
+        self._asked.append(look)
+        if self._reader is None:
+            self._reader = loop.create_task(self._guarded(self._read))
+        return True
+
+    def _give_up(self, look: _Look) -> None:
+        self.late += 1
+        look.answer(None)
+
+    def keep(self, key: bytes, content: bytes, seconds: float | None) -> None:
+        if len(content) > MAX_VALUE_BYTES or not self.is_up:
+            self.dropped += 1
+            return
+        if self._writing_bytes + len(content) > MAX_WRITING_BYTES:
+            self.dropped += 1
+            return
+        milliseconds = max(1, round(1000 * (DEFAULT_SECONDS if seconds is None else seconds)))
+        self._writing_bytes += len(content)
+        self._writes.append((KEY_PREFIX + key, content, milliseconds))
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._guarded(self._write))
+
+    async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("the cache in Redis at %s", self.server)
+            self._leave_alone("an error of this program")
+
+    async def _read(self) -> None:
+        try:
+            while self._asked:
+                looks = [self._asked.popleft() for _ in range(min(MAX_KEYS, len(self._asked)))]
+                pipeline = self._client.pipeline(transaction=False)
+                for look in looks:
+                    # Not GET, so that no value is read that is too large. One byte more tells.
+                    pipeline.getrange(look.key, 0, MAX_VALUE_BYTES)
+                self._asked_at = began = monotonic()
+                values = await self._try(pipeline.execute())
+                self._asked_at = None
+                if values is not None:
+                    if monotonic() - began > LOOK_SECONDS:
+                        self._fail("it answers slowly")
+                    else:
+                        self._failed, self._pause = 0, FIRST_PAUSE_SECONDS
+                for look, value in zip(looks, values or [None] * len(looks), strict=True):
+                    content = value if value and len(value) <= MAX_VALUE_BYTES else None
+                    self.hits += content is not None
+                    self.misses += content is None
+                    look.answer(content)
+        finally:
+            self._asked_at = self._reader = None
+            while self._asked:
+                self._asked.popleft().answer(None)
+
+    async def _write(self) -> None:
+        try:
+            while self._writes:
+                key, content, milliseconds = self._writes.popleft()
+                self._writing_bytes -= len(content)
+                if (
+                    not self.is_up
+                    or await self._try(self._client.set(key, content, px=milliseconds)) is None
+                ):
+                    self.dropped += 1
+        finally:
+            self._writer = None
+
+    async def _try(self, command: Awaitable[Any]) -> Any:
+        """Return what a command returns; None if it failed."""
+        from redis.exceptions import RedisError
+
+        try:
+            async with asyncio.timeout(COMMAND_SECONDS):
+                return await command
+        except (RedisError, OSError, TimeoutError) as error:
+            self._fail(type(error).__name__)
+            return None
+
+    def _fail(self, reason: str) -> None:
+        self.failures += 1
+        self._failed += 1
+        if self._failed >= FAILURES:
+            self._leave_alone(reason)
+
+    def _leave_alone(self, reason: str) -> None:
+        self._failed = FAILURES - 1  # the next failure is enough
+        self._closed_until = monotonic() + self._pause
+        logger.warning(
+            "the cache in Redis at %s is not used for %g s: %s", self.server, self._pause, reason
+        )
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    async def close(self) -> None:
+        """Close the connections. What was not written yet is not."""
+        tasks = [task for task in (self._reader, self._writer) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._writes.clear()
+        await self._client.aclose()
+
+
+class _Look:
+    """A look-up. It is answered once: by what was found, or because it took too long."""
+
+    __slots__ = ("_found", "key", "timer")
+
+    def __init__(self, key: bytes, found: Found) -> None:
+        self.key = key
+        self._found: Found | None = found
+        self.timer: asyncio.TimerHandle
+
+    def answer(self, content: bytes | None) -> None:
+        found, self._found = self._found, None
+        if found is not None:
+            self.timer.cancel()
+            found(content)
