@@ -239,8 +239,6 @@ class PredictCall(Run):
             self.wanted = _priority(head.priority)
         if head.trace is not None:
             self.trace = self._trace(head.trace)
-        if head.query:
-            self.step()  # refuses a malformed one
         pipeline.check_admission(self.timeout, self.wanted, self.client)
         size = head.small_body
         if head.length is None or pipeline.stream_input is not None:
@@ -294,6 +292,8 @@ class PredictCall(Run):
 
     def submit(self, item: Item, future: asyncio.Future[Item] | None = None) -> Submission:
         """Submit the item of a request that has one."""
+        if self.head.query:
+            return self._submit_step(item, future)
         return self.pipeline.submit_nowait(
             item,
             self.timeout,
@@ -304,9 +304,28 @@ class PredictCall(Run):
             self,
             self.client,
             None,
-            self.step() if self.head.query else None,
+            None,
             self.context,
             True,  # it only reads the answer; by names these would cost more
+        )
+
+    def _submit_step(self, item: Item, future: asyncio.Future[Item] | None) -> Submission:
+        """Submit an item that may be a step of a sequence, with a run of its own.
+
+        A step waits for its turn, so what is known of requests that are their own run would be
+        wrong of it.
+        """
+        return self.pipeline.submit_nowait(
+            item,
+            self.timeout,
+            self.wanted,
+            future,
+            self.request_id,
+            self.trace,
+            client=self.client,
+            sequence=self.step(),
+            context=self.context,
+            reads_only=True,
         )
 
     def step(self) -> Step | None:

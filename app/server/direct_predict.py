@@ -102,7 +102,6 @@ class DirectPredict(PredictCall, Direct):
         start = _heads.get(self._default_head) or _head_of_json(self._default_head)
         if (
             run is self
-            and not self.head.query  # a step of a sequence may have waited for its turn
             and self.stages is None
             and (batch := self.batch) is not None
             and batch.parts is None
@@ -138,7 +137,7 @@ class DirectPredict(PredictCall, Direct):
             )
         else:
             history = self.rules.history
-            stages = self.stages if run is self and not self.head.query else None
+            stages = self.stages if run is self else None
             if history is not None and stages is not None and len(stages) < MAX_VISITS:
                 batch = self.batch
                 assert batch is not None

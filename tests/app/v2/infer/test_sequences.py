@@ -234,3 +234,14 @@ def test_many_sequences_at_once_are_kept_apart(served: Served) -> None:
 
 def test_the_server_says_that_it_has_sequences(served: Served) -> None:
     assert "sequence" in served.http.get("/v2").json()["extensions"]
+
+
+def test_generate_takes_steps_too(served: Served) -> None:
+    def generate(value: int, **parameters: Any) -> httpx.Response:
+        document = {"X": value, "sequence_id": "made", **parameters}
+        return served.http.post("/v2/models/chain/generate", json=document)
+
+    assert generate(1, sequence_start=True).json()["Y"] == 1
+    assert generate(2, parameters={"sequence_end": True}).json()["Y"] == 12
+    answer = generate(3)
+    assert answer.status_code == 400 and "START flag" in answer.json()["error"]
