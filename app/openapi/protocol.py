@@ -487,6 +487,7 @@ def _model_paths(settings: Settings) -> dict[str, Any]:
                     f"{end}{suffix}", summary, "GenerateResponse", [*_INFER_CODES, *inference]
                 ),
                 "GenerateRequest",
+                required=True,
             )
             generate["responses"]["501"] = infer["responses"]["501"]
             if end == "generate_stream":
@@ -672,12 +673,12 @@ def _operation(identifier: str, summary: str, schema: str, codes: Iterable[str])
 
 def _events(schema: str) -> Schema:
     """Return the response of a stream whose events hold `schema`."""
-    text = {
-        **TEXT,
+    # Without a type: to some tools the events are objects, to others they are one text.
+    events = {
         "description": f"Server-Sent Events. The data of each is a {schema}; if the request fails, "
         "that of the last is a ProtocolError.",
     }
-    content = {EVENTS_MEDIA_TYPE: {"schema": text}}
+    content = {EVENTS_MEDIA_TYPE: {"schema": events}}
     return {"description": "A stream of answers.", "content": content}
 
 

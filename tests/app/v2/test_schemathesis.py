@@ -62,6 +62,18 @@ KEY = {"Authorization": "Bearer k3y"}
 ROUNDED = 2.0**128 - 2.0**103
 """From here on a number is infinite as FP32, and refused; below it is rounded."""
 
+PARAMETERS = {
+    "type": ["object", "null"],
+    "properties": {
+        "priority": {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
+        "timeout": {"enum": [0, 20_000_000]},
+        "binary_data_output": {"type": "boolean"},
+        "note": {"type": ["string", "number", "boolean"]},
+    },
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+    "propertyNames": {"pattern": "^([^_]|$)"},
+}
+
 ELEMENTS = {
     "BOOL": {"type": "boolean"},
     "FP32": {"type": "number", "exclusiveMinimum": -ROUNDED, "exclusiveMaximum": ROUNDED},
@@ -151,6 +163,9 @@ def of_this_server(server: Any, region: Any) -> Any:
                 if path.endswith("/infer"):
                     body = infer_request(server.get(f"/v2/models/{name}").json())
                     operation["requestBody"]["content"] = {"application/json": {"schema": body}}
+                elif "/generate" in path:
+                    body = generate_request(server.get(f"/v2/models/{name}").json())
+                    operation["requestBody"]["content"] = {"application/json": {"schema": body}}
                 paths.setdefault(path.format(model=name, version="1", region="{region}"), {})[
                     method
                 ] = operation
@@ -176,6 +191,8 @@ def names_in(path: Any) -> Any:
         return MODELS[:1]
     if "/repository/" in path:
         return ["spare"]
+    if "/generate" in path:
+        return MODELS[::3]
     return MODELS if path.endswith("/infer") else [*MODELS, *OTHERS]
 
 
@@ -221,17 +238,7 @@ def infer_request(metadata: Any) -> Any:
         "required": ["inputs"],
         "properties": {
             "id": {"type": ["string", "null"]},
-            "parameters": {
-                "type": ["object", "null"],
-                "properties": {
-                    "priority": {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
-                    "timeout": {"enum": [0, 20_000_000]},
-                    "binary_data_output": {"type": "boolean"},
-                    "note": {"type": ["string", "number", "boolean"]},
-                },
-                "additionalProperties": {"type": ["string", "number", "boolean"]},
-                "propertyNames": {"pattern": "^([^_]|$)"},
-            },
+            "parameters": PARAMETERS,
             "inputs": {
                 "type": "array",
                 "prefixItems": inputs,
@@ -241,6 +248,30 @@ def infer_request(metadata: Any) -> Any:
             },
             "outputs": {"type": ["array", "null"], "items": wanted, "maxItems": 1},
         },
+    }
+
+
+def generate_request(metadata: Any) -> Any:
+    """Return the schema of one model's generate request."""
+
+    def elements(tensor: Any) -> Any:
+        several: dict[str, Any] = {"type": "array", "items": ELEMENTS[tensor["datatype"]]}
+        fixed = prod(size for size in tensor["shape"] if size != -1)
+        if tensor["shape"].count(-1) < 2:
+            several |= {"minItems": fixed, "maxItems": fixed}
+        return several if fixed > 1 else {"anyOf": [several, several["items"]]}
+
+    inputs = {tensor["name"]: elements(tensor) for tensor in metadata["inputs"]}
+    return {
+        "type": "object",
+        "required": list(inputs),
+        "properties": {
+            **inputs,
+            "id": {"type": ["string", "null"]},
+            "parameters": PARAMETERS,
+            "note": {"type": ["string", "number", "boolean"]},
+        },
+        "additionalProperties": False,
     }
 
 
