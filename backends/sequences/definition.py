@@ -13,6 +13,28 @@ DEFAULT_MAX_SEQUENCES = 1024
 DEFAULT_IDLE_SECONDS = 60.0
 
 
+LARGEST_IDS = {
+    **{f"int{bits}": 2 ** (bits - 1) - 1 for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": 2**bits - 1 for bits in (8, 16, 32, 64)},
+    "float16": 2**11,
+    "float32": 2**24,
+    "float64": 2**53,
+}
+"""The largest id that each dtype of an input holds exactly."""
+
+
+def why_no_id(dtype: str, identity: int | str) -> str:
+    """Say why an input of this dtype can't hold an id; "" if it can."""
+    largest = LARGEST_IDS.get(dtype)
+    if largest is None:  # text
+        return ""
+    if isinstance(identity, str):
+        return f"the model takes ids that are whole numbers ({dtype}), found {identity!r}"
+    if identity > largest:
+        return f"the model takes ids up to {largest} ({dtype}), found {identity}"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """An input of the model that says something about the step.

@@ -15,7 +15,7 @@ from ..errors import BackendError, ConfigError, InvalidInput, Problem
 from ..item import Item
 from ..memory import Reservation, budget
 from ..suggestions import did_you_mean
-from .definition import Control, SequenceConfig, State
+from .definition import Control, SequenceConfig, State, why_no_id
 from .sequence import Sequence
 
 Array = NDArray[Any]
@@ -310,15 +310,9 @@ def _id(given: HiddenInput, identity: int | str) -> Array:
         array = np.empty(given.shape, object)
         array[...] = str(identity)
         return array
-    if isinstance(identity, str):
-        raise InvalidInput(
-            f"the model takes ids of sequences that are whole numbers ({given.dtype}), found "
-            f"{identity!r}"
-        )
-    dtype = np.dtype(given.dtype)
-    if dtype.kind in "iu" and identity > np.iinfo(dtype).max:
-        raise InvalidInput(f"the model takes ids of sequences as {dtype}, found {identity}")
-    return np.full(given.shape, identity, dtype)
+    if reason := why_no_id(given.dtype, identity):
+        raise InvalidInput(reason)
+    return np.full(given.shape, identity, given.dtype)
 
 
 def _owned(array: Any) -> Any:

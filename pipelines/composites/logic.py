@@ -381,7 +381,7 @@ class LogicNode(CompositeNode):
             if not result.cancelled():
                 thread.join()  # it has reported, so it ends at once
 
-    places = None
+    places = id_dtype = None
 
     def end_sequence(self, sequence: TrackedSequence, reason: str) -> None:
         """Forget a sequence that has ended. Its `on_end` is called in the next iteration."""

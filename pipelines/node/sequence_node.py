@@ -50,6 +50,14 @@ class KeepsSequences(Node):
             return None
         return sum(executor.max for executor in self.executors)
 
+    @property
+    def id_dtype(self) -> str | None:
+        """The dtype in which its model takes ids; None: it takes none."""
+        control, signature = self.sequence.control("id"), self.signature
+        if control is None or signature is None:
+            return None
+        return next(port.dtype for port in signature.kept if port.name == control.input)
+
     # steps
 
     def enqueue(self, entry: Entry, now: float) -> None:

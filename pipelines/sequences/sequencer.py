@@ -22,7 +22,11 @@ from penstock.backends.errors import (
     PenstockError,
     QueueFull,
 )
-from penstock.backends.sequences.definition import DEFAULT_MAX_SEQUENCES, SequenceConfig
+from penstock.backends.sequences.definition import (
+    DEFAULT_MAX_SEQUENCES,
+    SequenceConfig,
+    why_no_id,
+)
 
 from .step import Step
 from .tracked import SequenceHost, StepTicket, TrackedSequence
@@ -36,6 +40,11 @@ class Host(SequenceHost, Protocol):
     @property
     def places(self) -> int | None:
         """The most sequences that it can hold, once it is loaded; None: any number."""
+        ...
+
+    @property
+    def id_dtype(self) -> str | None:
+        """The dtype in which its model takes ids, once it is loaded; None: it takes none."""
         ...
 
 
@@ -74,6 +83,7 @@ class Sequencer:
         self._earliest = NEVER  # none of them expires before; it may be too early
         self._serial = 0
         self._closed = False
+        self._id_dtypes: set[str] = set()
         self._loop: asyncio.AbstractEventLoop
         self._context = contextvars.Context()  # empty: the timer inherits no request's variables
         self._timer: asyncio.TimerHandle | None = None
@@ -99,11 +109,12 @@ class Sequencer:
         """True if nothing of any sequence is left."""
         return not (self.live or self._newest or self._waiting or self._idle or self._turns)
 
-    def start(self, loop: asyncio.AbstractEventLoop, hosts: Iterable[Host]) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop, hosts: Sequence[Host]) -> None:
         """Begin to serve, with the places of the loaded nodes."""
         self._loop = loop
         places = [host.places for host in hosts if host.places is not None]
         self.capacity = min((self.capacity, *places))
+        self._id_dtypes = {host.id_dtype for host in hosts if host.id_dtype is not None}
 
     # a step comes
 
@@ -122,6 +133,9 @@ class Sequencer:
                 f"inference request {where} must specify batch-size 1 due to requirements of "
                 "sequence batcher"
             )
+        for dtype in self._id_dtypes:
+            if reason := why_no_id(dtype, step.id):
+                raise InvalidRequest(f"inference request {where}: {reason}")
         self.look(self._clock())
         newest = self._newest.get(step.id)
         if not step.start and newest is not None and not newest.closing:

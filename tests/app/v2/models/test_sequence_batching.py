@@ -146,6 +146,9 @@ async def test_a_model_comes_with_its_controls_and_state() -> None:
         change.check_tensors(pipeline)
         model = Model(pipeline)
         reported, metadata = config_of(model), metadata_of(model, ["1"])
+        with pytest.raises(InvalidRequest, match="whole numbers"):
+            await pipeline({"data": np.array([[1]], np.float32)}, sequence="cam-7")
+        assert pipeline.sequences is not None and pipeline.sequences.is_empty
         sums = [
             (await pipeline({"data": np.array([[value]], np.float32)}, sequence=sequence))[
                 "result"
