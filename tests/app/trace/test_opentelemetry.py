@@ -68,7 +68,7 @@ async def yields(item: Any, call: Any) -> Any:
 @register_backend("SpanChunks")
 async def chunks(item: Any, call: Any) -> Any:
     async for chunk in item["data"]:
-        yield chunk
+        yield f"{chunk} {call.traceparent}"
 
 
 def one(name: str, backend: str, inputs: Any = TEXT, **node: Any) -> dict[str, Any]:
@@ -89,6 +89,15 @@ PIPELINES: list[Any] = [
         "pipeline": {"name": "logic", "inputs": TEXT, "entry": "think"},
         "think": {"backend": "SpanLogic"},
         "seen": {"backend": "SpanHeaders"},
+    },
+    {
+        "pipeline": {"name": "graph", "inputs": TEXT},
+        "first": {"backend": "Identity", "next": "then"},
+        "then": {"backend": "SpanHeaders", "filter": "Run"},
+    },
+    {
+        "pipeline": {"name": "rounds", "inputs": TEXT, "loop": True},
+        "ask": {"backend": "SpanHeaders"},
     },
     one("letters", "SpanYield"),
     one("chunks", "SpanChunks", {"data": {"kind": "text", "stream": True}}),
@@ -126,7 +135,8 @@ def app(collector: Collector) -> Any:
 
 @pytest.fixture(scope="module")
 def client(running: Any, app: Any) -> Iterator[httpx.Client]:
-    with running(app, http="penstock") as client:
+    # Nothing is between the connection and the app, so the connection answers by itself.
+    with running(app, http="penstock", proxy_headers=False) as client:
         yield client
 
 
@@ -201,8 +211,11 @@ def test_code_of_users_sees_the_context(client: httpx.Client, collector: Collect
     headers = {"traceparent": f"{PARENT}1", "tracestate": "a=1,b=2"}
     seen = send(client, "seen", "s1", b"x", **headers).json()["result"]
     called_with = send(client, "logic", "s2").json()["result"]
-    request = collector.of("s1")[0]
-    assert seen == [f"00-{request.trace_id}-{request.span_id}-01", "a=1,b=2"]
+    others = [send(client, name, name).json()["result"] for name in ("graph", "rounds")]
+    for name, sent in (("s1", seen), ("graph", others[0]), ("rounds", others[1])):
+        request = collector.of(name)[0]
+        state = "a=1,b=2" if name == "s1" else ""
+        assert sent == [f"00-{request.trace_id}-{request.span_id}-01", state], name
     request, *nodes = collector.of("s2")
     mine = f"00-{request.trace_id}-{request.span_id}-01"
     assert called_with == [mine, mine, mine, ""]
@@ -244,7 +257,8 @@ def test_every_door(client: httpx.Client, collector: Collector) -> None:
         additional_headers={"X-Request-Id": "w1", "traceparent": f"{PARENT}1"},
     ) as socket:
         socket.send("chunk")
-        assert json.loads(socket.recv())["result"] == "chunk"
+        chunk, seen = json.loads(socket.recv())["result"].split()
+        assert chunk == "chunk"
         socket.send("")
     found = {name: collector.of(name) for name in ("v1", "v2", "b1", "e1", "w1")}
     assert {name: spans[0].name for name, spans in found.items()} == {
@@ -256,7 +270,9 @@ def test_every_door(client: httpx.Client, collector: Collector) -> None:
     }
     items = [span.attributes["penstock.item"] for span in found["b1"][1:]]
     assert sorted(items) == [0, 0, 1, 1]
-    assert found["w1"][0].parent_id == "b7ad6b7169203331"
+    socket_span = found["w1"][0]
+    assert socket_span.parent_id == "b7ad6b7169203331"
+    assert seen == f"00-{socket_span.trace_id}-{socket_span.span_id}-01"
     assert [span.name for span in found["e1"][1:]] == ["net"]
 
 
