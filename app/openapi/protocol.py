@@ -13,7 +13,7 @@ from ..http.errors import STATUSES
 from ..http.events import EVENTS_MEDIA_TYPE
 from ..http.inputs.datatypes import DATATYPES
 from ..http.restriction import restriction_of
-from ..log_settings import INT32_MAX
+from ..log_settings import FORMATS, INT32_MAX
 from ..settings import Settings
 from .schema import (
     FLAG,
@@ -58,7 +58,8 @@ _LOG_SETTINGS: dict[str, Schema] = {
     },
     "log_format": {
         **TEXT,
-        "description": "default or ISO8601: times are those of ISO 8601 with both.",
+        "enum": list(FORMATS),
+        "description": "Times are those of ISO 8601 with both.",
     },
 }
 
@@ -336,11 +337,12 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
     "LogSettingsRequest": {
         **object_of(
             **{
-                name: {**schema, "type": [schema["type"], "null"]}
+                name: {"anyOf": [schema, {"type": "null"}]}
                 for name, schema in _LOG_SETTINGS.items()
                 if name != "log_file"
             }
         ),
+        "additionalProperties": False,
         "description": "The settings to change; the others stay.",
     },
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
+from penstock.app.log_settings import log_settings
 from penstock.app.server.connection import Connection
 from penstock.app.server.connections import Connections
 from penstock.app.settings import Settings
@@ -217,6 +219,16 @@ def spawn_shared() -> Iterator[Callable[..., Process]]:
 @pytest.fixture(scope="session")
 def digits() -> Path:
     return DIGITS
+
+
+@pytest.fixture
+def kept_log_settings() -> Iterator[None]:
+    """Put back what clients change of the log of this process."""
+    logger = logging.getLogger("penstock")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    log_settings.reset()
 
 
 @pytest.fixture(scope="session")

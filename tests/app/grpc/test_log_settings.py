@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,16 +24,9 @@ async def call(client: Any, method: str, *args: Any, **more: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Begin at the level info, and leave no trace."""
-    logger = logging.getLogger("penstock")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    log_settings.reset()
-    yield
-    logger.setLevel(level)
-    for handler in logging.getLogger().handlers:
-        handler.removeFilter(log_settings)
+def at_info(kept_log_settings: None) -> None:
+    """Begin at the level info."""
+    logging.getLogger("penstock").setLevel(logging.INFO)
     log_settings.reset()
 
 

@@ -178,21 +178,14 @@ async def test_they_are_a_restricted_group() -> None:
             assert (await client.get("/v2/logging", headers=headers)).status_code == status
 
 
+@pytest.mark.usefixtures("kept_log_settings")
 def test_in_a_host_they_rule_the_loggers_of_penstock_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    logger = logging.getLogger("penstock")
-    level = logger.level
-    try:
-        log_settings.update({"log_warning": False, "log_verbose_level": 2})
-        caplog.clear()
-        for name in ("penstock.test", "host"):
-            logging.getLogger(name).warning("a warning")
-            logging.getLogger(name).debug("for debugging")
-        seen = [(record.name, record.levelname) for record in caplog.records]
-        assert seen == [("penstock.test", "DEBUG"), ("host", "WARNING")]
-    finally:
-        logger.setLevel(level)
-        for handler in (*logging.getLogger().handlers, caplog.handler):
-            handler.removeFilter(log_settings)
-        log_settings.reset()
+    log_settings.update({"log_warning": False, "log_verbose_level": 2})
+    caplog.clear()
+    for name in ("penstock.test", "host"):
+        logging.getLogger(name).warning("a warning")
+        logging.getLogger(name).debug("for debugging")
+    seen = [(record.name, record.levelname) for record in caplog.records]
+    assert seen == [("penstock.test", "DEBUG"), ("host", "WARNING")]

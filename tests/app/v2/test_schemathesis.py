@@ -117,12 +117,14 @@ def served_sources(sources: list[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def server(running: Any, sources: Any) -> Iterator[Any]:
+def server(running: Any, sources: Any, kept_log_settings: None) -> Iterator[Any]:
     """Yield a client of two servers: the one answers past ASGI, the other by it, with the same
     bytes.
     """
     settings = Settings(**ON)
     apps = [create_app(served_sources(sources), settings=settings) for _ in range(2)]
+    for app in apps:  # not by both at once: FastAPI filters warnings, for all threads
+        app.openapi()
     with (
         open_door(running, apps[0], settings, True) as direct,
         open_door(running, apps[1], settings, False) as asgi,
