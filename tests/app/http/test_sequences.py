@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from penstock import create_app
 from penstock.app.http.sequence_query import step_of
@@ -36,6 +37,13 @@ class Chain:
 
 def plain(text):
     return text
+
+
+async def talk(item, call):
+    sequence = item["sequence"]
+    async for chunk in item["data"]:
+        sequence.state = (sequence.state or "") + chunk
+        yield sequence.state
 """
 TEXT = {"data": {"kind": "text"}}
 GATE = Gate()
@@ -71,6 +79,10 @@ def door(
             {
                 "pipeline": {"name": "chain", "inputs": TEXT},
                 "chain": {"backend": f"Python[{ops}:Chain]", "max": 8, "sequence": {}},
+            },
+            {
+                "pipeline": {"name": "talk", "inputs": {"words": {"kind": "text", "stream": True}}},
+                "talk": {"backend": f"Python[{ops}:talk]", "sequence": {}},
             },
             {
                 "pipeline": {"name": "plain", "inputs": TEXT},
@@ -224,3 +236,21 @@ def test_why_tells_of_the_wait_for_a_turn(door: tuple[Door, Any], client: httpx.
     metrics = get("/metrics").text
     assert 'penstock_sequences{pipeline="held",state="live"} 1.0' in metrics
     assert 'penstock_sequences_ended_total{pipeline="held",reason="departure"} 3.0' in metrics
+
+
+def test_a_socket_is_a_step(door: tuple[Door, Any]) -> None:
+    """Its sequence goes on in the next one, unless its client leaves before it has ended it."""
+    server, app = door
+    url = f"ws://127.0.0.1:{server.port}/predict/talk/stream?sequence=socket"
+    for word, kept in (("a", "a"), ("b", "ab")):
+        with connect(url) as client:
+            client.send(word)
+            assert json.loads(client.recv(60)) == {"result": kept}
+            client.send("")
+            assert list(client) == []
+    sequences = app.state.penstock.pipelines["talk"].sequences
+    assert (sequences.live, sequences.ended["departure"]) == (1, 0)
+    with connect(url) as client:
+        client.send("c")
+        assert json.loads(client.recv(60)) == {"result": "abc"}
+    wait_until(lambda: sequences.ended["departure"] == 1)
