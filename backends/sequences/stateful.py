@@ -50,11 +50,10 @@ class SequenceStates:
             self._end(sequence, "unload")
 
     def _end(self, sequence: Sequence, reason: str) -> None:
-        on_end, sequence.on_end = sequence.on_end, None
-        if on_end is None:
+        if sequence.on_end is None:
             return
         try:
-            on_end(reason)
+            sequence.on_end(reason)
         except BaseException:  # SystemExit too: it is the backend's, and the thread goes on
             logger.exception(
                 "node %s: on_end of sequence %r failed",

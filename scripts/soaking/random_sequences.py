@@ -275,7 +275,10 @@ class Driver:
         executor: str = "thread",
         max_sequences: int = 1000,
         strategy: str = "oldest",
+        chain: bool = True,
     ) -> None:
+        """`chain`: False for a graph that is none, whose requests have an entry for each node."""
+        self.chain = chain
         self.strategy = strategy
         self.random = random.Random(seed)
         self.clock = Clock()
@@ -309,7 +312,9 @@ class Driver:
                 },
                 "next": "after",
             },
-            "after": {"backend": "Identity"},
+            "after": {"backend": "Identity"}
+            if self.chain
+            else {"backend": "Identity", "map": "track[result:data,seen:seen]"},
         }
         config = Pipeline.load(tables, name="soak").config
         pipeline = Pipeline(config, clock=self.clock)
@@ -323,6 +328,8 @@ class Driver:
                     if len(self.model.open) < MOST_IN_FLIGHT or self.errors:
                         break
                     await asyncio.sleep(0.001)
+                else:
+                    self.errors.append("no step was answered for long")
             for wait in range(MOST_WAITS):
                 if not self.model.open or self.errors:
                     break
@@ -424,6 +431,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--executor", choices=("thread", "loop"), default="thread")
     parser.add_argument("--max-sequences", type=int, default=1000)
+    parser.add_argument("--graph", action="store_true", help="a graph that is no chain")
     parser.add_argument("--strategy", choices=("oldest", "direct"), default="oldest")
     given = parser.parse_args()
     logging.getLogger("penstock").setLevel(logging.CRITICAL)  # thousands of steps fail on purpose
@@ -432,6 +440,7 @@ def main() -> int:
         executor=given.executor,
         max_sequences=given.max_sequences,
         strategy=given.strategy,
+        chain=not given.graph,
     )
     began = time.perf_counter()
     asyncio.run(driver.run(given.events))

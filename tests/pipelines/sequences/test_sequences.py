@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -250,6 +253,34 @@ async def test_what_no_step_can_be_is_refused() -> None:
     async with serve({"plain": {"backend": "Identity"}}) as pipeline:
         with pytest.raises(InvalidRequest, match="takes no sequences"):
             await pipeline({"data": 1}, sequence=1)
+
+
+class Frame:
+    """Something whose end is seen."""
+
+
+def is_freed(frame: weakref.ref[Frame]) -> bool:
+    return frame() is None
+
+
+async def test_an_item_is_freed_when_its_step_has_ended() -> None:
+    async with serve(tables(max_sequences=1)) as pipeline:
+        gc.collect()
+        gc.disable()
+        try:
+            for leaves in (False, True):
+                frame = Frame()
+                freed = weakref.ref(frame)
+                sequence = Step(1, end=True)
+                run = pipeline.submit_nowait({"data": 1, "frame": frame}, sequence=sequence)
+                if leaves:
+                    run.leave()
+                else:
+                    await run.future
+                del run, frame
+                await until(partial(is_freed, freed))
+        finally:
+            gc.enable()
 
 
 async def test_a_list_and_a_stream_are_steps() -> None:
