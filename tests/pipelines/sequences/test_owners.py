@@ -15,7 +15,9 @@ import pytest
 from penstock.backends.errors import BackendError, DeadlineExceeded, DeviceError, NotReady
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item
+from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.repository import Repository
 
 from ..workshop import BOUND, Clock, serve, turns, until
 
@@ -204,3 +206,24 @@ async def test_the_state_of_a_process_lives_in_the_child(tmp_path: Path) -> None
     assert ends()[1:] == [f"b unload {other}"]
     with pytest.raises(ProcessLookupError):
         os.kill(other, signal.SIG_DFL)
+
+
+async def test_a_load_ends_the_sequences_of_the_pipeline_before() -> None:
+    config = load(tables(1), name="p")
+    repository = Repository([config])
+    await repository.start()
+    try:
+        assert [(await step(repository.get("p"), "a"))[2] for _ in range(2)] == [1, 2]
+        Held.gates["wait"] = threading.Event()
+        running = asyncio.create_task(step(repository.get("p"), "a", "wait"))
+        waiting = asyncio.create_task(step(repository.get("p"), "a"))
+        await until(lambda: len(Held.batches) == 3)
+        await repository.load(config)
+        assert (await step(repository.get("p"), "a"))[2] == 1  # the new one has no sequences
+        Held.gates["wait"].set()
+        assert [(await each)[2] for each in (running, waiting)] == [3, 4]  # they drain
+        await until(lambda: Held.ends)
+        assert [end[:2] for end in Held.ends] == [("a", "unload")]
+    finally:
+        await repository.close()
+    assert [end[:2] for end in Held.ends] == [("a", "unload")] * 2
