@@ -132,7 +132,7 @@ def _trace_setting(request: Any) -> tuple[Names, Arguments]:
     return {"model": request.model_name}, changes
 
 
-def _settings(document: Any) -> dict[str, Any]:
+def _values(document: Any) -> dict[str, Any]:
     values = {
         name: {"value": value if isinstance(value, list) else [value]}
         for name, value in document.items()
@@ -175,7 +175,7 @@ RPCS = {
     "SystemSharedMemoryRegister": Rpc(
         "POST", "/v2/systemsharedmemory/region/{region}/register", _registration, _nothing
     ),
-    "TraceSetting": Rpc("POST", TRACE_PATH, _trace_setting, _settings),
+    "TraceSetting": Rpc("POST", TRACE_PATH, _trace_setting, _values),
     "SystemSharedMemoryUnregister": Rpc("POST", f"{REGION_PATH}/unregister", _region, _nothing),
     "CudaSharedMemoryStatus": Rpc("GET", f"{CUDA_REGION_PATH}/status", _region, _by_name),
     "CudaSharedMemoryRegister": Rpc(
@@ -192,7 +192,10 @@ STATISTICS = {
 }
 """By whether the request names a model."""
 
-READS = {"LogSettings": Rpc("GET", LOG_SETTINGS_PATH, _server, _as_settings)}
+READS = {
+    "LogSettings": Rpc("GET", LOG_SETTINGS_PATH, _server, _as_settings),
+    "TraceSetting": Rpc("GET", TRACE_PATH, _trace_setting, _values),
+}
 """Those that only read if the request has no settings."""
 
 NAMES = (*RPCS, "ModelStatistics")

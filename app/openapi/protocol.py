@@ -63,17 +63,28 @@ _LOG_SETTINGS: dict[str, Schema] = {
     },
 }
 
-_NUMBER_TEXT: Schema = {**TEXT, "pattern": "^-?[0-9]+$"}
 _TRACE_SETTINGS: dict[str, Schema] = {
     "trace_level": {
-        **array_of({"enum": ["OFF", "TIMESTAMPS", "TENSORS"]}),
-        "minItems": 1,
+        "type": "array",
+        "anyOf": [
+            {"const": ["OFF"]},
+            {**array_of({"enum": ["TIMESTAMPS", "TENSORS"]}), "minItems": 1},
+        ],
         "description": "OFF alone, or what is traced.",
     },
-    "trace_rate": {**_NUMBER_TEXT, "description": "One of so many requests is traced."},
-    "trace_count": {**_NUMBER_TEXT, "description": "How many more are traced; -1: any number."},
+    "trace_rate": {
+        **TEXT,
+        "pattern": "^[1-9][0-9]{0,8}$",
+        "description": "One of so many requests is traced.",
+    },
+    "trace_count": {
+        **TEXT,
+        "pattern": "^(-1|[0-9]{1,9})$",
+        "description": "How many more are traced; -1: any number.",
+    },
     "log_frequency": {
-        **_NUMBER_TEXT,
+        **TEXT,
+        "pattern": "^[0-9]{1,9}$",
         "description": "So many traces go into each numbered file; 0: all go into one.",
     },
 }
@@ -327,10 +338,11 @@ PROTOCOL_SCHEMAS: dict[str, Schema] = {
     "TraceSettingRequest": {
         **object_of(
             **{
-                name: {**schema, "type": [schema["type"], "null"]}
+                name: {"anyOf": [schema, {"type": "null"}]}
                 for name, schema in _TRACE_SETTINGS.items()
             }
         ),
+        "additionalProperties": False,
         "description": "The settings to change; the others stay. null: what holds without one.",
     },
     "LogSettings": object_of(list(_LOG_SETTINGS), **_LOG_SETTINGS),

@@ -11,7 +11,6 @@ from typing import Any
 from penstock.backends.errors import InvalidRequest, NotReady
 
 from ..http.auth import check_admin_token
-from ..http.errors import Forbidden
 from ..settings import Settings
 from ..trace.trace_settings import FixedSettingError, TraceSettings
 from .call import NAME_CHARACTERS_IN_ERRORS, ProtocolCall, ProtocolError, Route
@@ -57,8 +56,9 @@ def trace_routes(trace: TraceSettings, models: Models, settings: Settings) -> tu
 
 def _check(call: ProtocolCall, settings: Settings) -> None:
     if settings.admin_token is None or not settings.allow_trace_settings:
-        raise Forbidden(
-            "changing trace settings is off; PENSTOCK_ADMIN_TOKEN and "
-            "PENSTOCK_ALLOW_TRACE_SETTINGS=true turn it on"
+        raise ProtocolError(
+            501,
+            "Changing the trace settings is disabled. Start the server with "
+            "'--allow-trace-settings' and an admin token (PENSTOCK_ADMIN_TOKEN) to enable.",
         )
     check_admin_token(call.scope, settings)

@@ -151,8 +151,8 @@ def test_changes_need_the_admin_token(client: httpx.Client, running: Any) -> Non
     app = create_app(load(PIPELINES[0]), settings=Settings(admin_token=SecretStr("admin")))
     with running(app, http="penstock") as off:
         answer = off.post("/v2/trace/setting", json=changes, headers=ADMIN)
-        assert answer.status_code == 403
-        assert "PENSTOCK_ALLOW_TRACE_SETTINGS" in answer.json()["error"]
+        assert answer.status_code == 501
+        assert "Start the server with '--allow-trace-settings'" in answer.json()["error"]
         assert "trace" in off.get("/v2").json()["extensions"]
 
 

@@ -56,6 +56,7 @@ ON: dict[str, Any] = {
     "allow_model_overrides": True,
     "allow_shared_memory": True,
     "allow_log_settings": True,
+    "allow_trace_settings": True,
 }
 KEY = {"Authorization": "Bearer k3y"}
 
@@ -117,11 +118,11 @@ def served_sources(sources: list[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def server(running: Any, sources: Any, kept_log_settings: None) -> Iterator[Any]:
+def server(running: Any, sources: Any, kept_log_settings: None, tmp_path: Path) -> Iterator[Any]:
     """Yield a client of two servers: the one answers past ASGI, the other by it, with the same
     bytes.
     """
-    settings = Settings(**ON)
+    settings = Settings(**ON, trace_mode="triton", trace_file=tmp_path / "trace.json")
     apps = [create_app(served_sources(sources), settings=settings) for _ in range(2)]
     for app in apps:  # not by both at once: FastAPI filters warnings, for all threads
         app.openapi()
