@@ -233,8 +233,24 @@ class Sequencer:
         if sequence.live:
             if sequence not in self._idle or sequence.closing:
                 self._next(sequence, now)
-        elif not sequence.steps and sequence in self._waiting:
-            self._end(sequence, now)
+        elif not sequence.steps:
+            if sequence.before is not None:
+                self._unlink(sequence, sequence.before)
+            elif sequence in self._waiting:
+                self._end(sequence, now)
+
+    def _unlink(self, sequence: TrackedSequence, before: TrackedSequence) -> None:
+        """Forget a sequence that waits for the end of another one of its id.
+
+        It has no steps any more. Kept until that end, such sequences would have no bound.
+        """
+        sequence.ended = True
+        after = before.after = sequence.after
+        if after is not None:
+            after.before = before
+        else:
+            self._newest[sequence.id] = before
+        sequence.before = sequence.after = None
 
     def depart(self, sequence: TrackedSequence) -> None:
         """End a sequence with "departure", after the step that is in the graph."""
@@ -276,21 +292,15 @@ class Sequencer:
             self.ended[sequence.closing] += 1
             for host in list(sequence.hosts):
                 host.end_sequence(sequence, sequence.closing)
-        after = sequence.after
-        while after is not None and not after.steps:  # all its steps have left
-            after.ended = True
-            after = after.after
-        sequence.after = None
-        if after is not None:
+        after, sequence.after = sequence.after, None
+        if after is None:
+            del self._newest[sequence.id]
+        else:
             after.before = None
             if self.live < self.capacity:  # a sequence that is begun anew keeps its place
                 self._begin(after, now)
             else:
                 self._waiting[after] = None
-        else:
-            newest = self._newest[sequence.id]
-            if newest.ended:
-                del self._newest[sequence.id]
         while self._waiting and self.live < self.capacity:
             first = next(iter(self._waiting))
             del self._waiting[first]

@@ -212,6 +212,30 @@ async def test_an_idle_sequence_ends_and_a_busy_one_does_not() -> None:
         assert pipeline.sequences.live == 1
 
 
+async def test_starts_that_leave_before_their_turn_leave_nothing() -> None:
+    async with serve(tables()) as pipeline:
+        Tracker.gate.clear()
+        current = asyncio.create_task(steps(pipeline, "x", 1))
+        await until(lambda: Tracker.batches)
+        gone: list[Any] = []
+        for _ in range(3):
+            run = pipeline.submit_nowait({"data": 2}, sequence=(step := Step("x", start=True)))
+            gone.append(weakref.ref(step.sequence))
+            run.leave()
+            del run, step
+        late = pipeline({"data": 3}, sequence="x", sequence_start=True, timeout=0.01)
+        with pytest.raises(TimeoutError, match="waited for its turn"):
+            await late
+        anew = asyncio.create_task(steps(pipeline, "x", 4, sequence_start=True))
+        await turns()
+        gc.collect()
+        assert [one() for one in gone] == [None] * 3
+        Tracker.gate.set()
+        assert await current == [[1]]
+        assert await anew == [[4]]
+        assert await steps(pipeline, "x", 5) == [[4, 5]]
+
+
 async def test_sequences_wait_for_a_place_and_are_bounded() -> None:
     async with serve(tables(max_sequences=2, max_waiting=1)) as pipeline:
         await steps(pipeline, "a", 1)
