@@ -273,5 +273,7 @@ def message_of(ended: Ended, shift: float) -> bytes:
             record.rows,
             visits_of((visit.item, Visit(*visit[2:])) for visit in record.visits),
             record.more_visits + record.more_parts,
+            record.answered_from,
+            None if record.turn is None else 1000 * (record.turn[1] - record.turn[0]),
         ]
     )

@@ -102,6 +102,8 @@ class SpanMaker:
             rows,
             visits,
             more,
+            answered_from,
+            turn_ms,
         ) = message
         state = TraceState.from_header([tracestate]) if tracestate else None
         context = SpanContext(int(trace_id, 16), int(span_id, 16), False, SAMPLED, state)
@@ -114,6 +116,10 @@ class SpanMaker:
         }
         if more:
             attributes["penstock.more_visits"] = more
+        if answered_from:
+            attributes["penstock.answered_from"] = answered_from
+        if turn_ms is not None:
+            attributes["penstock.turn_ms"] = turn_ms
         told = None
         if outcome not in GOOD_OUTCOMES:
             code, detail = failure or (outcome, "")

@@ -99,6 +99,10 @@ PIPELINES: list[Any] = [
         "pipeline": {"name": "rounds", "inputs": TEXT, "loop": True},
         "ask": {"backend": "SpanHeaders"},
     },
+    {
+        "pipeline": {"name": "kept", "inputs": TEXT, "cache": True},
+        "net": {"backend": "SpanGate"},
+    },
     one("letters", "SpanYield"),
     one("chunks", "SpanChunks", {"data": {"kind": "text", "stream": True}}),
     {
@@ -205,6 +209,15 @@ def test_failures(client: httpx.Client, collector: Collector) -> None:
     assert failed.attributes["http.response.status_code"] == 500 and node.name == "net"
     refused = collector.of("f2")[0]
     assert not refused.error and refused.attributes["error.type"] == "invalid_input"
+
+
+def test_an_answer_of_the_cache_has_no_nodes(client: httpx.Client, collector: Collector) -> None:
+    for number in range(3):  # it is kept when it was asked for twice
+        assert send(client, "kept", f"kept{number}").json()["result"] == "x"
+    first, last = (collector.of(f"kept{number}") for number in (0, 2))
+    assert [span.name for span in first[1:]] == ["net"]
+    assert "penstock.answered_from" not in first[0].attributes
+    assert len(last) == 1 and last[0].attributes["penstock.answered_from"] == "cache"
 
 
 def test_code_of_users_sees_the_context(client: httpx.Client, collector: Collector) -> None:
