@@ -39,11 +39,12 @@ def begin() -> Iterator[None]:
 def words(data: str) -> Iterator[str]:
     """Yield the words of a text. Some words do something else."""
     SOURCE.threads.append(("begin", threading.get_ident()))
+    go = SOURCE.go  # that of the test which made the request
     try:
         for word in data.split():
             SOURCE.advanced += 1
             if word == "wait":
-                SOURCE.go.wait(60)
+                go.wait(60)
             if word == "fail":
                 raise ValueError("no")
             if word == "unreadable":

@@ -62,14 +62,15 @@ async def words(item: Any, call: Any) -> Any:
 
 @register_backend("GenerateBlocking")
 def blocking(text: str) -> Iterator[str]:
-    """Yield the words of a text from a thread. After the first, wait for `SOURCE.go`."""
+    """Yield the words of a text from a thread. After each, wait for `SOURCE.go`."""
+    go = SOURCE.go  # that of the test which made the request
     try:
         for word in text.split():
             SOURCE.advanced += 1
             if word == "fail":
                 raise ValueError("secret of /etc/model")
             yield word
-            SOURCE.go.wait(60)
+            go.wait(60)
     finally:
         SOURCE.ended.set()
 
@@ -86,8 +87,10 @@ class Scaled:
 
 
 @pytest.fixture(autouse=True)
-def begin() -> None:
+def begin() -> Iterator[None]:
     SOURCE.reset()
+    yield
+    SOURCE.go.set()
 
 
 @pytest.fixture
@@ -189,6 +192,11 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def end_blocking(client: httpx.Client) -> None:
+    """Wait until the thread of `blocking` has ended what it did for requests before."""
+    assert generate(client, "blocking", {"text_input": "x"}).status_code == 200
 
 
 def metric(client: httpx.Client, name: str) -> float:
@@ -436,6 +444,7 @@ def test_nothing_is_held_after_an_answer(
     document = {"text_input": text.format("x" * 300_000)}
     assert client.post(f"/v2/models/{name}/{end}", json=document).content
     until(lambda: budget.used == 0)
+    end_blocking(client)
 
 
 @pytest.mark.parametrize("end", ["generate", "generate_stream"])
@@ -449,6 +458,7 @@ def test_nothing_is_held_after_a_client_has_left(
         assert budget.used > 300_000
     SOURCE.go.set()
     until(lambda: budget.used == 0)
+    end_blocking(client)
 
 
 def test_a_slow_reader_slows_the_node(client: httpx.Client) -> None:
