@@ -84,6 +84,8 @@ class Pipeline:
             else None
         )
         self.takes_sequences = self.sequences is not None
+        if self.sequences is not None:
+            self._admission.turns = self.sequences.turns
         self.pace = self._admission.pace
         self._notes = False
         self._files = config_files(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Sized
 
 from penstock.backends.errors import Overloaded, PenstockError, QueueFull
 
@@ -63,6 +63,7 @@ class Admission:
         "requests",
         "room",
         "run_time",
+        "turns",
     )
 
     def __init__(self, config: PipelineConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,6 +89,7 @@ class Admission:
             for level in (range(1, levels + 1) if levels > 1 else (0,))
         }
         self._queue_size = config.queue_size
+        self.turns: Sized = ()  # the steps of sequences that wait for their turn
         # Each step of a sequence needs a ticket.
         self._sequences = any(node.sequence is not None for node in config.nodes.values())
         self._batches = 0
@@ -334,13 +336,14 @@ class Admission:
                     room -= entry.size
                 else:
                     waiting.add(_request_of(entry))
-        if len(waiting) >= most:
+        turns = len(self.turns)
+        if len(waiting) + turns >= most:
             for node in self.nodes:
                 for batch in node.scheduler.running.values():
                     waiting.difference_update(map(_request_of, batch.entries))
-        if len(waiting) >= most:
+        if len(waiting) + turns >= most:
             self._refuse_full(
-                door, f"too many requests wait: {len(waiting)} (queue_size = {most})", now
+                door, f"too many requests wait: {len(waiting) + turns} (queue_size = {most})", now
             )
 
     def _estimate(

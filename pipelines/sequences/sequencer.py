@@ -52,7 +52,7 @@ class Sequencer:
     """Gives each step of a sequence its turn, and ends sequences.
 
     `live`: how many sequences have a place. `capacity`: how many may have one; `max_waiting`: how
-    many more may wait for one. `idle_timeout`: seconds.
+    many more may wait for one. `idle_timeout`: seconds. `turns`: the steps that wait for theirs.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Sequencer:
         self._waiting: dict[TrackedSequence, None] = {}  # for a place, in order
         # Live ones without a step, and since when: the first has been idle for the longest time.
         self._idle: dict[TrackedSequence, float] = {}
-        self._turns: dict[StepTicket, None] = {}  # the steps that wait for their turn
+        self.turns: dict[StepTicket, None] = {}
         self._earliest = NEVER  # none of them expires before; it may be too early
         self._serial = 0
         self._closed = False
@@ -92,7 +92,7 @@ class Sequencer:
     def __repr__(self) -> str:
         return (
             f"<Sequencer {self._pipeline}: {self.live} live, {self.waiting} waiting, "
-            f"{len(self._turns)} steps wait>"
+            f"{len(self.turns)} steps wait>"
         )
 
     @property
@@ -107,7 +107,7 @@ class Sequencer:
     @property
     def is_empty(self) -> bool:
         """True if nothing of any sequence is left."""
-        return not (self.live or self._newest or self._waiting or self._idle or self._turns)
+        return not (self.live or self._newest or self._waiting or self._idle or self.turns)
 
     def start(self, loop: asyncio.AbstractEventLoop, hosts: Sequence[Host]) -> None:
         """Begin to serve, with the places of the loaded nodes."""
@@ -164,7 +164,7 @@ class Sequencer:
             sequence, newest = newest, None
         step.sequence = ticket.sequence = sequence
         sequence.steps.append(ticket)
-        self._turns[ticket] = None
+        self.turns[ticket] = None
         if step.end:
             sequence.closing = "end"
         if newest is not None:  # another one of this id: it ends first
@@ -177,7 +177,7 @@ class Sequencer:
                 self._next(sequence, now)
         elif sequence.before is None and sequence not in self._waiting:
             self._find_place(sequence, now)
-        if ticket in self._turns and ticket.deadline < self._earliest:
+        if ticket in self.turns and ticket.deadline < self._earliest:
             self._earliest = ticket.deadline
             self._set_timer(self._earliest, now)
 
@@ -197,7 +197,7 @@ class Sequencer:
         """Let the next step of a live sequence enter the graph. None may be in it."""
         if sequence.steps:
             ticket = sequence.current = sequence.steps.popleft()
-            del self._turns[ticket]
+            del self.turns[ticket]
             self._idle.pop(sequence, None)
             ticket.step.waited = now - ticket.came
             assert ticket.run is not None
@@ -217,8 +217,8 @@ class Sequencer:
             sequence.current = None
             if ticket.step.waited:
                 self._on_waited(ticket.step.waited, how)
-        elif ticket in self._turns:
-            del self._turns[ticket]
+        elif ticket in self.turns:
+            del self.turns[ticket]
             sequence.steps.remove(ticket)
         else:  # it was failed here
             return
@@ -273,7 +273,7 @@ class Sequencer:
         sequence.closing = reason
         while sequence.steps:
             ticket = sequence.steps.popleft()
-            self._turns.pop(ticket, None)
+            self.turns.pop(ticket, None)
             self._fail(ticket, error())
 
     @staticmethod
@@ -317,9 +317,9 @@ class Sequencer:
             sequence.closing = "idle"
             self._end(sequence, now)
         if now >= self._earliest:
-            late = [ticket for ticket in self._turns if ticket.deadline <= now]
+            late = [ticket for ticket in self.turns if ticket.deadline <= now]
             self._earliest = min(
-                (ticket.deadline for ticket in self._turns if ticket.deadline > now), default=NEVER
+                (ticket.deadline for ticket in self.turns if ticket.deadline > now), default=NEVER
             )
             for ticket in late:
                 self._fail(
@@ -352,8 +352,8 @@ class Sequencer:
 
     def refuse_waiting(self, reason: str) -> None:
         """Fail all steps that wait for their turn with `NotReady`."""
-        for ticket in list(self._turns):
-            if ticket in self._turns:
+        for ticket in list(self.turns):
+            if ticket in self.turns:
                 self._fail(ticket, NotReady(reason))
 
     def close(self, reason: str) -> None:
@@ -364,7 +364,7 @@ class Sequencer:
         self.refuse_waiting(reason)
         self.ended["unload"] += self.live
         self.live = 0
-        for kept in (self._newest, self._waiting, self._idle, self._turns):
+        for kept in (self._newest, self._waiting, self._idle, self.turns):
             kept.clear()
 
 

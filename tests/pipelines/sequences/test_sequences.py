@@ -261,6 +261,34 @@ async def test_sequences_wait_for_a_place_and_are_bounded() -> None:
         assert pipeline.sequences.waiting == 0
 
 
+async def test_steps_that_wait_for_their_turn_count_for_the_queue_size() -> None:
+    async with serve({"pipeline": {"queue_size": 2}, **tables()}) as pipeline:
+        Tracker.gate.clear()
+        running = asyncio.create_task(steps(pipeline, 1, "a", "b", "c"))
+        await until(lambda: Tracker.batches)
+        with pytest.raises(QueueFull, match=r"too many requests wait: 2 \(queue_size = 2\)"):
+            await steps(pipeline, 1, "d")
+        Tracker.gate.set()
+        assert await running == [["a"], ["a", "b"], ["a", "b", "c"]]
+
+
+async def test_an_error_in_on_end_is_logged_and_ends_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(self: Tracker, key: int | str, reason: str) -> None:
+        raise SystemExit("on purpose")
+
+    async with serve(tables(retry=False)) as pipeline:
+        await steps(pipeline, 1, "a")
+        monkeypatch.setattr(Tracker, "end", end)
+        await steps(pipeline, 1, "b", sequence_end=True)
+        await until(lambda: "node track: on_end of sequence 1 failed" in caplog.text)
+        assert await steps(pipeline, 1, "c") == [["c"]]
+        with pytest.raises(BackendError):
+            await steps(pipeline, 1, "fail")  # without a second run
+        assert await steps(pipeline, 1, "d") == [["c", "d"]]
+
+
 async def test_what_no_step_can_be_is_refused() -> None:
     async with serve(tables()) as pipeline:
         with pytest.raises(InvalidRequest, match="must specify a non-zero or non-empty corre"):
