@@ -150,7 +150,7 @@ class Predict:
         self._watch.begin(exchange, loop)
         call = PredictCall(
             self.rules,
-            PredictHead(name, many, scope["headers"], scope["query_string"]),
+            PredictHead(name, many, scope["headers"], scope.get("query_string", b"")),
             exchange.started,
             client=client_of(scope),
             request_id=scope.get("penstock.request_id", ""),

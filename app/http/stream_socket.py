@@ -74,7 +74,7 @@ class StreamSockets:
             check_key(scope, settings)
             call = PredictCall(
                 self._rules,
-                PredictHead(name, False, scope["headers"], scope["query_string"]),
+                PredictHead(name, False, scope["headers"], scope.get("query_string", b"")),
                 asyncio.get_running_loop().time(),
                 client=client_of(scope),
                 request_id=request_id,
