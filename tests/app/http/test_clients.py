@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import httpx
@@ -64,9 +65,10 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The clients that pipelines were told, before the body and with it."""
     seen: list[Any] = []
     submit, check = Pipeline.submit_nowait, Pipeline.check_admission
+    parameters = signature(submit)
 
     def submitted(self: Pipeline, *arguments: Any, **more: Any) -> Any:
-        seen.append(more.get("client"))
+        seen.append(parameters.bind(self, *arguments, **more).arguments.get("client"))
         return submit(self, *arguments, **more)
 
     def checked(
