@@ -114,3 +114,4 @@ class Handover(Generic[Taken]):
             except Exception:
                 self.sink.lose(len(taken))
                 logger.exception("%d traces are lost", len(taken))
+            del taken  # it may hold much, and the next ones may be long in coming

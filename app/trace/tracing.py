@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple, TypeAlias
 
+from penstock.backends.memory import MemoryBudget, Reservation
 from penstock.pipelines.runs.pace import Pace
 from penstock.pipelines.runs.run import Submission
 from penstock.pipelines.trace_context import SAMPLED, TraceContext, read_context
@@ -26,7 +27,13 @@ asks for more gets those that the rate gives.
 
 MAX_TENSORS = 64
 MAX_TENSOR_ELEMENTS = 1 << 16
-"""A trace has so many tensors at most, and none with more elements, because it is text."""
+MAX_TENSOR_BYTES = 1 << 20
+"""A trace has so many tensors at most, and none with more elements or bytes, because it is text."""
+
+tensor_budget = MemoryBudget(64 << 20)
+"""What the tensors of all traces that are not written may take together. A budget of their own, so
+that a slow disk makes no request fail.
+"""
 
 ROUTES: dict[Door, str] = {
     "predict": "POST /predict/{pipeline}",
@@ -47,10 +54,10 @@ class Traced(TraceContext):
     """The context of a request that is traced. Its span is the one of the request.
 
     `parent_id`: the span of the caller, "" if there is none. `number` is Triton's id of the trace.
-    `tensors`: of the request and its answer, at the level TENSORS.
+    `tensors`: of the request and its answer, at the level TENSORS. `memory` counts their bytes.
     """
 
-    __slots__ = ("number", "parent_id", "sampler", "tensors")
+    __slots__ = ("memory", "number", "parent_id", "sampler", "tensors")
 
     def __init__(self, sampler: Sampler, number: int, caller: TraceContext | None) -> None:
         span_id = f"{_bits(64):016x}"
@@ -63,6 +70,7 @@ class Traced(TraceContext):
         self.sampler = sampler
         self.number = number
         self.tensors: list[TracedTensor] = []
+        self.memory = Reservation(tensor_budget)
 
     @property
     def wants_tensors(self) -> bool:

@@ -31,7 +31,7 @@ from .tracing import Ended
 logger = logging.getLogger("penstock.trace")
 
 MAX_BUFFERED_BYTES = 4 << 20
-"""So many bytes are collected at most: then they are written, whatever `log_frequency` says."""
+"""Traces of more bytes are written, however many more were to be written with them."""
 
 
 class TraceFiles:
@@ -52,6 +52,7 @@ class TraceFiles:
     def take(self, ended: Sequence[Ended | Sampler]) -> None:
         """Write traces, and what is collected of settings that are replaced."""
         together: list[str] = []
+        size = 0
         for one in ended:
             if isinstance(one, Sampler):
                 continue
@@ -62,6 +63,10 @@ class TraceFiles:
                 self._collect(sampler, text)
             else:
                 together.append(text)
+                size += len(text)
+                if size > MAX_BUFFERED_BYTES:
+                    self._append(together)
+                    together, size = [], 0
         if together:
             self._append(together)
         for sampler in [one for one in self._samplers.values() if one.replaced]:

@@ -121,13 +121,13 @@ def written_bytes(datatype: Datatype, array: Array, *, binary: bool) -> int:
     """
     if not datatype.size:
         # Each text as bytes, all of them joined, and the answer. As JSON without the first.
-        return (3 if binary else 2) * _text_bytes(array) + STRING_BYTES * array.size
+        return (3 if binary else 2) * text_bytes(array) + STRING_BYTES * array.size
     if binary:
         return (8 if datatype.name == "BF16" else 2) * array.nbytes
     return 2 * array_size(array)
 
 
-def _text_bytes(array: Array) -> int:
+def text_bytes(array: Array) -> int:
     """Return the most bytes that the texts of a tensor take as UTF-8."""
     texts = [value for value in array.reshape(-1) if isinstance(value, (str, bytes))]
     return sum(
@@ -226,7 +226,7 @@ def to_flat_json(datatype: Datatype, array: Array, name: str, memory: Reservatio
 
 
 def _texts_to_json(array: Array, memory: Reservation) -> bytes:
-    held = memory.size - 2 * _text_bytes(array)
+    held = memory.size - 2 * text_bytes(array)
     content = Pieces()
     for piece in _text_pieces(array.reshape(-1)):
         content.write(piece)
