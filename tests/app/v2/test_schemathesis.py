@@ -187,7 +187,9 @@ def of_this_server(server: Any, region: Any) -> Any:
 
 
 def names_in(path: Any) -> Any:
-    """Return the names of models to use for `{model}`; one is enough for paths with a version."""
+    """Return the names of models to use for `{model}`: all for the bodies of infer requests, a few
+    where the body does not depend on the model, and one for paths with a version.
+    """
     if "{model}" not in path:
         return [""]
     if "{version}" in path:
@@ -196,7 +198,7 @@ def names_in(path: Any) -> Any:
         return ["spare"]
     if "/generate" in path:
         return MODELS[::3]
-    return MODELS if path.endswith("/infer") else [*MODELS, *OTHERS]
+    return MODELS if path.endswith("/infer") else [MODELS[0], *OTHERS]
 
 
 def infer_request(metadata: Any) -> Any:
