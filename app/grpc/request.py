@@ -18,6 +18,7 @@ from penstock.backends.lazy_numpy import np
 from ..http.inputs.datatypes import CONVERTED_AT_ONCE_ELEMENTS, DATATYPES, Datatype
 from ..v2.call import UNCOUNTED_COPY_BYTES
 from ..v2.infer.request import MAX_PARAMETERS, InferRequest
+from .http2.call import ALIGNMENT
 from .messages import messages
 from .wire import CutMessage
 
@@ -217,18 +218,27 @@ def _converted(values: Sequence[Any], datatype: Datatype, name: str) -> memoryvi
 
 
 def joined(request: InferRequest, blobs: Sequence[Any]) -> memoryview:
-    """Copy tensors into memory that may be written to and is aligned for every datatype.
+    """Return tensors in memory that may be written to and is aligned for every datatype.
 
-    A view of the message itself is neither: its bytes belong to gRPC, and a tensor begins anywhere
-    in them.
+    A single large tensor mostly lies so in its message (`http2/call.py`) and stays there. Others
+    are copied.
     """
     size = sum(map(len, blobs))
     if size <= UNCOUNTED_COPY_BYTES:
         return memoryview(bytearray().join(blobs))
     request.reserve(size, "tensors")
+    if len(blobs) == 1 and _may_stay(blobs[0]):
+        stays: memoryview = blobs[0]
+        return stays
     content: memoryview = np.empty(size, np.uint8).data
     position = 0
     for blob in blobs:
         content[position : position + len(blob)] = blob
         position += len(blob)
     return content
+
+
+def _may_stay(blob: Any) -> bool:
+    if not isinstance(blob, memoryview) or blob.readonly:
+        return False
+    return bool(np.frombuffer(blob, np.uint8).ctypes.data % ALIGNMENT == 0)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from grpc import aio
 from prometheus_client.registry import CollectorRegistry
 
 from penstock.pipelines.repository import Repository
 
+from ..http.tls import TlsError, tls_context
 from ..settings import Settings
 from ..v2.routes import ProtocolApp
 from .errors import GrpcError
 from .health import HealthService
+from .http2.limits import Limits
+from .http2.server import Http2Server
 from .reflection import ReflectionService
 from .service import InferenceService
-from .tls import credentials
 from .uploads import Uploads
 
 logger = logging.getLogger("penstock.serve")
 
 MESSAGE_SLACK_BYTES = 1 << 26
-"""Messages that exceed max_body by so much are still received, to be refused by an error that names
-the setting. gRPC itself refuses larger ones, with a text of its own.
+"""Messages that exceed max_body by so much are still received, so that a stream goes on after one.
+A larger one ends its call at once.
 """
 
 KEEPALIVE_SECONDS = 60
@@ -38,16 +38,6 @@ MAX_PING_STRIKES = 2
 
 MAX_STREAMS = 1024
 """The most calls of a connection at a time. More wait in the client."""
-
-
-class NoDepartures(logging.Filter):
-    """Keeps gRPC from logging, as an error, that it can't send to a client that has left."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
-
-
-logging.getLogger("grpc._cython.cygrpc").addFilter(NoDepartures())
 
 
 class GrpcServer:
@@ -65,10 +55,6 @@ class GrpcServer:
         number.
         """
         self._registry = registry
-        calls = None if max_connections is None else max(max_connections, MAX_STREAMS)
-        self._server = aio.server(
-            options=_options(settings, max_connections), maximum_concurrent_rpcs=calls
-        )
         self._settings = settings
         self.port = 0
 
@@ -79,9 +65,8 @@ class GrpcServer:
         self._inference = InferenceService(protocol, settings, uploads)
         self._health = HealthService(is_ready, protocol.guard, uploads)
         reflection = ReflectionService(protocol.guard, settings, uploads)
-        self._server.add_generic_rpc_handlers(
-            (self._inference.handler(), self._health.handler(), reflection.handler())
-        )
+        handlers = (self._inference.handler(), self._health.handler(), reflection.handler())
+        self._server = Http2Server(handlers, _limits(settings, max_connections))
 
     async def start(self) -> None:
         """Listen at `grpc_port` of `host`; `port` is the real one.
@@ -90,21 +75,17 @@ class GrpcServer:
         """
         settings = self._settings
         place = _place(settings.host, settings.grpc_port or 0)
-        tls = credentials(settings)
         try:
-            self.port = (
-                self._server.add_insecure_port(place)
-                if tls is None
-                else self._server.add_secure_port(place, tls)
-            )
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
+            context = tls_context(settings, "h2")
+        except TlsError as error:
+            raise GrpcError(str(error)) from None
+        try:
+            self.port = await self._server.start(settings.host, settings.grpc_port or 0, context)
+        except OSError:
             raise GrpcError(
                 f"grpc_port: can't listen on {place}: end the program that listens there, or "
                 "choose another port with --grpc-port (0 takes a free one)"
-            )
-        await self._server.start()
+            ) from None
         self._inference.counts.port = self.port
         self._registry.register(self._inference.counts)
         logger.info("listening for gRPC on %s", self.address)
@@ -127,30 +108,18 @@ def _place(host: str, port: int) -> str:
     return f"[{plain}]:{port}" if ":" in plain else f"{plain}:{port}"
 
 
-def _options(settings: Settings, max_connections: int | None) -> list[tuple[str, Any]]:
-    """Return gRPC's channel arguments. Its default receives 4 MiB, and shares a taken port."""
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_receive_message_length", _at_most(settings.max_body + MESSAGE_SLACK_BYTES)),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.per_message_decompression", 0),  # `Uploads` does it
-        ("grpc.max_metadata_size", settings.max_head),
-        ("grpc.absolute_max_metadata_size", settings.max_head),
-        ("grpc.max_concurrent_streams", MAX_STREAMS),
-        ("grpc.so_reuseport", 0),
-        ("grpc.server_handshake_timeout_ms", _at_most(settings.head_timeout * 1000)),
-        ("grpc.max_connection_idle_ms", _at_most(settings.idle_timeout * 1000)),
-        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
-        ("grpc.http2.max_pings_without_data", 0),  # else gRPC stops asking after two
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
-        ("grpc.keepalive_permit_without_calls", 1),  # else a client may ping each 2 h
-        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_SECONDS * 1000),
-        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
-    ]
-    if max_connections is not None:
-        options.append(("grpc.max_allowed_incoming_connections", max_connections))
-    return options
-
-
-def _at_most(value: float) -> int:
-    """Return a number that an int32, which gRPC's arguments are, can hold."""
-    return min(round(value), 2**31 - 1)
+def _limits(settings: Settings, max_connections: int | None) -> Limits:
+    return Limits(
+        max_message=settings.max_body + MESSAGE_SLACK_BYTES,
+        max_head=settings.max_head,
+        max_connections=max_connections,
+        max_calls=None if max_connections is None else max(max_connections, MAX_STREAMS),
+        head_timeout=settings.head_timeout,
+        idle_timeout=settings.idle_timeout,
+        send_timeout=settings.send_timeout,
+        max_streams=MAX_STREAMS,
+        ping_seconds=KEEPALIVE_SECONDS,
+        ping_timeout=KEEPALIVE_TIMEOUT_SECONDS,
+        min_ping_seconds=MIN_PING_SECONDS,
+        max_ping_strikes=MAX_PING_STRIKES,
+    )

@@ -1,6 +1,6 @@
 """The RPCs of `GRPCInferenceService`.
 
-Handlers get and return serialised messages: gRPC's own (de)serialisation would copy every tensor.
+Handlers get and return serialised messages: protobuf would copy every tensor.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class InferenceService:
             stream.end()
 
     def handler(self) -> Any:
-        """Return the handler of the service, for `grpc.aio.Server.add_generic_rpc_handlers`."""
-        # Calls with one message are streams here, too: `Uploads` says why.
+        """Return the handler of the service, for `Http2Server`."""
+        # Calls with one message are streams here, too: the key is checked before it has arrived.
         methods = {
             name: grpc.stream_unary_rpc_method_handler(partial(self._answer, name))
             for name in unary.NAMES

@@ -31,6 +31,8 @@ def grpc_server(
     if settings.grpc_port is None:
         return None
     try:
+        import grpc  # noqa: F401  what the next line imports needs it only later
+
         from .server import GrpcServer
     except ImportError as error:
         raise GrpcError(

@@ -226,7 +226,7 @@ async def answer(
             f"the request has {len(content)} bytes, at most {MAX_REQUEST_BYTES} are accepted"
         )
     try:
-        request = getattr(messages, f"{name}Request").FromString(content)
+        request = getattr(messages, f"{name}Request").FromString(bytes(content))
     except DecodeError:
         raise InvalidRequest(
             f"the request is not a {name}Request: its protobuf is malformed"

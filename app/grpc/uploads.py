@@ -1,15 +1,9 @@
-"""The messages of calls that have one: wait for it, but not for ever, and decompress it.
-
-gRPC could wait itself (`unary_unary`). It would do so before the API key is known, for any time,
-and it would decompress without a bound (`grpc.per_message_decompression` turns that off).
-"""
+"""The messages of calls that have one: wait for it, but not for ever, and decompress it."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
-
-from grpc import aio
 
 from penstock.backends.errors import InvalidRequest, TooLarge
 from penstock.backends.memory import Reservation
@@ -17,26 +11,7 @@ from penstock.backends.memory import Reservation
 from ..http.compression import WINDOW_BITS, inflate
 from ..http.exchange import READ_SECONDS
 from ..settings import Settings
-
-LEAVE_SECONDS = 0.1
-"""How long after the end of a call without a message its cancellation may come. gRPC tells both at
-once.
-"""
-
-END: Any = getattr(aio, "EOF")  # noqa: B009  its stub does not name it
-
-_WINDOWS = {
-    b"\x1f\x8b": WINDOW_BITS[b"gzip"],
-    b"\x78\x01": WINDOW_BITS[b"deflate"],
-    b"\x78\x5e": WINDOW_BITS[b"deflate"],
-    b"\x78\x9c": WINDOW_BITS[b"deflate"],
-    b"\x78\xda": WINDOW_BITS[b"deflate"],
-}
-"""zlib's `wbits` by how a compressed message begins.
-
-gRPC tells no handler that a message is compressed. No message of ours begins so: 0x1f is no tag of
-protobuf, and 0x78 is that of a field 15, an integer.
-"""
+from .http2.call import EOF, Compressed
 
 
 class Uploads:
@@ -72,26 +47,29 @@ class Uploads:
             raise
         finally:
             self._waiting.pop(task, None)
-        if message is END:
-            await asyncio.sleep(LEAVE_SECONDS)  # a call that its client cancels ends here
+        if message is EOF:
             raise InvalidRequest("the call has no message")
         return await self.plain(message, memory)
 
-    async def plain(self, message: bytes, memory: Reservation) -> bytes:
+    async def plain(self, message: Any, memory: Reservation) -> bytes:
         """Return a message as it was before it was compressed, if it was. `memory` then has it.
 
         Raises `TooLarge`, `MemoryFull`, and `InvalidRequest` for one that can't be decompressed.
         """
-        size = len(message)
+        window = None
+        content: Any = message
+        if isinstance(message, Compressed):
+            window, content = WINDOW_BITS[message.encoding], message.content
+        size = len(content)
         if size > self._max_body:
             raise TooLarge(
                 f"the message has {size} bytes, at most {self._max_body} are accepted (max_body)"
             )
         memory.resize(size, "a message")
-        window = _WINDOWS.get(message[:2])
-        if window is None:
-            return message
-        return await inflate(message, window, self._max_inflated, memory)
+        if window is not None:
+            return await inflate(content, window, self._max_inflated, memory)
+        plain: bytes = content
+        return plain
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         # What has arrived by now is read first: see `UploadTimer`.

@@ -34,7 +34,7 @@ class CutMessage(NamedTuple):
     contents: list[memoryview]
 
 
-def cut(message: bytes) -> CutMessage:
+def cut(message: bytes | memoryview) -> CutMessage:
     """Cut a ModelInferRequest. Raises `InvalidRequest` if it is not a message."""
     view = memoryview(message)
     end = len(message)
@@ -69,7 +69,7 @@ def cut(message: bytes) -> CutMessage:
                     contents.append(view[first:position])
                     kept = position
                 elif number in names:
-                    names[number] = message[first:position]
+                    names[number] = bytes(message[first:position])
                     if number == ID:
                         text.append(view[kept:start])
                         layout.append(view[kept:start])
@@ -88,14 +88,15 @@ def cut(message: bytes) -> CutMessage:
     except (IndexError, UnicodeDecodeError):
         raise _malformed() from None
     if not kept:
-        return CutMessage(model, version, identity, message, message, contents)
+        whole = bytes(message)
+        return CutMessage(model, version, identity, whole, whole, contents)
     rest = view[kept:]
     return CutMessage(
         model, version, identity, b"".join((*text, rest)), b"".join((*layout, rest)), contents
     )
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
     """Return the integer at `position`, and where it ends. Raises IndexError at the end."""
     byte = message[position]
     position += 1

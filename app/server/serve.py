@@ -36,6 +36,7 @@ from penstock.pipelines.repository import Repository
 from ..factory import create_app
 from ..grpc.errors import GrpcError
 from ..grpc.start import grpc_server
+from ..http.tls import TlsError, tls_context
 from ..settings import Settings, split, unknown_variables
 from .banner import banner
 from .connection import Connection
@@ -46,7 +47,6 @@ from .metrics import ConnectionCollector
 from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
 from .switch_interval import SwitchInterval
-from .tls import TlsError, tls_context
 
 if TYPE_CHECKING:  # it needs an extra
     from ..grpc.server import GrpcServer
@@ -78,7 +78,7 @@ def serve(repository: Repository, settings: Settings) -> int:
     for warning in unknown_variables(os.environ):
         logger.warning("%s", warning)
     try:
-        tls = tls_context(settings)
+        tls = tls_context(settings, "http/1.1")
         listeners = list(inherited) or listen(settings)
     except (ListenError, TlsError) as error:
         logger.error("%s", error)

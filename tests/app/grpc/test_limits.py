@@ -14,8 +14,12 @@ from grpc_health.v1 import health_pb2
 from prometheus_client.exposition import generate_latest
 
 from penstock.app.grpc import unary
+from penstock.app.grpc.http2.call import Compressed
 from penstock.app.grpc.messages import messages
 from penstock.app.grpc.proxies import TrustedProxies
+from penstock.app.grpc.uploads import Uploads
+from penstock.app.settings import Settings
+from penstock.backends.errors import InvalidRequest
 from penstock.backends.memory import Reservation, budget
 from penstock.backends.memory import limited as within
 
@@ -145,8 +149,15 @@ def test_a_message_that_is_large_only_when_decompressed(channel: Any, encoding: 
     assert "max_inflated" in response.error_message
 
 
-def test_gzip_that_is_cut_off(channel: Any) -> None:
-    with pytest.raises(grpc.RpcError, match="can't be decompressed") as caught:
+async def test_gzip_that_is_cut_off() -> None:
+    uploads, memory = Uploads(Settings()), Reservation(budget)
+    with pytest.raises(InvalidRequest, match="can't be decompressed"):
+        await uploads.plain(Compressed(b"\x1f\x8bnonsense", b"gzip"), memory)
+    memory.close()
+
+
+def test_a_message_that_only_looks_compressed(channel: Any) -> None:
+    with pytest.raises(grpc.RpcError, match="protobuf is malformed") as caught:
         channel.unary_unary(INFER)(b"\x1f\x8bnonsense", metadata=KEY)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 

@@ -16,8 +16,8 @@ import trustme
 from pydantic import SecretStr, ValidationError
 
 from penstock.app.factory import create_app
+from penstock.app.http.tls import TlsError, tls_context
 from penstock.app.server.listeners import ListenError, listen
-from penstock.app.server.tls import TlsError, tls_context
 from penstock.app.settings import Settings, unknown_variables
 
 from .conftest import nginx
@@ -125,7 +125,7 @@ def test_tls_files_that_cant_be_used(files: Path, settings: dict[str, str], expe
         name: value if name == "ssl_ciphers" else files / value for name, value in named.items()
     }
     with pytest.raises(TlsError, match=expected):
-        tls_context(Settings(**given))
+        tls_context(Settings(**given), "h2")
 
 
 def test_a_key_with_a_password(files: Path, tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_a_key_with_a_password(files: Path, tmp_path: Path) -> None:
         )
     )
     given: dict[str, Any] = {"ssl_certfile": files / "cert.pem", "ssl_keyfile": path}
-    assert tls_context(Settings(**given, ssl_keyfile_password=SecretStr("open"))) is not None
+    assert tls_context(Settings(**given, ssl_keyfile_password=SecretStr("open")), "h2") is not None
     with pytest.raises(TlsError, match=r"locked.pem needs a password: set ssl_keyfile_password"):
-        tls_context(Settings(**given))
+        tls_context(Settings(**given), "h2")
     with pytest.raises(TlsError, match="ssl_keyfile_password: it does not open"):
-        tls_context(Settings(**given, ssl_keyfile_password=SecretStr("wrong")))
+        tls_context(Settings(**given, ssl_keyfile_password=SecretStr("wrong")), "h2")
 
 
 @pytest.mark.parametrize(

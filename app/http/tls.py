@@ -12,8 +12,9 @@ class TlsError(Exception):
     """Raised when the files of the settings `ssl_…` can't be used."""
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Return the context for the server's connections; None without a certificate (plain HTTP).
+def tls_context(settings: Settings, protocol: str) -> ssl.SSLContext | None:
+    """Return the context for connections that speak `protocol`, by its name in ALPN; None without a
+    certificate.
 
     Raises `TlsError`, whose text names the setting and what to do.
     """
@@ -29,7 +30,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
         if path is not None:
             _check_readable(name, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     locked = False
 
     def password() -> str:  # without this function OpenSSL would ask the terminal
