@@ -363,11 +363,11 @@ def pace_of(mean: float) -> Pace:
 
 
 def test_a_flood_of_quick_and_refused_requests_leaves_the_slow_and_failed_ones() -> None:
-    history, pace = History(100), pace_of(0.01)
+    history, pace = History(100), pace_of(1.5)
     add(history, pace, "failed", "backend_error", 500)
     add(history, pace, "expired", "deadline_exceeded", 504)
-    quick(history, pace, "slow", 1.0)
-    chain(history, pace, "slow chain", 0.5)
+    quick(history, pace, "slow", 10.0)
+    chain(history, pace, "slow chain", 5.0)
     for number in range(300):
         chain(history, pace, f"chain {number}", 0.001)
         quick(history, pace, f"quick {number}")
@@ -379,7 +379,7 @@ def test_a_flood_of_quick_and_refused_requests_leaves_the_slow_and_failed_ones()
     assert [record.id for record in history.failed()] == ["failed"]
     assert [record.id for record in history][-3:] == ["slow", "expired", "failed"]
     slow = history.find("slow")
-    assert slow is not None and slow.slow and slow.usual == 0.01
+    assert slow is not None and slow.slow and slow.usual == 1.5
     assert history.find("quick 0") is None
     newest = history.find("quick 299")
     assert newest is not None and not newest.slow and newest.outcome == "ok"
