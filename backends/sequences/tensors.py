@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from typing import Any, NamedTuple
 
@@ -62,10 +61,13 @@ class SequenceTensors(Backend):
         self.min, self.max, self.device = engine.min, engine.max, engine.device
         self._engine = engine
         ports = _Ports(engine.signature or Signature(None, None, False), context)
-        self._controls = [(one, ports.control(one)) for one in config.controls]
+        self._controls = [_ControlInput(one, ports.control(one)) for one in config.controls]
         states = [(one, ports.state(one)) for one in config.state]
         self._initial = [ports.initial(*pair) for pair in states]
-        self._inputs = [given for _, given in (*self._controls, *states)]
+        self._inputs = [
+            *(control.given for control in self._controls),
+            *(given for _, given in states),
+        ]
         self._outputs = [ports.output(one) for one in config.state]
         self._pads = config.strategy == "direct" and config.control("ready") is not None
         names = [*(one.input for one in config.controls), *(one.input for one in config.state)]
@@ -103,7 +105,7 @@ class SequenceTensors(Backend):
         states = self._initial
         if sequence is not None and isinstance(sequence.state, KeptStates):
             states = sequence.state.arrays
-        values = [_value(control, given, sequence) for control, given in self._controls]
+        values = [control.value(sequence) for control in self._controls]
         hidden = zip(self._inputs, (*values, *states), strict=True)
         # In order, so that each comes to its place among those that are there already.
         for given, array in sorted(hidden, key=lambda pair: pair[0].position):
@@ -155,10 +157,40 @@ class SequenceTensors(Backend):
             for position, array in enumerate(first if isinstance(first, list) else [first])
             if position not in hidden
         ]
-        return [
-            by_slot.get(slot) or {"data": self._joined(None, zeros)}
-            for slot in range(max(by_slot) + 1)
-        ]
+        rows = range(max(by_slot) + 1)
+        # The same arrays for all of them: an engine copies rows into its batch.
+        absent = self._joined(None, zeros) if len(by_slot) < len(rows) else None
+        return [by_slot.get(slot) or {"data": absent} for slot in rows]
+
+
+class _ControlInput:
+    """A control, with its values."""
+
+    def __init__(self, control: Control, given: HiddenInput) -> None:
+        self.given = given
+        self._kind = control.kind
+        if control.kind != "id":
+            self._false = np.full(given.shape, control.false, given.dtype)
+            self._true = np.full(given.shape, control.true, given.dtype)
+
+    def value(self, sequence: Sequence | None) -> Array:
+        """Return the value for a step, which nothing may change; for a row without one if
+        `sequence` is None.
+
+        Raises `InvalidInput` for an id that the model can't take.
+        """
+        if self._kind == "id":
+            return _id(self.given, 0 if sequence is None else sequence.id)
+        if sequence is None:
+            return self._false
+        is_set = (
+            sequence.start
+            if self._kind == "start"
+            else sequence.end
+            if self._kind == "end"
+            else True
+        )
+        return self._true if is_set else self._false
 
 
 class _Ports:
@@ -287,22 +319,6 @@ class _Ports:
 
     def _error(self, key: str, message: str) -> ConfigError:
         return ConfigError([Problem(message, node=self._context.node, key=key)])
-
-
-def _value(control: Control, given: HiddenInput, sequence: Sequence | None) -> Array:
-    """Return the value of a control for a step; for a row without one if `sequence` is None.
-
-    Raises `InvalidInput` for an id that the model can't take.
-    """
-    if control.kind == "id":
-        return _id(given, 0 if sequence is None else sequence.id)
-    flags: dict[str, Callable[[Sequence], bool]] = {
-        "start": lambda one: one.start,
-        "end": lambda one: one.end,
-        "ready": lambda _: True,
-    }
-    is_set = sequence is not None and flags[control.kind](sequence)
-    return np.full(given.shape, control.true if is_set else control.false, given.dtype)
 
 
 def _id(given: HiddenInput, identity: int | str) -> Array:
