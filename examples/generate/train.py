@@ -78,7 +78,7 @@ def train() -> Network:
         scores, _ = network(pieces[:, :-1], torch.zeros(1, BATCH, SIZE))
         loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), pieces[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
