@@ -81,6 +81,7 @@ class Call:
         "identity",
         "out",
         "queued",
+        "stalled",
         "task",
         "timer",
         "trailing",
@@ -122,6 +123,7 @@ class Call:
         self.has_headers = self.ends = False
         self.out: deque[memoryview] = deque()
         self.unsent = 0
+        self.stalled = 0.0  # when a part of the answer left, or the answer began to wait
         self._writer: asyncio.Future[None] | None = None
         self.code, self.detail = 0, ""
         self.trailing: Iterable[tuple[str, str]] = ()
@@ -161,7 +163,7 @@ class Call:
             if self._filled == len(body):
                 self._body, self._filled = None, 0
                 self._complete(bytes(body) if len(body) <= SMALL_BYTES else body)
-        self._count()
+        self.count()
 
     def _may_begin(self, flag: int, size: int) -> bool:
         """Return whether a message may have this flag and size. If not, the call has ended."""
@@ -185,9 +187,12 @@ class Call:
         self._whole.append(Compressed(message, self._encoding) if self._is_compressed else message)
         self.wake_reader()
 
-    def _count(self) -> None:
-        """Count what waits and what has arrived of a message in `max_memory`, if that is much."""
-        held = self.queued + self._filled
+    def count(self) -> None:
+        """Count in `max_memory` what waits, either way, and what has arrived of a message.
+
+        A call for which there is no memory ends. Less than `COUNTED_BYTES` is not counted.
+        """
+        held = self.queued + self._filled + self.unsent
         if held < COUNTED_BYTES:
             if self._memory is not None:
                 self._memory.resize(0, "messages")
@@ -233,7 +238,7 @@ class Call:
             await self._reader
         message = self._whole.popleft()
         self.queued -= len(_content(message)) + MESSAGE_BYTES
-        self._count()  # from here on the handler counts it
+        self.count()  # from here on the handler counts it
         self._owner.acknowledge(self)
         return message
 

@@ -265,6 +265,8 @@ class Connection(asyncio.Protocol):
         if call.identity in self.calls:
             self._floods.message_sent()
             self._sender.message(call, message, ends=ends)
+            if call.unsent:
+                call.count()
 
     def _end(self, call: Call) -> None:
         if call.identity in self.calls:
@@ -335,6 +337,9 @@ class Connection(asyncio.Protocol):
         """Do what is due: pings, and the end of a connection that is idle or dead."""
         limits = self.server.limits
         self._floods.look()
+        for call in self._sender.late(now - limits.send_timeout):
+            self._transport.write(wire.reset(call.identity, wire.CANCEL))
+            self._drop(call)
         if self._closing or self._is_dead(now):
             self._transport.abort()
         elif not self.calls:

@@ -17,7 +17,7 @@ MAX_DATA_BYTES = 1 << 18
 class Sender:
     """Sends messages and the ends of calls. `closed` is called when a call's end has been sent.
 
-    `stalled`: since when something waits for the client to take it; None if nothing waits.
+    `stalled`: since when the client has read nothing of what was written; None if it reads.
     """
 
     def __init__(self, transport: Any, closed: Callable[[Call], None]) -> None:
@@ -57,6 +57,8 @@ class Sender:
         call.out.append(memoryview(prefix))
         if len(content):
             call.out.append(memoryview(content))
+        if not call.unsent:
+            call.stalled = time.monotonic()
         call.unsent += size
         call.ends = ends
         self._waiting[call] = None
@@ -129,7 +131,10 @@ class Sender:
         """Send what waits, a piece of each call in turn, as far as the windows allow."""
         while self._turn():
             pass
-        self.stalled = None if not self._waiting else self.stalled or time.monotonic()
+
+    def late(self, before: float) -> list[Call]:
+        """Return the calls of which the client has taken nothing since a time, though it could."""
+        return [call for call in self._waiting if call.stalled < before]
 
     def _turn(self) -> bool:
         """Send a piece of each call that may send. Return whether there may be more."""
@@ -154,7 +159,7 @@ class Sender:
                 piece = piece[:size]
             size -= len(piece)
             pieces.append(piece)
-        self.stalled = None
+        call.stalled = time.monotonic()
         del self._ready[call]
         if call.window > 0 and call.unsent:
             self._ready[call] = None  # behind the others
