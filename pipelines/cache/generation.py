@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -43,6 +44,8 @@ def generation_of(config: PipelineConfig, files: Iterable[LoadedFiles]) -> bytes
             warnings=(),
         )
     )
+    # Modules of users' files are named after their paths (backends/user_code.py).
+    text = re.sub(r"_penstock_(\w+)_[0-9a-f]{12}\b", r"\1", text)
     digest.update(text.encode("utf-8", "surrogatepass"))
     contents = {record.digest for loaded in files for record in loaded.records.values()}
     for content in sorted(contents):

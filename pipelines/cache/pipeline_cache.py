@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
 from penstock.backends.item import Item
@@ -136,12 +136,14 @@ class PipelineCache:
             self._note("a request can't be answered from the cache", error)
             statistics.uncached += 1
             return self._submit(*as_it_is)
-        is_new = sketch is None or not responses.see(hash((self._load, sketch)))
+        is_new = sketch is None or not responses.see(sketch ^ self._load)
         if is_new and sketch is not None and responses.second is None and until is None:
             # Its first time: there is no answer, and nobody asks for it as yet. This is the path of
             # most requests where few are equal.
             submission = self._submit(*as_it_is)
-            self._leaders[sketch] = _Leader(submission, self._leaders, sketch, item, came)
+            leaders = self._leaders
+            leader = leaders[sketch] = _Leader(submission, _forget)
+            leader.came, leader.item, leader.leaders, leader.sketch = came, item, leaders, sketch
             statistics.misses += 1
             statistics.miss_seconds += self.clock() - came
             return submission
@@ -162,9 +164,9 @@ class PipelineCache:
             context=context,
             reads_only=reads_only,
         )
-        leader = None if sketch is None else self._leaders.get(sketch)
+        known = None if sketch is None else self._leaders.get(sketch)
         try:
-            digests = self._digests(item, leader, ON_LOOP_BYTES)
+            digests = self._digests(item, known, ON_LOOP_BYTES)
         except UnhashableItemError as error:
             self._note("a request can't be answered from the cache", error)
             statistics.uncached += 1
@@ -172,7 +174,7 @@ class PipelineCache:
         except LargeItemError:
             self._wait(request)
             request.place = self
-            hashing = self.loop.run_in_executor(None, self._digests, item, leader)
+            hashing = self.loop.run_in_executor(None, self._digests, item, known)
             hashing.add_done_callback(partial(self._hashed, request, is_new))
             return request
         self._enter(request, digests, is_new=is_new, waits=False)
@@ -387,33 +389,16 @@ class PipelineCache:
 class _Leader(ref[Submission]):
     """A request whose item had not been here before, as long as it lives. Equal ones may join it.
 
-    It holds nothing of the request but the item, which is gone with it.
+    It holds nothing of the request but the item, which is gone with it. Its fields are set from
+    outside: a constructor in Python would cost as much as all the rest of it.
     """
 
     __slots__ = ("came", "item", "leaders", "sketch")
 
-    def __new__(
-        cls,
-        submission: Submission,
-        leaders: dict[int, _Leader],
-        sketch: int,
-        item: Item,
-        came: float,
-    ) -> Self:
-        return super().__new__(cls, submission, _forget)
-
-    def __init__(
-        self,
-        submission: Submission,
-        leaders: dict[int, _Leader],
-        sketch: int,
-        item: Item,
-        came: float,
-    ) -> None:
-        self.leaders = leaders
-        self.sketch = sketch
-        self.item = item
-        self.came = came
+    came: float
+    item: Item
+    leaders: dict[int, _Leader]
+    sketch: int
 
 
 def _forget(leader: Any) -> None:
