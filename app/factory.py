@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -35,7 +36,7 @@ from .openapi.document import OpenAPI
 from .openapi.page import docs_assets
 from .page.files import page_assets
 from .routes import routes, socket_routes, typed_routes
-from .settings import Settings, split, unknown_variables
+from .settings import REDIS_SCHEMES, Settings, split, unknown_variables
 from .status.answer import Status
 from .trace.tracing import Tracing
 from .v2.call import error_answer
@@ -285,10 +286,14 @@ def _second_level(settings: Settings) -> Callable[[], SecondLevel] | None:
         return None
     url = settings.cache_redis.get_secret_value()
 
+    parts = urlsplit(url)
+    place = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
+    known = parts._replace(scheme=REDIS_SCHEMES[parts.scheme]).geturl()
+
     def connect() -> SecondLevel:
         from penstock.pipelines.cache.second_level import RedisLevel
 
-        return RedisLevel(url)
+        return RedisLevel(known, place)
 
     return connect
 

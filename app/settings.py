@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from penstock.backends.log_writer import MAX_QUEUED_BYTES
 from penstock.backends.suggestions import did_you_mean, nearest
-from penstock.pipelines.cache.responses import DEFAULT_CACHE_BYTES, REDIS_SCHEMES
+from penstock.pipelines.cache.responses import DEFAULT_CACHE_BYTES
 
 API_GROUPS = (
     "health",
@@ -33,6 +33,15 @@ API_GROUPS = (
 """Triton's names for groups of APIs, which `restricted_api` uses."""
 
 OFF = "off"
+
+REDIS_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "unix": "unix",
+}
+"""The schemes that the URL of a second level may have, and those of its client for them."""
 
 PREFIX = "PENSTOCK_"
 """The prefix of the environment variables."""

@@ -179,6 +179,8 @@ class Pipeline:
                 ttl=self.config.cache_ttl,
                 generation=generation,
             )
+        if responses.second is not None:
+            await responses.second.connect()
 
     def _set_state(self, state: str) -> None:
         for pipeline in (self, *self.exposed):

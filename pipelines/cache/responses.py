@@ -11,15 +11,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE_BYTES = 64 << 20
 
-REDIS_SCHEMES = {
-    "redis": "redis",
-    "rediss": "rediss",
-    "valkey": "redis",
-    "valkeys": "rediss",
-    "unix": "unix",
-}
-"""The schemes that the URL of a second level may have, and those of its client for them."""
-
 LARGEST_SHARE = 8
 """One answer may take this part of the bytes: an eighth."""
 
@@ -39,6 +30,9 @@ class SecondLevel(Protocol):
 
     def keep(self, key: bytes, content: bytes, seconds: float | None) -> None:
         """Keep `content` for so many seconds, as well as that goes."""
+
+    async def connect(self) -> None:
+        """Connect, or give it up for now, within a second or so."""
 
     def status(self) -> dict[str, Any]:
         """Return its state and its counters, for `/status`."""

@@ -13,11 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 from penstock.backends.errors import ConfigError, Problem
-
-from .responses import REDIS_SCHEMES
 
 logger = logging.getLogger("penstock.cache")
 
@@ -54,8 +51,9 @@ Found = Callable[[bytes | None], None]
 class RedisLevel:
     """Answers in a Redis or Valkey server. A `SecondLevel`. Use it on one event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, server: str) -> None:
         """`url`: `redis://user:password@host:6379/0`, `rediss://…` for TLS, `unix:///path`.
+        `server`: the same for the log, without a password.
 
         Raises `ConfigError` if the client is not installed.
         """
@@ -72,17 +70,17 @@ class RedisLevel:
                     )
                 ]
             ) from None
-        parts = urlsplit(url)
-        # Without the password, for the log.
-        self.server = (
-            parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
-        )
-        self._client: Any = redis.asyncio.Redis.from_url(
-            parts._replace(scheme=REDIS_SCHEMES[parts.scheme]).geturl(),
-            socket_timeout=COMMAND_SECONDS,
-            socket_connect_timeout=COMMAND_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=4,
+        self.server = server
+        # Two clients of one connection each, so that a large write holds up no look-up.
+        self._reads, self._writes_to = (
+            redis.asyncio.Redis.from_url(
+                url,
+                socket_timeout=COMMAND_SECONDS,
+                socket_connect_timeout=COMMAND_SECONDS,
+                retry=Retry(NoBackoff(), 0),
+                max_connections=1,
+            )
+            for _ in range(2)
         )
         self.hits = 0
         self.misses = 0
@@ -91,7 +89,9 @@ class RedisLevel:
         self.dropped = 0  # answers that were not written
         self._failed = 0  # one after another
         self._pause = FIRST_PAUSE_SECONDS
-        self._closed_until = 0.0
+        self.is_up = False
+        """False while the server is left alone: it has not answered yet, or it failed."""
+        self._probe: asyncio.Task[None] | None = None
         self._asked: deque[_Look] = deque()
         self._writes: deque[tuple[bytes, bytes, int]] = deque()
         self._writing_bytes = 0
@@ -102,10 +102,28 @@ class RedisLevel:
     def __repr__(self) -> str:
         return f"<RedisLevel {self.server}: {'up' if self.is_up else 'left alone'}>"
 
-    @property
-    def is_up(self) -> bool:
-        """False while the server is left alone, because it failed."""
-        return monotonic() >= self._closed_until
+    async def connect(self) -> None:
+        """Connect, within a second. If that fails, it is tried again in the background.
+
+        So no look-up pays for the connection.
+        """
+        if self._probe is None and not self.is_up:
+            await self._ping()
+
+    async def _ping(self) -> None:
+        answers = [await self._try(client.ping()) for client in (self._reads, self._writes_to)]
+        if all(answers):
+            self.is_up, self._failed, self._pause = True, 0, FIRST_PAUSE_SECONDS
+        elif self._probe is None:
+            self._leave_alone("it does not answer")
+
+    async def _probe_again(self) -> None:
+        while not self.is_up:
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+            await self._ping()
+        self._probe = None
+        logger.info("the cache in Redis at %s is used again", self.server)
 
     def status(self) -> dict[str, Any]:
         return {
@@ -119,7 +137,7 @@ class RedisLevel:
 
     def look(self, key: bytes, found: Found) -> bool:
         now = monotonic()
-        if now < self._closed_until:
+        if not self.is_up:
             return False
         if self._asked_at is not None and now - self._asked_at > LOOK_SECONDS:
             self.late += 1  # the one before it is late already
@@ -162,7 +180,7 @@ class RedisLevel:
         try:
             while self._asked:
                 looks = [self._asked.popleft() for _ in range(min(MAX_KEYS, len(self._asked)))]
-                pipeline = self._client.pipeline(transaction=False)
+                pipeline = self._reads.pipeline(transaction=False)
                 for look in looks:
                     # Not GET, so that no value is read that is too large. One byte more tells.
                     pipeline.getrange(look.key, 0, MAX_VALUE_BYTES)
@@ -191,7 +209,7 @@ class RedisLevel:
                 self._writing_bytes -= len(content)
                 if (
                     not self.is_up
-                    or await self._try(self._client.set(key, content, px=milliseconds)) is None
+                    or await self._try(self._writes_to.set(key, content, px=milliseconds)) is None
                 ):
                     self.dropped += 1
         finally:
@@ -211,25 +229,27 @@ class RedisLevel:
     def _fail(self, reason: str) -> None:
         self.failures += 1
         self._failed += 1
-        if self._failed >= FAILURES:
+        if self._failed >= FAILURES and self.is_up:
             self._leave_alone(reason)
 
     def _leave_alone(self, reason: str) -> None:
-        self._failed = FAILURES - 1  # the next failure is enough
-        self._closed_until = monotonic() + self._pause
+        """Use the server no more until it answers again, which is tried in the background."""
+        self.is_up = False
         logger.warning(
-            "the cache in Redis at %s is not used for %g s: %s", self.server, self._pause, reason
+            "the cache in Redis at %s is not used until it answers again: %s", self.server, reason
         )
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        if self._probe is None:
+            self._probe = asyncio.get_running_loop().create_task(self._probe_again())
 
     async def close(self) -> None:
         """Close the connections. What was not written yet is not."""
-        tasks = [task for task in (self._reader, self._writer) if task is not None]
+        tasks = [task for task in (self._reader, self._writer, self._probe) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._writes.clear()
-        await self._client.aclose()
+        await self._reads.aclose()
+        await self._writes_to.aclose()
 
 
 class _Look:

@@ -175,7 +175,7 @@ class CacheTable(_Table):
 
 def _cache(value: Any) -> Any:
     """Read `true` (a cache), `false` (none) or a table."""
-    if value in (True, False, "true", "false"):
+    if isinstance(value, bool) or value in ("true", "false"):
         return CacheTable(ttl=None) if value in (True, "true") else None
     if value is None or isinstance(value, dict):
         return value

@@ -82,9 +82,10 @@ class RequestStatistics:
     was closed meanwhile), unwritten (a network protocol could not write the answer).
 
     `hits` counts good requests that were answered from a cache, and took `hit_seconds` together;
-    `joined` are those of them that got the answer of an equal request under way. None of them is
-    in `succeeded`, nor in `seconds`. `misses` counts those that were looked up and ran,
-    `miss_seconds` is what looking up and keeping took. `uncached` could not be looked up.
+    `joined` are those of them that got the answer of an equal request under way, for which they
+    waited `joined_seconds` more. None of them is in `succeeded`, nor in `seconds`. `misses` counts
+    those that were looked up and ran, `miss_seconds` is what looking up and keeping took.
+    `uncached` could not be looked up.
 
     `given_up` counts those that were cancelled or expired after more than `patience` seconds.
     """
@@ -98,6 +99,7 @@ class RequestStatistics:
         "hit_seconds",
         "hits",
         "joined",
+        "joined_seconds",
         "miss_seconds",
         "misses",
         "patience",
@@ -124,7 +126,7 @@ class RequestStatistics:
         self.given_up = 0
         self.patience = math.inf
         self.hits = self.joined = self.misses = self.uncached = 0
-        self.hit_seconds = self.miss_seconds = 0.0
+        self.hit_seconds = self.joined_seconds = self.miss_seconds = 0.0
 
     @property
     def answered(self) -> int:
@@ -173,8 +175,12 @@ class RequestStatistics:
     def answer_from_cache(self, since: float, *, joined: bool = False) -> None:
         """Count a request that came at `since` and has its answer without a run of its own."""
         self.hits += 1
-        self.joined += joined
-        self.hit_seconds += self.clock() - since
+        seconds = self.clock() - since
+        if joined:
+            self.joined += 1
+            self.joined_seconds += seconds
+        else:
+            self.hit_seconds += seconds
 
     def take_back(self, size: int) -> None:
         """Count a request as unwritten that was counted as good a moment ago.

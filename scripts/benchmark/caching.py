@@ -73,8 +73,8 @@ def measure(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "backends.py").write_text(BACKENDS)
-        for pipeline, (backend, most, cache) in PIPELINES.items():
-            text = PIPELINE.format(backend=backend, most=most, cache=cache)
+        for pipeline, (backend, rows, cache) in PIPELINES.items():
+            text = PIPELINE.format(backend=backend, most=rows, cache=cache)
             (folder / f"{pipeline}.toml").write_text(text)
         with penstock(folder) as server:
 
@@ -83,11 +83,12 @@ def measure(quick: bool) -> list[Figure]:
                 script.write_text(content.format(size=size))
                 return Side(f"{pipeline}, {size} bytes", server, f"/predict/{pipeline}", script)
 
-            for pipeline, what, size, most in (
+            parts: list[tuple[str, str, int, float | None]] = [
                 ("model", "10 ms a batch of 8, new inputs of 1 kB", 1 << 10, MOST_COST),
                 ("model", "10 ms a batch of 8, new inputs of 100 kB", 100_000, MOST_COST),
                 ("noop", "a function that takes no time, new inputs of 1 kB", 1 << 10, None),
-            ):
+            ]
+            for pipeline, what, size, most in parts:
                 say(f"{PART}, {what}")
                 sides = [side(pipeline, NEW, size), side(f"{pipeline}_cached", NEW, size)]
                 without, cached = in_turns(sides, CONNECTIONS, quick=quick).values()

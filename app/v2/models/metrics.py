@@ -84,7 +84,7 @@ class TritonCollector(Collector):
                 ("nv_inference_count", requests.rows),
                 ("nv_inference_exec_count", totals.executions),
                 ("nv_inference_request_duration_us", totals.seconds * 1e6),
-                ("nv_inference_queue_duration_us", requests.queued * 1e6),
+                ("nv_inference_queue_duration_us", totals.queued * 1e6),
                 ("nv_inference_compute_input_duration_us", requests.reading * 1e6),
                 ("nv_inference_compute_infer_duration_us", requests.computed * 1e6),
                 ("nv_inference_compute_output_duration_us", requests.writing * 1e6),

@@ -64,12 +64,15 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
 class Totals:
     """The sums of a pipeline that Triton has names for. Times are in seconds."""
 
-    __slots__ = ("failed", "pipeline", "refused", "requests", "seconds")
+    __slots__ = ("failed", "pipeline", "queued", "refused", "requests", "seconds")
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         requests = self.requests = pipeline.statistics
-        self.seconds = requests.reading + requests.seconds + requests.writing + requests.hit_seconds
+        waited = requests.joined_seconds
+        self.queued = requests.queued + waited
+        own = requests.reading + requests.seconds + requests.writing
+        self.seconds = own + requests.hit_seconds + waited
         self.refused = sum(pipeline.refused.values())
         self.failed = sum(requests.failures.values()) + self.refused
 
@@ -99,7 +102,7 @@ def statistics_of(pipeline: Pipeline) -> dict[str, Any]:
         "inference_stats": {
             "success": _duration(requests.answered, totals.seconds),
             "fail": _duration(totals.failed, requests.failed_seconds),
-            "queue": _duration(requests.answered, requests.queued),
+            "queue": _duration(requests.answered, totals.queued),
             "compute_input": _duration(computed, requests.reading),
             "compute_infer": _duration(computed, requests.computed),
             "compute_output": _duration(computed, requests.writing),

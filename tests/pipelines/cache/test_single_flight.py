@@ -546,7 +546,7 @@ async def test_the_calls_of_logic_that_ends_leave_equal_ones_alone(workshop: Wor
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({"pipeline": {"cache": 3}, "n": {"backend": "Identity"}}, "expected true, false"),
+        ({"pipeline": {"cache": 1}, "n": {"backend": "Identity"}}, "expected true, false"),
         ({"pipeline": {"cache": {"ttl": 0}}, "n": {"backend": "Identity"}}, "cache.ttl"),
         ({"pipeline": {"cache": {"size": 1}}, "n": {"backend": "Identity"}}, "size"),
     ],
