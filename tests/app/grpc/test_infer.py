@@ -341,13 +341,30 @@ def test_a_cancelled_call_leaves_its_queue(served: Any, gate: Any) -> None:
     wait_until(lambda: pipeline.in_flight == 0)
 
 
-def test_the_callers_deadline_is_the_requests(served: Any, gate: Any) -> None:
+def test_the_callers_deadline_is_the_requests(
+    served: Any, gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensor = one_input(np.zeros((1, 1), np.float32), "FP32", "X")
     pipeline = served.repository.pipelines["gated"]
+    submit = pipeline.submit_nowait
+    timeouts: list[Any] = []
+
+    def note(item: Any, timeout: float | None, *more: Any) -> Any:
+        timeouts.append(timeout)
+        return submit(item, timeout, *more)
+
+    monkeypatch.setattr(pipeline, "submit_nowait", note)
     with pytest.raises(InferenceServerException) as caught:
         served.client.infer("gated", [tensor], client_timeout=0.2)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     gate.open()
+    served.client.infer("gated", [tensor], client_timeout=90)
+    served.client.infer("gated", [tensor], client_timeout=90, timeout=60_000_000)
+    served.client.infer("gated", [tensor], client_timeout=60, timeout=90_000_000)
+    long, own, short = timeouts[-3:]  # the first client may have left before it was submitted
+    assert 61 < long < 91  # a client rounds its deadline up
+    assert 0 < own <= 60
+    assert 0 < short < 61
     wait_until(lambda: pipeline.in_flight == 0)
 
 

@@ -57,6 +57,8 @@ def test_a_copy_is_the_same_and_shares_nothing_that_can_be_changed(value: Any, r
         parts = {id(part) for part in parts_of(each)}
         assert not parts & seen
         seen |= parts
+        arrays = [part for part in parts_of(each) if isinstance(part, np.ndarray)]
+        assert all(part.flags.writeable for part in arrays) or (reads and each is not value)
     assert answer.size > 0
 
 
