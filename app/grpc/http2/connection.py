@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._data: Call | None = None
         self._received = 0  # of which the client has not heard
         self._floods = Floods(server.limits)
+        self.idle_frame = self._floods.idle_frame
         self._since = self._heard = time.monotonic()  # the last end of a call, and any bytes
         self._ping_sent: float | None = None
 
@@ -154,9 +155,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(wire.window_update(call.identity, call.unacknowledged))
             call.unacknowledged = 0
 
-    def idle_frame(self) -> None:
-        self._floods.idle_frame()
-
     def header_block(self, stream: int, block: bytes, *, is_last: bool) -> None:
         head = self._headers.read(block)
         if stream <= self._last:  # the client's trailers, or a stream that is closed
@@ -197,7 +195,8 @@ class Connection(asyncio.Protocol):
         else:
             self._opened.append((call, handler))
             if head.timeout is not None:
-                call.timer = self._loop.call_later(head.timeout, self._expire, call)
+                late = grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"
+                call.timer = self._loop.call_later(head.timeout, self.refuse, call, *late)
 
     def settings(self, pairs: list[tuple[int, int]]) -> None:
         for number, value in pairs:
@@ -272,9 +271,6 @@ class Connection(asyncio.Protocol):
         if call.identity in self.calls:
             self._sender.end(call)
 
-    def _expire(self, call: Call) -> None:
-        self.refuse(call, grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-
     def refuse(self, call: Call, code: Any, detail: str) -> None:
         """End a call by a status, and its handler if there is one."""
         call.code, call.detail, call.trailing = code.value[0], detail, ()
@@ -314,10 +310,7 @@ class Connection(asyncio.Protocol):
 
     def go_away(self, code: int, reason: str) -> None:
         """Tell the client to open no more calls here."""
-        last = self._last.to_bytes(4, "big")
-        self._transport.write(
-            frame(wire.GOAWAY, 0, 0, last + code.to_bytes(4, "big") + reason.encode())
-        )
+        self._transport.write(wire.go_away(self._last, code, reason))
 
     def drain(self) -> None:
         """End the connection when its calls have ended."""

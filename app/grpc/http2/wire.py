@@ -72,6 +72,11 @@ def reset(stream: int, code: int) -> bytes:
     return frame(RST_STREAM, 0, stream, code.to_bytes(4, "big"))
 
 
+def go_away(last: int, code: int, reason: str) -> bytes:
+    payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + reason.encode()
+    return frame(GOAWAY, 0, 0, payload)
+
+
 def window_update(stream: int, size: int) -> bytes:
     return frame(WINDOW_UPDATE, 0, stream, size.to_bytes(4, "big"))
 
