@@ -85,18 +85,3 @@ class SequenceConfig:
     def control(self, kind: ControlKind) -> Control | None:
         """Return the control of this kind, or None if the model does not take it."""
         return next((control for control in self.controls if control.kind == kind), None)
-
-    @property
-    def model_inputs(self) -> frozenset[str]:
-        """The inputs of the model that clients do not send."""
-        return frozenset(
-            (
-                *(control.input for control in self.controls),
-                *(state.input for state in self.state),
-            )
-        )
-
-    @property
-    def model_outputs(self) -> frozenset[str]:
-        """The outputs of the model that clients do not get."""
-        return frozenset(state.output for state in self.state)

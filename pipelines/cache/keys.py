@@ -31,10 +31,8 @@ VALUE_BYTES = 9
 """About what a number in a list adds."""
 
 _SCALARS = frozenset({int, float, bool, type(None), complex})
-_TEXTS = frozenset({str, bytes})
 _MARSHAL_VERSION = 2
 """The last one in which equal values always have equal texts: later ones note what is shared."""
-
 
 WHOLE_BYTES = 1 << 12
 """A value of more bytes is known by samples of it, in a sketch."""

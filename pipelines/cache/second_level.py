@@ -170,8 +170,6 @@ class RedisLevel:
     async def _guarded(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await work()
-        except asyncio.CancelledError:
-            raise
         except Exception:
             logger.exception("the cache in Redis at %s", self.server)
             self._leave_alone("an error of this program")
