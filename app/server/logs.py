@@ -51,6 +51,7 @@ CLIENT_CAUSED = (
     "penstock.connection",
     "penstock.node",
     "penstock.executor",
+    "penstock.sequences",
     "uvicorn.error",
     "asyncio",
     "grpc",

@@ -27,7 +27,7 @@ from .limits import (
 from .sender import Sender
 from .wire import Http2Error, frame
 
-logger = logging.getLogger("penstock.serve")
+logger = logging.getLogger("penstock.connection")
 
 
 class Connection(asyncio.Protocol):

@@ -23,6 +23,9 @@ from penstock.app.server.logs import (
     RateLimit,
     configure_logging,
 )
+from penstock.backends.base import Context
+from penstock.backends.sequences.sequence import StepMessage
+from penstock.backends.sequences.stateful import SequenceStates
 
 from ...ports import free_port
 
@@ -156,6 +159,17 @@ def test_lines_that_clients_cause_are_limited(log: Any, monkeypatch: pytest.Monk
     for number in range(100):
         logging.getLogger("penstock.repository").warning("pipeline %d has a warning", number)
     assert stream.getvalue().count("\n") == LINES_A_SECOND + 1 + 100
+
+
+def test_sequences_whose_end_fails_are_limited(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = log("text")
+    for limit in logging.getLogger("penstock.http").filters:
+        monkeypatch.setattr(limit, "_clock", lambda: 100.0)
+    states = SequenceStates(Context())
+    for serial in range(100):
+        states.begin(StepMessage(serial, "x", True, True, None)).on_end = lambda reason: 1 / 0
+        states.end(serial, "end")
+    assert stream.getvalue().count("on_end of sequence 'x' failed") == LINES_A_SECOND
 
 
 def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:

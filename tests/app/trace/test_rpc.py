@@ -106,3 +106,9 @@ def test_a_context_comes_as_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
         "rpc.grpc.status_code": 0,
     }
     assert request.attributes | expected == request.attributes
+
+
+def test_spans_have_the_codes_of_calls() -> None:
+    """Both have a table: the exporter's child imports nothing of the server."""
+    codes = {status: code.value[0] for status, code in STATUS_BY_HTTP.items()}
+    assert {status: GRPC_CODES[status] for status in codes} == codes
