@@ -13,6 +13,8 @@ from wrk import Side, compared, in_turns, ratios, require_wrk
 
 PART = "response cache"
 CONNECTIONS = 64
+SECONDS = 4
+"""Each run lasts so long: of 10 ms batches there are few in a second."""
 MOST_COST = 0.03
 """Target, of the rate."""
 LEAST_RATIO = 10.0
@@ -91,7 +93,9 @@ def measure(quick: bool) -> list[Figure]:
             for pipeline, what, size, most in parts:
                 say(f"{PART}, {what}")
                 sides = [side(pipeline, NEW, size), side(f"{pipeline}_cached", NEW, size)]
-                without, cached = in_turns(sides, CONNECTIONS, quick=quick).values()
+                without, cached = in_turns(
+                    sides, CONNECTIONS, quick=quick, seconds=SECONDS
+                ).values()
                 figures.append(
                     of_runs(
                         PART,
@@ -103,7 +107,7 @@ def measure(quick: bool) -> list[Figure]:
                 )
             say(f"{PART}, equal inputs")
             sides = [side("model", EQUAL, 1 << 10), side("model_cached", EQUAL, 1 << 10)]
-            without, cached = in_turns(sides, CONNECTIONS, quick=quick).values()
+            without, cached = in_turns(sides, CONNECTIONS, quick=quick, seconds=SECONDS).values()
             figures.append(
                 of_runs(
                     PART,
