@@ -10,6 +10,9 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from penstock.app.grpc.calls import STATUS_BY_HTTP
+from penstock.app.trace.spans import GRPC_CODES
+
 from ..grpc.conftest import Served, model, serving, tensor
 from .collector import collecting
 from .test_files import Traces
