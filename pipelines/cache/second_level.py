@@ -39,6 +39,9 @@ MAX_KEYS = 64
 MAX_WRITING_BYTES = 8 << 20
 """Answers that wait to be written hold so much at most; more are not written."""
 
+WRITE_BYTES = 256
+"""What one of them holds besides its bytes."""
+
 FAILURES = 5
 """After so many failures one after another the server is left alone."""
 
@@ -155,14 +158,16 @@ class RedisLevel:
         look.answer(None)
 
     def keep(self, key: bytes, content: bytes, seconds: float | None) -> None:
-        if len(content) > MAX_VALUE_BYTES or not self.is_up:
-            self.dropped += 1
-            return
-        if self._writing_bytes + len(content) > MAX_WRITING_BYTES:
+        held = len(content) + WRITE_BYTES
+        if (
+            len(content) > MAX_VALUE_BYTES
+            or self._writing_bytes + held > MAX_WRITING_BYTES
+            or not self.is_up
+        ):
             self.dropped += 1
             return
         milliseconds = max(1, round(1000 * (DEFAULT_SECONDS if seconds is None else seconds)))
-        self._writing_bytes += len(content)
+        self._writing_bytes += held
         self._writes.append((KEY_PREFIX + key, content, milliseconds))
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(self._guarded(self._write))
@@ -204,7 +209,7 @@ class RedisLevel:
         try:
             while self._writes:
                 key, content, milliseconds = self._writes.popleft()
-                self._writing_bytes -= len(content)
+                self._writing_bytes -= len(content) + WRITE_BYTES
                 if (
                     not self.is_up
                     or await self._try(self._writes_to.set(key, content, px=milliseconds)) is None

@@ -278,3 +278,14 @@ async def test_only_answers_of_plain_values_go_to_redis(
         assert server.client.dbsize() == 0
         assert pipeline.statistics.hits == 1
     assert "not kept in Redis: it has a datetime.date" in caplog.text
+
+
+async def test_answers_that_wait_to_be_written_are_bounded() -> None:
+    """Small ones too: a million answers of a few bytes would hold hundreds of megabytes."""
+    level = RedisLevel("redis://127.0.0.1:1", "nowhere")
+    level.is_up = True
+    most = second_level.MAX_WRITING_BYTES // second_level.WRITE_BYTES
+    for number in range(most + 5):  # nothing is written meanwhile
+        level.keep(b"%d" % number, b"", None)
+    assert level.dropped == 5
+    await level.close()
