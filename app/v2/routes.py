@@ -237,8 +237,8 @@ def protocol_app(
         *description_routes(models),
         *shared_memory_routes(memory),
         *cuda_memory_routes(memory),
-        *trace_routes(trace, models, settings),
-        *log_settings_routes(settings),
+        *trace_routes(trace, models),
+        *log_settings_routes(),
     )
     restriction = restriction_of(settings.restricted_api)
     guard = [restriction.check] if restriction else []

@@ -35,9 +35,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 from penstock.backends.errors import InvalidRequest, NotFound
 from penstock.backends.lazy_numpy import np
 
-from ..http.auth import check_admin_token
 from ..http.json_text import UINT64_MAX, check_unsigned
 from .call import NAME_CHARACTERS_IN_ERRORS, ProtocolCall, ProtocolError, Route
+from .permission import check_allowed
 
 RESERVED_KEY_PREFIXES = ("triton_python_backend_shm_region_", "sem.")
 """Beginnings of keys that belong to others: Triton's Python backend, the C library's semaphores."""
@@ -329,14 +329,7 @@ def region_of(parameters: Mapping[str, Any]) -> tuple[str, int, int]:
 
 def check_registering(call: ProtocolCall) -> None:
     """Raise the error of a call that may not register and unregister regions."""
-    settings = call.settings
-    if not settings.allow_shared_memory or settings.admin_token is None:
-        raise ProtocolError(
-            501,
-            "Client shared memory is disabled. Start the server with '--allow-shared-memory' "
-            "and an admin token (PENSTOCK_ADMIN_TOKEN) to enable.",
-        )
-    check_admin_token(call.scope, settings)
+    check_allowed(call, "allow_shared_memory", "Client shared memory")
 
 
 def shared_memory_routes(memory: SharedMemory) -> tuple[Route, ...]:

@@ -10,16 +10,15 @@ from typing import Any
 
 from penstock.backends.errors import InvalidRequest, NotReady
 
-from ..http.auth import check_admin_token
-from ..settings import Settings
 from ..trace.trace_settings import FixedSettingError, TraceSettings
 from .call import NAME_CHARACTERS_IN_ERRORS, ProtocolCall, ProtocolError, Route
 from .models.model import Models
+from .permission import check_allowed
 
 TRACE_PATH = "/v2[/models/{model}]/trace/setting"
 
 
-def trace_routes(trace: TraceSettings, models: Models, settings: Settings) -> tuple[Route, ...]:
+def trace_routes(trace: TraceSettings, models: Models) -> tuple[Route, ...]:
     """Return the routes of the trace settings."""
 
     def named(call: ProtocolCall) -> str:
@@ -41,7 +40,7 @@ def trace_routes(trace: TraceSettings, models: Models, settings: Settings) -> tu
         model = named(call)
         changes = await call.json()
         if changes:
-            _check(call, settings)
+            check_allowed(call, "allow_trace_settings", "Changing the trace settings")
             try:
                 trace.update(model, changes)
             except FixedSettingError as error:
@@ -52,13 +51,3 @@ def trace_routes(trace: TraceSettings, models: Models, settings: Settings) -> tu
         Route("GET", TRACE_PATH, "trace", read),
         Route("POST", TRACE_PATH, "trace", update),
     )
-
-
-def _check(call: ProtocolCall, settings: Settings) -> None:
-    if settings.admin_token is None or not settings.allow_trace_settings:
-        raise ProtocolError(
-            501,
-            "Changing the trace settings is disabled. Start the server with "
-            "'--allow-trace-settings' and an admin token (PENSTOCK_ADMIN_TOKEN) to enable.",
-        )
-    check_admin_token(call.scope, settings)
