@@ -85,7 +85,7 @@ class Flight:
         request.place = self
         request.joined = self.leader_id
         left = max(0.0, request.deadline - home.clock())
-        request.timer = home.loop.call_later(left, self._expire, request)
+        request.waits_for = home.loop.call_later(left, self._expire, request)
 
     def forget(self, request: CachedRequest, failure: str) -> None:
         runs_for_it = next(iter(self.members)) is request and self._run is not None

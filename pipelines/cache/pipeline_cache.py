@@ -175,6 +175,8 @@ class PipelineCache:
             self._wait(request)
             request.place = self
             hashing = self.loop.run_in_executor(None, self._digests, item, known)
+            # Cancelled if it leaves: what clients that left had sent must not wait for a thread.
+            request.waits_for = hashing
             hashing.add_done_callback(partial(self._hashed, request, is_new))
             return request
         self._enter(request, digests, is_new=is_new, waits=False)
@@ -196,6 +198,7 @@ class PipelineCache:
     ) -> None:
         if hashing.cancelled() or request.place is not self:  # it has left
             return
+        request.waits_for = None
         error = hashing.exception()
         if error is None:
             self._enter(request, hashing.result(), is_new=is_new, waits=True)

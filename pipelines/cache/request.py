@@ -27,7 +27,8 @@ class Place(Protocol):
 class CachedRequest:
     """A `Submission`. It waits at its `place`; None: it has ended.
 
-    `run` is what runs for it. `joined`: the id of the request whose answer it got.
+    `waits_for`: what is cancelled when it ends: the timer of its deadline, or the hashing of its
+    item. `run` is what runs for it. `joined`: the id of the request whose answer it got.
     """
 
     __slots__ = (
@@ -46,8 +47,8 @@ class CachedRequest:
         "rows",
         "run",
         "timeout",
-        "timer",
         "until",
+        "waits_for",
     )
 
     def __init__(
@@ -81,7 +82,7 @@ class CachedRequest:
         self.reads_only = reads_only
         self.place: Place | None = None
         self.run: Submission | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.waits_for: asyncio.TimerHandle | asyncio.Future[Any] | None = None
         self.answered_from: AnsweredFrom = ""
         self.joined = ""
         self.rows = 0
@@ -93,9 +94,9 @@ class CachedRequest:
     def end(self) -> None:
         """Wait for nothing any more. The future is set by the caller."""
         self.place = None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if self.waits_for is not None:
+            self.waits_for.cancel()
+            self.waits_for = None
 
     def succeed(self, item: Item) -> None:
         self.end()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,7 @@ from penstock.backends.errors import (
     QueueFull,
 )
 from penstock.backends.expressions.registry import register_backend
+from penstock.pipelines.cache.pipeline_cache import PipelineCache
 from penstock.pipelines.cache.request import CachedRequest
 from penstock.pipelines.cache.responses import ResponseCache
 from penstock.pipelines.pipeline import Pipeline
@@ -374,6 +377,34 @@ async def test_a_traced_request_runs(workshop: Workshop) -> None:
             await pipeline.submit_nowait({"data": "x"}, trace=trace).future
             assert trace.steps[0]["node"] == "n"
         assert len(workshop.inputs("n")) == 3
+
+
+async def test_a_large_item_is_not_hashed_when_its_client_has_left(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Any] = []
+    digests = PipelineCache._digests
+
+    def note(self: PipelineCache, item: Any, leader: Any, most: int | None = None) -> Any:
+        if most is None:
+            hashed.append(item["data"][:1])
+        return digests(self, item, leader, most)
+
+    monkeypatch.setattr(PipelineCache, "_digests", note)
+    helper, held = ThreadPoolExecutor(1), threading.Event()
+    loop = asyncio.get_running_loop()
+    async with serve(TABLES, workshop=workshop) as pipeline:
+        large = {one: {"data": one + bytes(1 << 20)} for one in (b"a", b"b")}
+        for item in large.values():  # the first time nothing is hashed
+            await pipeline(item)
+        loop.set_default_executor(helper)
+        helper.submit(held.wait)
+        leaves = pipeline.submit_nowait(large[b"a"])
+        stays = pipeline.submit_nowait(large[b"b"])
+        leaves.leave()
+        held.set()
+        assert (await stays.future)["result"] == large[b"b"]["data"]
+        assert hashed == [b"b"]
 
 
 async def test_large_items_are_hashed_elsewhere_and_run_once(workshop: Workshop) -> None:
