@@ -95,6 +95,7 @@ class RedisLevel:
         self.is_up = False
         """False while the server is left alone: it has not answered yet, or it failed."""
         self._probe: asyncio.Task[None] | None = None
+        self._connecting = asyncio.Lock()
         self._asked: deque[_Look] = deque()
         self._writes: deque[tuple[bytes, bytes, int]] = deque()
         self._writing_bytes = 0
@@ -110,8 +111,9 @@ class RedisLevel:
 
         So no look-up pays for the connection.
         """
-        if self._probe is None and not self.is_up:
-            await self._ping()
+        async with self._connecting:  # pipelines load side by side
+            if self._probe is None and not self.is_up:
+                await self._ping()
 
     async def _ping(self) -> None:
         answers = [await self._try(client.ping()) for client in (self._reads, self._writes_to)]

@@ -231,6 +231,18 @@ async def test_a_server_that_was_left_alone_is_used_again(
         assert (level.misses, level._failed, level.late) == (1, 0, 0)
 
 
+async def test_pipelines_that_load_side_by_side_connect_once(
+    server: RedisServer, patient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    level = RedisLevel(server.url, "redis")
+    try:
+        await asyncio.gather(*(level.connect() for _ in range(4)))
+        assert level.is_up
+        assert not caplog.records
+    finally:
+        await level.close()
+
+
 async def test_the_connections_are_closed(
     server: RedisServer, workshop: Workshop, patient: None
 ) -> None:
