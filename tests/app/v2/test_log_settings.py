@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
 from penstock.app.log_settings import log_settings
-from penstock.app.server.logs import configure_logging
+from penstock.app.server.logs import CLIENT_CAUSED, configure_logging
 from penstock.app.settings import Settings
 
 HEADERS = {"Authorization": "Bearer adm1n"}
@@ -62,7 +62,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         logger.handlers[:] = handlers
         logger.propagate = propagate
         logger.setLevel(level)
-        logger.filters.clear()
+    for name in CLIENT_CAUSED:
+        logging.getLogger(name).filters.clear()
     log_settings.reset()
 
 
