@@ -1,4 +1,4 @@
-"""What gRPC knows about a call, in the terms that the rest of the server uses.
+"""Translates between gRPC's calls and the rest of the server.
 
 Metadata become the headers of a scope, so that keys, restrictions and admin tokens are checked by
 the code that checks them for HTTP. An error becomes a status code and a text.
@@ -24,7 +24,7 @@ MAX_DETAIL_BYTES = 4096
 """The longest text of an error as it travels: clients take trailing metadata of 8 KiB."""
 
 ENCODED_BYTES = 3
-"""What a byte takes that is percent-encoded, as those beyond printable ASCII are."""
+"""The bytes of one that is percent-encoded, as all beyond printable ASCII are."""
 
 STATUS_BY_CODE = {
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -33,7 +33,7 @@ from penstock.pipelines.sequences.step import Step, steps_of
 from ..history.record import CLIENT_LEFT_STATUS, Door, Failure
 from ..history.ring import History
 from ..settings import Settings
-from ..trace.tracing import ROUTES, Traced, Tracing
+from ..trace.tracing import ROUTES, Tracing
 from .auth import check_trace
 from .body import reserve_body, small_body
 from .compression import window_of
@@ -398,7 +398,7 @@ class PredictCall(Run):
         """Hand over the request, which ends now, if it is traced."""
         context, self.context = self.context, None
         tracing = self.rules.tracing
-        if tracing is not None and isinstance(context, Traced) and status != 401:
+        if tracing is not None and context is not None:
             tracing.end(
                 context,
                 ROUTES[door],

@@ -68,7 +68,7 @@ class Sampler:
         return self.values.trace_count == 0
 
     def take(self) -> bool:
-        """Return whether to trace the request to which `left` has counted, and count anew."""
+        """Return whether to trace the request at which `left` arrived. Start the next count."""
         values = self.values
         if not values.trace_level or not values.trace_rate or not values.trace_count:
             self.left = NEVER

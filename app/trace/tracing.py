@@ -31,8 +31,8 @@ MAX_TENSOR_BYTES = 1 << 20
 """A trace has so many tensors at most, and none with more elements or bytes, because it is text."""
 
 tensor_budget = MemoryBudget(64 << 20)
-"""What the tensors of all traces that are not written may take together. A budget of their own, so
-that a slow disk makes no request fail.
+"""Bounds the tensors of all traces that are not written yet, 64 MiB together. It is a budget of
+their own, so that a slow disk makes no request fail.
 """
 
 ROUTES: dict[Door, str] = {
@@ -44,7 +44,7 @@ ROUTES: dict[Door, str] = {
     "generate": "POST /v2/models/{model}/generate",
     "grpc": "inference.GRPCInferenceService/ModelInfer",
 }
-"""What requests ask for, as spans are named."""
+"""The route or RPC of a door, as spans are named."""
 
 TracedTensor: TypeAlias = tuple[str, str, str, Any]
 """Activity, name, datatype, and the array."""
@@ -139,7 +139,7 @@ class Tracing:
 
     def end(
         self,
-        traced: Traced,
+        context: TraceContext,
         route: str,
         request_id: str,
         pace: Pace,
@@ -150,7 +150,12 @@ class Tracing:
         started: float,
         runs: Sequence[Submission],
     ) -> None:
-        """Hand over a traced request that ends now. `route`: as in `ROUTES`."""
+        """Hand over a request that ends now, if it is traced. `route`: as in `ROUTES`.
+
+        A request without a valid key is not handed over: anyone may send those.
+        """
+        if not isinstance(context, Traced) or status == 401:
+            return
         record = record_of(
             request_id,
             pace,
@@ -161,7 +166,7 @@ class Tracing:
             ended=self._clock(),
             runs=runs,
         )
-        self.handover.put(Ended(traced, route, record))
+        self.handover.put(Ended(context, route, record))
 
     def close(self) -> None:
         """Write or send what waits. Takes some seconds at most, on any thread."""

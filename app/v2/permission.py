@@ -1,4 +1,4 @@
-"""What changes the server over the network: the admin token may do it where a setting allows it."""
+"""Checks who may change the server over the network: the admin token, where a setting allows it."""
 
 from __future__ import annotations
 

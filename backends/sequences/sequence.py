@@ -15,9 +15,9 @@ class Sequence:
     row of the batch that the sequence has to itself, else None.
 
     `on_end`: set it to a function, which is called once when the sequence has ended, on the thread
-    of the backend, with the reason: "end" (a step said so, or it was started anew), "idle" (no step
-    came for `idle_timeout`), "departure" (a client left before the answer to its step), "unload"
-    (the pipeline was closed, or its instance was lost).
+    of the backend, with the reason: "end" (a step said so, or it was started again), "idle" (no
+    step came for `idle_timeout`), "departure" (a client left before the answer to its step),
+    "unload" (the pipeline was closed, or its instance was lost).
     """
 
     __slots__ = ("end", "id", "on_end", "slot", "start", "state")

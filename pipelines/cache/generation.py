@@ -1,4 +1,4 @@
-"""What tells the answers of a pipeline, as it is loaded, from those of every other one.
+"""Tells the answers of a pipeline, as it is loaded, from those of every other one.
 
 Processes share answers in a second level if they serve the same: the same version of Penstock, the
 same configuration, and files with the same bytes.

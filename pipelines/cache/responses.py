@@ -1,4 +1,4 @@
-"""What the pipelines of a repository keep together: answers, within a number of bytes."""
+"""Keeps the answers of all pipelines of a repository, within a number of bytes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ COMMAND_SECONDS = 1.0
 """The longest that a round trip may take, and the making of a connection."""
 
 KEY_PREFIX = b"penstock:1:"
-"""What the keys begin with: the number is that of the form of keys and values."""
+"""The beginning of each key. The number is the version of the format of keys and values."""
 
 MAX_VALUE_BYTES = 1 << 20
 """Larger answers are neither written nor read."""
@@ -40,7 +40,7 @@ MAX_WRITING_BYTES = 8 << 20
 """Answers that wait to be written hold so much at most; more are not written."""
 
 WRITE_BYTES = 256
-"""What one of them holds besides its bytes."""
+"""Each of these takes about so many bytes more than its own."""
 
 FAILURES = 5
 """After so many failures one after another the server is left alone."""

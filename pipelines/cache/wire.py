@@ -17,7 +17,7 @@ import numpy as np
 from penstock.backends.item import Item
 
 MAGIC = b"penstock answer 1\n"
-"""What an answer begins with. Another form has another number."""
+"""The beginning of an answer. The number is the version of the format."""
 
 MOST_LEVELS = 64
 MOST_DIMENSIONS = 32

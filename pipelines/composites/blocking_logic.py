@@ -27,7 +27,7 @@ from .logic import LogicNode
 logger = logging.getLogger("penstock.node")
 
 END = object()
-"""What `next` returns at the end of a generator."""
+"""Returned by `next` at the end of a generator."""
 
 Outcome = tuple[Any, BaseException | None]
 

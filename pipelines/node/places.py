@@ -61,7 +61,7 @@ class Place:
 
 
 class Binding:
-    """What binds a sequence to a place.
+    """Binds a sequence to a place.
 
     `slot`: its row of the batch, or None. `entry`: the one that is at the node, if any. `first`: no
     step has succeeded at the node.

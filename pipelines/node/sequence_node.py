@@ -25,7 +25,7 @@ from .scheduler import Scheduler, Startable
 
 
 class KeepsSequences(Node):
-    """What a node with `[NODE.sequence]` adds to any other node with executors."""
+    """Adds to a node with executors all that `[NODE.sequence]` needs."""
 
     scheduler_class: type[Scheduler] = PlaceScheduler
     sequencer: Sequencer

@@ -297,7 +297,7 @@ class Sequencer:
             del self._newest[sequence.id]
         else:
             after.before = None
-            if self.live < self.capacity:  # a sequence that is begun anew keeps its place
+            if self.live < self.capacity:  # a sequence that is started again keeps its place
                 self._begin(after, now)
             else:
                 self._waiting[after] = None

@@ -25,8 +25,8 @@ class Step:
     """A step of the sequence `id`: a whole number from 1 to 2^64 - 1, or a text of 1 to 128
     characters. 1 and "1" are two sequences.
 
-    `start`: begin anew, and end the live sequence of this id if there is one. `end`: this is the
-    last step. `strict`: a sequence that is not live must begin with `start`, as in Triton;
+    `start`: begin a new sequence, and end the live one of this id if there is one. `end`: this is
+    the last step. `strict`: a sequence that is not live must begin with `start`, as in Triton;
     otherwise any step begins it. Raises InvalidRequest for an id that is none.
 
     Once it is submitted, `sequence` has its sequence. `waited`: the seconds that it waited for its

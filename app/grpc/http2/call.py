@@ -26,10 +26,10 @@ SMALL_BYTES = 1 << 14
 """Messages of up to so many bytes become `bytes`; larger ones, memory that may be written to."""
 
 MESSAGE_BYTES = 64
-"""What a message that waits takes besides its own bytes. It may have none."""
+"""A waiting message takes about so many bytes more than its own, of which it may have 0."""
 
 COUNTED_BYTES = 1 << 16
-"""What a call holds of messages is counted in `max_memory` if it has as many bytes."""
+"""A call that holds so many bytes of messages counts them in `max_memory`."""
 
 MOST_UNSENT_BYTES = 1 << 16
 """A stream of answers goes on when no more than so many bytes of it wait for the client."""
@@ -188,9 +188,9 @@ class Call:
         self.wake_reader()
 
     def count(self) -> None:
-        """Count in `max_memory` what waits, either way, and what has arrived of a message.
+        """Count in `max_memory` the messages that wait, either way, and the part of one that came.
 
-        A call for which there is no memory ends. Less than `COUNTED_BYTES` is not counted.
+        End the call if there is no memory for it. Less than `COUNTED_BYTES` is not counted.
         """
         held = self.queued + self._filled + self.unsent
         if held < COUNTED_BYTES:

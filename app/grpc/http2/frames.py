@@ -1,4 +1,4 @@
-"""What a client sends, cut into frames."""
+"""Cuts the bytes of a client into frames."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from .wire import (
 KEPT_BLOCKS = 32
 KEPT_BLOCK_BYTES = 512
 KEPT_FIELDS_BYTES = 2048
-"""What a connection keeps of blocks that its client repeats."""
+"""Bounds of the blocks that a connection remembers, because its client repeats them."""
 
 CONNECTION_FIELDS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"upgrade"})
 """Fields of HTTP/1.1 that HTTP/2 forbids."""
@@ -29,11 +29,11 @@ NO_METADATA = frozenset({b"te", b"grpc-accept-encoding"})
 
 
 class Head(NamedTuple):
-    """What a call begins with.
+    """The headers of a call, read.
 
     `timeout`: in seconds; None without one. `encoding`: how compressed messages are compressed.
-    `refusal`: the HTTP status of what is no call of gRPC, else 0. `problem`: what is wrong with a
-    call, else "". `size`: bytes of names and values.
+    `refusal`: the HTTP status with which to refuse a request that is not gRPC's, else 0.
+    `problem`: an error in the headers, in words, else "". `size`: bytes of names and values.
     """
 
     method: str

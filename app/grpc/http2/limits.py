@@ -1,4 +1,4 @@
-"""What clients may do, and who they are."""
+"""The limits for clients, and the part of a server that connections use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Limits:
 
 
 class Owner(Protocol):
-    """What a connection needs of its server."""
+    """The part of a server that its connections use."""
 
     limits: Limits
     draining: bool

@@ -1,4 +1,4 @@
-"""What a connection sends of its calls' answers, within the windows of its client."""
+"""Sends the answers of a connection's calls, within the windows of its client."""
 
 from __future__ import annotations
 

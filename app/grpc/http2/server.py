@@ -20,7 +20,7 @@ BACKLOG = 2048
 
 
 class Details(NamedTuple):
-    """What generic handlers of gRPC choose by."""
+    """A call as generic handlers of gRPC see it when they choose a method."""
 
     method: str
     invocation_metadata: Any

@@ -117,7 +117,7 @@ NO_HTTP_2 = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n"
     b"connection: close\r\n\r\n%b"
 ) % (len(PLAIN), PLAIN)
-"""The answer to what is no HTTP/2."""
+"""The answer to a client that does not speak HTTP/2."""
 
 
 def plain_answer(stream: int, status: int) -> bytes:

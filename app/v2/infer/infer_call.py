@@ -326,7 +326,7 @@ class InferCall:
         """Hand over the request, which ends now, if it is traced."""
         context, self.context = self.context, None
         tracing = self.rules.tracing
-        if tracing is not None and isinstance(context, Traced) and status != 401:
+        if tracing is not None and context is not None:
             tracing.end(
                 context,
                 self.route_of(door),
