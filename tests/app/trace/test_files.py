@@ -120,12 +120,16 @@ def traces(
         trace_rate=1,
         trace_level="timestamps, tensors",
         request_history=request.param,
+        admin_token=SecretStr("admin"),
+        allow_trace=True,
     )
     # Without anything between, a connection of ours answers by itself; else it is ASGI.
     way = {"http": "penstock", "proxy_headers": False} if request.param else {}
     with running(create_app([load(one) for one in PIPELINES], settings=settings), **way) as client:
         for name in ("one", "chain", "failing"):
             client.post(f"/predict/{name}", content=b"x", headers={"X-Request-Id": name})
+        wrong = {"Authorization": "Bearer wrong", "Penstock-Trace": "1", "X-Request-Id": "wrong"}
+        assert client.post("/predict/one", content=b"x", headers=wrong).status_code == 401
         client.post("/predict/parts", json=[1, 2, 3], headers={"X-Request-Id": "parts"})
         client.post("/predict/one/batch", json=["x", "y"], headers={"X-Request-Id": "batch"})
         rows = np.array([[1.5, 2], [3, np.nan]], np.float32)
@@ -195,6 +199,11 @@ def test_requests_that_fail_are_traced(traces: Traces) -> None:
     stamps = traces.stamps[whole]
     assert list(stamps.values()) == sorted(stamps.values())
     assert {"HTTP_RECV_START", "COMPUTE_END", "HTTP_SEND_END"} <= stamps.keys()
+
+
+def test_requests_without_a_right_key_are_not_traced(traces: Traces) -> None:
+    """Anyone can send them."""
+    assert not any(head["request_id"] == "wrong" for head in traces.heads.values())
 
 
 def test_tensors(traces: Traces) -> None:
