@@ -8,11 +8,14 @@ import gc
 import inspect
 import os
 import signal
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
+
+if TYPE_CHECKING:
+    from .triton_server import TritonServer
 
 # A busy machine isn't a bug. A test that hangs has a time limit.
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -82,3 +85,12 @@ def _limited(
             await test(*arguments, **fixtures)
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A real Triton, one for each worker. `triton.add(folder)` loads models into it."""
+    from .triton_server import triton_server
+
+    with triton_server(tmp_path_factory.mktemp("triton")) as server:
+        yield server

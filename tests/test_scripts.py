@@ -151,6 +151,8 @@ def test_demo_refuses_unknown_arguments(checkout: Path) -> None:
 
 
 CLIENTS = ("kserve==0.21.0; python_version < '3.14'", "schemathesis==4.32.5")
+WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"
+TRITON = (f"nvidia-pytriton==0.7.0; {WHEEL}", f"numpy<2; {WHEEL}")
 PYTEST = "ran: -m pytest -n 3 --dist worksteal"
 
 
@@ -159,6 +161,7 @@ def tool_checkout(checkout: Path) -> Path:
     """A checkout whose tools only print that they ran, and whose pytest exits with 3."""
     install(checkout, ".venv-test", "dev")
     install(checkout, ".venv-clients", "-", *CLIENTS)
+    install(checkout, ".venv-triton", "-", *TRITON)
     python = (
         'case "$1 $2" in "-c import os"*) echo 3; exit 0 ;; "-c "*) exit 0 ;; esac\n'
         'echo "ran: $*"; test "$2" != pytest || exit 3'
