@@ -52,9 +52,10 @@ class Pipeline:
         self.config = config
         self.name = config.name
         # The keys of the final item that a network client gets.
+        outputs = () if config.positional else config.outputs
         self.answer_keys = (
             "result",
-            *(port.name for port in config.outputs if port.name != "result"),
+            *(port.name for port in outputs if port.name != "result"),
         )
         self.stream_input = config.stream_input
         self.plan = Plan(config.nodes, config.entry)

@@ -29,8 +29,8 @@ from penstock.backends.text import message_of
 
 from .cache.responses import ResponseCache
 from .config.definition import PipelineConfig
-from .config.directory import Read, choose_versions, read_again, read_source, taken
 from .config.versions import version_key
+from .directory import Read, choose_versions, read_again, read_source, taken
 from .pipeline import Pipeline
 
 logger = logging.getLogger("penstock.repository")

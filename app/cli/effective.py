@@ -21,8 +21,8 @@ from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Por
 from penstock.pipelines.config.tables import InputTable, PortTable
 
 SETTINGS = (
-    "name", "version", "version_policy", "description", "batched", "max_requests", "timeout",
-    "max_wait", "queue_size", "queue_timeout", "entry", "loop", "max_rounds",
+    "name", "version", "version_policy", "description", "batched", "positional", "max_requests",
+    "timeout", "max_wait", "queue_size", "queue_timeout", "entry", "loop", "max_rounds",
 )  # fmt: skip
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from penstock.backends.base import UNBOUNDED
 from penstock.backends.expressions.composite import Logic
@@ -145,6 +147,9 @@ class PipelineConfig:
     outputs: tuple[Port, ...] = ()
     batched: bool = True
     """False: the first size of the inputs is not the batch, so a request is one item below /v2."""
+    positional: bool = False
+    """All inputs make up `data` and all outputs `result`, in the declared order, whatever their
+    names."""
     max_requests: int = 1024
     """The largest number of requests that may be in flight."""
     timeout: float = 30.0
@@ -175,6 +180,8 @@ class PipelineConfig:
     exposed: tuple[Exposed, ...] = ()
     warnings: tuple[str, ...] = ()
     """Warnings about what is allowed but may be a mistake. `penstock check` prints them."""
+    model_config: Mapping[str, Any] | None = None
+    """The completed ModelConfig of a Triton model, as Triton prints it; None: it isn't one."""
 
     @property
     def declares_inputs(self) -> bool:
@@ -213,8 +220,10 @@ class PipelineConfig:
             inputs=exposed.inputs,
             outputs=exposed.outputs,
             batched=exposed.batched,
+            positional=False,
             entry=None,
             loop=False,
             exposed=(),
             warnings=(),
+            model_config=None,
         )

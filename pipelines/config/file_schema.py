@@ -50,6 +50,7 @@ PIPELINE_TEXTS = {
     "inputs": "What clients send: item key -> port; default: an image, as data.",
     "outputs": "The item's keys that are answered besides result.",
     "batched": "false: no batch dimension below /v2.",
+    "positional": "true: all inputs make up data and all outputs result, whatever their names.",
     "expose": "Nodes that may be called alone, as models of their own.",
     "max_requests": "The most requests in flight at once.",
     "timeout": "Seconds until the deadline of a request that names none.",

@@ -133,6 +133,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         if outputs is None
         else outputs,
         batched=settings.batched,
+        positional=settings.positional,
         max_requests=settings.max_requests,
         timeout=settings.timeout,
         max_wait=settings.max_wait,
@@ -157,6 +158,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
             str(replace(warning, file=tables.file))
             for warning in (*tables.warnings, *structure.warnings)
         ),
+        model_config=tables.model_config,
     )
 
 
@@ -289,7 +291,10 @@ def _read_settings(table: Any, problems: list[Problem]) -> PipelineTable:
     settings, wrong = validated(PipelineTable, table)
     exposed = table.get("expose")
     nodes = exposed.items() if isinstance(exposed, dict) else ()
-    tables = {"inputs": table} | {f"expose.{node}.inputs": keys for node, keys in nodes}
+    positional = settings.positional  # inputs are no keys of the item then
+    tables = ({} if positional else {"inputs": table}) | {
+        f"expose.{node}.inputs": keys for node, keys in nodes
+    }
     for path, keys in tables.items():
         inputs = keys.get("inputs") if isinstance(keys, dict) else None
         for key in inputs if isinstance(inputs, dict) else ():

@@ -42,6 +42,8 @@ class Tables:
     warnings: list[Problem] = field(default_factory=list)
     loop: bool = False
     """Set by torchpipe's `"Interpreter::backend" = "Ring"`."""
+    model_config: dict[str, Any] | None = None
+    """The completed ModelConfig of a Triton model, as Triton prints it."""
 
 
 def read(source: object) -> Tables:

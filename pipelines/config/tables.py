@@ -217,6 +217,7 @@ class PipelineTable(_Table):
     inputs: dict[str, InputTable] | None = None
     outputs: dict[str, PortTable] | None = None
     batched: bool = True
+    positional: bool = False
     expose: dict[str, ExposedTable] = {}
     max_requests: int = Field(1024, ge=1)
     timeout: float = Field(30.0, gt=0)
@@ -392,7 +393,7 @@ SHARED_KEYS = GROUP_KEYS | {"device"}
 NODE_KEYS = frozenset(NodeTable.model_fields)
 TABLE_KEYS = frozenset({"sequence"})
 """Keys of the node itself whose values are tables."""
-PARAMETER_TABLES = frozenset({"batch_axis"})
+PARAMETER_TABLES = frozenset({"batch_axis", "model_config"})
 """Parameters of backends whose values are tables. No node may have such a name."""
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
 """Keys that define a node and its place in the graph. No backend ever gets them."""

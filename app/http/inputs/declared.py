@@ -1,8 +1,8 @@
 """The inputs and outputs that a pipeline declares, with what its engines know of them.
 
 If the file declares `data` among its inputs, each input is the key of that name in the item. If it
-declares only other inputs, they make up `data` together: one input is `data`, several are a list
-in the declared order, as engines take them.
+declares only other inputs, or is `positional`, they make up `data` together: one input is `data`,
+several are a list in the declared order, as engines take them.
 
 An item of several rows: all inputs are tensors whose first size is open (-1), and there is a second
 size or the engine says so, unless the file says `batched = false`. A request of N rows is then one
@@ -143,7 +143,7 @@ def _inputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Itera
         for index, tensor_port in enumerate(known):
             yield of_engine(tensor_port, index)
         return
-    keyed = any(port.name == "data" for port in ports)
+    keyed = not config.positional and any(port.name == "data" for port in ports)
     for index, port in enumerate(ports):
         engine = None
         if known is not None:

@@ -63,10 +63,11 @@ def description_routes(models: Models) -> tuple[Route, ...]:
 
 def metadata_of(model: Model, versions: list[str]) -> dict[str, Any]:
     """Return what `GET /v2/models/{model}` answers. `versions`: those that are loaded."""
+    own = model.pipeline.config.model_config
     return {
         "name": model.name,
         "versions": versions,
-        "platform": PLATFORM,
+        "platform": PLATFORM if own is None else own.get("platform") or own.get("backend", ""),
         "inputs": [_metadata(tensor, model) for tensor in model.inputs],
         "outputs": [_metadata(tensor, model) for tensor in model.outputs],
     }
@@ -100,8 +101,11 @@ def _datatype(tensor: Tensor) -> Datatype:
 def config_of(model: Model) -> dict[str, Any]:
     """Return what `GET /v2/models/{model}/config` answers.
 
-    The fields are those of Triton's ModelConfig, with the values that pipelines have.
+    The fields are those of Triton's ModelConfig, with the values that pipelines have. A Triton
+    model answers its own.
     """
+    if model.pipeline.config.model_config is not None:
+        return dict(model.pipeline.config.model_config)
     labels = {
         port.name: Path(port.labels).name
         for port in model.pipeline.config.outputs

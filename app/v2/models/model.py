@@ -96,11 +96,12 @@ class Model:
         Raises `BackendError` if the result is not the list of outputs that the pipeline declares.
         """
         result = item.get("result")
+        positional = self.pipeline.config.positional
         found: list[tuple[Tensor, Any]] = []
         listed = type(result) is list and len(result) == self.result_length != 1
         for output in self.outputs:
             name = output.name
-            if name in item and name != "data":
+            if not positional and name in item and name != "data":
                 value = item[name]
             elif output.position is None or result is None:
                 continue
@@ -206,7 +207,7 @@ class Models:
 def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iterator[Tensor]:
     """Yield the outputs; `known` are those of the engine that ends the pipeline."""
     ports = config.outputs
-    keyed = any(port.name == "result" for port in ports)
+    keyed = not config.positional and any(port.name == "result" for port in ports)
     tensors = [] if keyed else [port for port in ports if is_tensor(port)]
     if not keyed and not tensors:
         if known is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
-from penstock.pipelines.config.directory import sources_in
+from penstock.pipelines.directory import sources_in
 from penstock.pipelines.repository import Repository
 
 from ...http.auth import check_admin

@@ -16,7 +16,7 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.backends.params import EngineParams
-from penstock.pipelines.config.directory import read_directory
+from penstock.pipelines.directory import read_directory
 from penstock.pipelines.config.load import PipelineConfig, Port, load
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from penstock import create_app
 from penstock.app.settings import Settings
 from penstock.pipelines import repository as repository_module
-from penstock.pipelines.config.directory import read_again
+from penstock.pipelines.directory import read_again
 
 ADMIN = "adm1n"
 HEADERS = {"Authorization": f"Bearer {ADMIN}"}

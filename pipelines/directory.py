@@ -1,4 +1,6 @@
-"""Reads many pipelines: the files of a directory, and the versions of each pipeline."""
+"""Reads many pipelines: the files of a directory, the versions of each pipeline, and the models of
+a Triton repository.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from typing import Any
 from penstock.backends.errors import ConfigError, NotFound, Problem
 from penstock.backends.suggestions import did_you_mean
 
-from .definition import PipelineConfig
-from .load import build, from_model, load
-from .source import fit_name, name_of, read
-from .versions import DEFAULT_VERSION, VersionPolicy, version_files, version_key
+from .config.definition import PipelineConfig
+from .config.load import build, from_model, load
+from .config.source import fit_name, name_of, read
+from .config.versions import DEFAULT_VERSION, VersionPolicy, version_files, version_key
+from .triton.folders import ModelFolder, model_folder
+from .triton.read import read_version, served_versions, written_config
 
 
 @dataclass(slots=True)
@@ -35,7 +39,8 @@ class Read:
 
 
 def read_directory(directory: Path) -> Read:
-    """Read every pipeline of a directory: `*.toml`, and folders of versions (`NAME/1/…`).
+    """Read every pipeline of a directory: `*.toml`, folders of versions (`NAME/1/…`), and Triton's
+    models (`NAME/config.pbtxt`).
 
     The directory may itself be the folder of one pipeline's versions. A file that can't be read, or
     that takes the name of an earlier one, is in `unread`. Raises `ConfigError` with the problems of
@@ -117,12 +122,31 @@ def _read_folder(folder: Path) -> Read:
     name = name_of_folder(folder)
     found = Read()
     files = version_files(folder)
+    if not files and (model := model_folder(folder)) is not None:
+        return _read_model(model, name)
     if not files:
         raise ConfigError([Problem("there is no version: expected 1/pipeline.toml", str(folder))])
     for file in files:
         version = file.parent.name
         try:
             found.configs.append(_read_version(file, folder, name, version))
+        except ConfigError as error:
+            found.unread[name, version] = error
+    return found
+
+
+def _read_model(folder: ModelFolder, name: str) -> Read:
+    """Read the versions of a Triton model that its policy chooses."""
+    found = Read()
+    try:
+        written = written_config(folder)
+        versions = served_versions(written, folder)
+    except ConfigError as error:
+        found.unread[name, (*folder.versions, DEFAULT_VERSION)[-1]] = error
+        return found
+    for version in versions:
+        try:
+            found.configs.append(read_version(written, folder, version))
         except ConfigError as error:
             found.unread[name, version] = error
     return found
@@ -173,9 +197,7 @@ def read_again(
     names for suggestions.
     """
     sources = [
-        config.versions_folder or Path(config.source)
-        for config in own
-        if config.source.endswith(".toml")
+        config.versions_folder or Path(config.source) for config in own if _is_of_files(config)
     ]
     for other, source in sources_in(directory) if directory is not None else ():
         known.add(other)
@@ -186,7 +208,7 @@ def read_again(
     sources = list(dict.fromkeys(sources))
     # The file of one of several versions may have gone.
     sources = [source for source in sources if source.exists()] or sources[:1]
-    found = Read([config for config in own if not config.source.endswith(".toml")])
+    found = Read([config for config in own if not _is_of_files(config)])
     for source in sources:
         if source.is_dir():
             versions = read_versions(source)
@@ -197,6 +219,11 @@ def read_again(
     if not found.configs:
         raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
     return choose_versions(found)
+
+
+def _is_of_files(config: PipelineConfig) -> bool:
+    """Return whether a pipeline can be read again from its file or its folder."""
+    return config.source.endswith(".toml") or config.versions_folder is not None
 
 
 def read_source(source: Any, labels: str | os.PathLike[str] | None = None) -> Read:
@@ -217,8 +244,8 @@ def read_source(source: Any, labels: str | os.PathLike[str] | None = None) -> Re
             found = read_directory(path)
             if not found.configs:
                 message = (
-                    "there is no pipeline in this directory: expected *.toml files, or folders of "
-                    "versions (NAME/1/pipeline.toml)"
+                    "there is no pipeline in this directory: expected *.toml files, folders of "
+                    "versions (NAME/1/pipeline.toml), or Triton's models (NAME/config.pbtxt)"
                 )
                 raise ConfigError([Problem(message, str(path))])
             return found
@@ -229,9 +256,19 @@ def read_source(source: Any, labels: str | os.PathLike[str] | None = None) -> Re
 
 
 def _folders(directory: Path) -> list[Path]:
-    """Return the folders of versions: in a directory, and the directory itself if it is one."""
+    """Return the folders of versions: in a directory, and the directory itself if it is one.
+
+    A model without `config.pbtxt` counts only where no TOML file is: in a directory of pipelines it
+    is one of their models.
+    """
     inside = [folder for folder in sorted(directory.iterdir()) if folder.is_dir()]
-    return [folder for folder in (directory, *inside) if version_files(folder)]
+    bare = next(directory.glob("*.toml"), None) is None
+    folders = []
+    for folder in (directory, *inside):
+        model = None if version_files(folder) else model_folder(folder)
+        if version_files(folder) or (model is not None and (model.has_config or bare)):
+            folders.append(folder)
+    return folders
 
 
 def choose_versions(found: Read) -> Read:

@@ -1,0 +1,1 @@
+"""Triton's model repositories: each model becomes the tables of a pipeline."""

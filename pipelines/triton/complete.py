@@ -1,0 +1,23 @@
+"""Completes a ModelConfig from the model itself, as Triton does for one that is partial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import complete_onnx
+from .messages import ModelConfig, new_config
+from .normalise import set_backend, set_defaults
+
+
+def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
+    """Return the configuration with all that the file leaves out.
+
+    Raises `ConfigError` if the model can't be read, or does not fit what the file says.
+    """
+    config = new_config()
+    config.CopyFrom(written)
+    set_backend(config, folder.resolve().name, folder / version)
+    if config.backend == "onnxruntime":
+        complete_onnx.complete(config, folder / version)
+    set_defaults(config)
+    return config

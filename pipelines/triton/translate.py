@@ -1,0 +1,91 @@
+"""Translates a version of a Triton model into the tables that a pipeline's TOML file gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from penstock.backends.errors import ConfigError
+from penstock.backends.suggestions import did_you_mean
+
+from ..config.source import Tables, fit_name
+from . import (
+    translate_ensemble,
+    translate_onnx,
+    translate_openvino,
+    translate_python,
+    translate_tensorrt,
+    translate_torch,
+)
+from .complete import complete
+from .folders import CONFIG_FILE
+from .messages import ModelConfig, as_json
+from .model import TritonModel
+from .translate_instances import translate_instances
+from .translate_ports import translate_ports
+from .translate_scheduling import translate_scheduling
+from .translate_sequences import translate_sequences
+from .translate_warm_up import translate_warm_up
+from .validate import validate
+
+BACKENDS: Mapping[str, Callable[[TritonModel, Tables, dict[str, Any]], None]] = {
+    "onnxruntime": translate_onnx.translate,
+    "pytorch": translate_torch.translate,
+    "tensorrt": translate_tensorrt.translate,
+    "openvino": translate_openvino.translate,
+    "python": translate_python.translate,
+    "ensemble": translate_ensemble.translate,
+}
+"""Triton's backends -> what lets a node run them."""
+
+
+def translate(written: ModelConfig, folder: Path, version: str, file: str = "") -> Tables:
+    """Return the tables of a version of the model in `folder`.
+
+    `written` is its configuration as it is written, in `file`. What is wrong with it is among
+    the problems of the tables. Raises `ConfigError` if the model itself can't be read.
+    """
+    own_file = folder / CONFIG_FILE
+    file = file or str(own_file if own_file.is_file() else folder)
+    model = TritonModel(folder, version, complete(written, folder, version), written, file)
+    node: dict[str, Any] = {}
+    tables = Tables(
+        fit_name(folder.resolve().name),
+        {model.node: node},
+        pipeline={"name": fit_name(model.name), "version": version, "positional": True},
+        file=file,
+        directory=folder.resolve(),
+        model_config=as_json(model.config),
+    )
+    tables.problems += validate(model)
+    if tables.problems:  # what follows relies on a valid configuration
+        return tables
+    translate_node = BACKENDS.get(model.backend)
+    if translate_node is None:
+        hint = did_you_mean(model.backend, BACKENDS)
+        message = f"there is no backend {model.backend!r}{hint}: expected {', '.join(BACKENDS)}"
+        raise ConfigError([model.problem("backend", message)])
+    if model.batched:
+        node["max"] = model.config.max_batch_size
+    else:
+        tables.pipeline["batched"] = False
+    tables.pipeline["version_policy"] = _policy_of(model)
+    translate_ports(model, tables)
+    translate_instances(model, node)
+    translate_scheduling(model, tables, node)
+    translate_sequences(model, tables, node)
+    translate_warm_up(model, tables, node)
+    if model.config.response_cache.enable:
+        tables.pipeline["cache"] = True
+    translate_node(model, tables, node)
+    return tables
+
+
+def _policy_of(model: TritonModel) -> Any:
+    """Return the key `version_policy`. Versions that are not there are left out, as in Triton."""
+    policy = model.config.version_policy
+    if policy.HasField("specific"):
+        named = [str(version) for version in dict.fromkeys(policy.specific.versions)]
+        return {"specific": [name for name in named if (model.folder / name).is_dir()]}
+    return "all" if policy.HasField("all") else {"latest": policy.latest.num_versions or 1}

@@ -1,0 +1,27 @@
+"""`instance_group` as `instance_num` and `device`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .model import TritonModel
+
+
+def translate_instances(model: TritonModel, node: dict[str, Any]) -> None:
+    """Set how many instances the node has, and their devices in turn."""
+    devices: list[str] = []
+    for group in model.config.instance_group:
+        if group.kind == group.KIND_GPU:
+            places = [f"cuda:{gpu}" for gpu in group.gpus] or ["cuda:0"]
+            devices += [place for place in places for _ in range(group.count)]
+        elif group.kind == group.KIND_CPU:
+            devices += ["cpu"] * group.count
+        else:
+            devices += [""] * group.count  # the model places itself
+    if len(devices) != 1:
+        node["instance_num"] = len(devices)
+    if any(device.startswith("cuda") for device in devices):
+        distinct = list(dict.fromkeys(devices))
+        same = len({devices.count(device) for device in distinct}) == 1
+        # Instances take the devices in turn.
+        node["device"] = ",".join(distinct if same else devices)
