@@ -179,7 +179,7 @@ class TensorPort(NamedTuple):
     """An input or output of an engine's model.
 
     `dtype` is NumPy's name, `bfloat16` or `string`. A -1 in `shape` stands for any size. An item
-    may leave an `optional` input out; these come last.
+    may leave an `optional` input out. These come last, unless the file gives another order.
     """
 
     name: str

@@ -10,7 +10,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .base import UNBOUNDED, BatchRange, Params
 
@@ -95,6 +104,60 @@ def batch_sizes(shapes: str, axis: int = 0) -> list[int]:
     return [int(sizes[axis if axis < len(sizes) else 0]) for sizes in firsts if sizes]
 
 
+class Reshape(BaseModel):
+    """One element of the key `reshape`: the shape of a tensor before and after, without the batch.
+
+    Each -1 in `from` stands for any size, and gives its size to the -1 at the same place in the
+    order of those in `to`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    given: tuple[Annotated[int, Field(ge=-1, strict=True)], ...] = Field(alias="from")
+    to: tuple[Annotated[int, Field(ge=-1, strict=True)], ...]
+
+    @model_validator(mode="after")
+    def _same_number_of_elements(self) -> Reshape:
+        if _elements_between_open_sizes(self.given) != _elements_between_open_sizes(self.to):
+            raise ValueError(
+                f"from = {list(self.given)} and to = {list(self.to)} differ in the number of "
+                "elements"
+            )
+        return self
+
+    def after(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape that `shape` becomes, both without the batch; None if `from` is not
+        like it.
+        """
+        return _changed(shape, self.given, self.to)
+
+    def before(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the shape that becomes `shape`; None if `to` is not like it."""
+        return _changed(shape, self.to, self.given)
+
+
+def _changed(
+    shape: tuple[int, ...], pattern: tuple[int, ...], target: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    if len(shape) != len(pattern) or any(
+        known not in (-1, size) for known, size in zip(pattern, shape, strict=True)
+    ):
+        return None
+    open_sizes = (size for known, size in zip(pattern, shape, strict=True) if known == -1)
+    return tuple(next(open_sizes) if size == -1 else size for size in target)
+
+
+def _elements_between_open_sizes(shape: tuple[int, ...]) -> list[int]:
+    """Return the number of elements before, between and after the -1s of a shape."""
+    counts = [1]
+    for size in shape:
+        if size == -1:
+            counts.append(1)
+        else:
+            counts[-1] *= size
+    return counts
+
+
 PostProcessor = Literal[
     "", "split", "cpu", "Softmax", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", "ArgMax"
 ]
@@ -171,6 +234,21 @@ class EngineParams(Params):
     weight_budget_percentage: float | None = Field(
         None, ge=0, le=100, description="share of the weights that stays on the device, in percent"
     )
+    inputs: Names = Field(
+        (),
+        description="names of the model's inputs, in the order in which data holds them; default: "
+        "the model's order",
+    )
+    outputs: Names = Field(
+        (),
+        description="names of the model's outputs that result holds, in this order; default: all "
+        "of them, in the model's order",
+    )
+    reshape: dict[str, Reshape] = Field(
+        {},
+        description="inputs that get another shape in front of the model, and outputs that get one "
+        "after it, by name, without the batch axis: x = { from = [1], to = [] }",
+    )
     input_reorder: str | None = Field(
         None,
         description="the order in which data holds the model's inputs, by index: 1,0 means the "
@@ -206,6 +284,15 @@ class EngineParams(Params):
         if value and info.data.get("batched") is False:
             raise ValueError("batched = false says that there is no batch axis: keep one of them")
         return value
+
+    @model_validator(mode="after")
+    def _one_order(self) -> EngineParams:
+        for names, order in (("inputs", "input_reorder"), ("outputs", "output_reorder")):
+            if getattr(self, names) and getattr(self, order):
+                raise ValueError(f"{names} and {order} both give an order: keep one of them")
+        if both := self.reshape.keys() & self.batch_axis.keys():
+            raise ValueError(f"reshape and batch_axis both name {min(both)}: keep one of them")
+        return self
 
     @property
     def keys_set(self) -> tuple[str, ...]:

@@ -141,15 +141,14 @@ class OnnxTensor(Backend):
         """Options of the next run; None but for warm-up."""
         self._known_shapes = shapes_of_last_profile(params.max)
         self._decide(params, context)
-        optional = model.signed(model.optional_inputs, self.batched)
         self.signature = Signature.of(
-            (
-                *model.signed(model.inputs, self.batched),
-                *(port._replace(optional=True) for port in optional),
-            ),
-            None if self._post.active else model.signed(model.outputs, self.batched),
+            model.signed(model.data_order, self.batched, given=True),
+            None if self._post.active else model.signed(model.outputs, self.batched, given=False),
             self.batched,
-            (*model.input_axes, *(None for _ in optional)),
+            tuple(
+                None if port in model.optional_inputs else model.axis[port.name]
+                for port in model.data_order
+            ),
         )
         declared = params.declared_range(model.first_axis)
         self.max = self._bound(params, context) if self.batched else 1
@@ -237,7 +236,8 @@ class OnnxTensor(Backend):
             try:
                 size = 1
                 while size < self._largest * 2:
-                    self.forward([{"data": arrays} for _ in range(min(size, self._largest))])
+                    count = min(size, self._largest)
+                    self.forward([{"data": self._named(arrays)} for _ in range(count)])
                     size *= 2
             finally:
                 self._options = None
@@ -251,7 +251,8 @@ class OnnxTensor(Backend):
             shape = with_batch(rows, inner, axis) if port.shape else ()
             if port.dtype is None or port.dtype == np.object_ or None in shape:
                 return None
-            arrays.append(np.zeros([size or 0 for size in shape], port.dtype))
+            whole = tuple(size or 0 for size in shape)
+            arrays.append(np.zeros(model.reshape.given(port.name, whole), port.dtype))
         return arrays
 
     def _given(self, values: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -265,9 +266,12 @@ class OnnxTensor(Backend):
     def _read_values(self, arrays: list[NDArray[Any]]) -> Row:
         """Read values of a file as those of an item. Raises ConfigError."""
         try:
-            return self._read({"data": arrays}).arrays
+            return self._read({"data": self._named(arrays)}).arrays
         except InvalidInput as error:
             raise wrong_values(self._context, str(error)) from error
+
+    def _named(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {port.name: array for port, array in zip(self.inputs, arrays, strict=True)}
 
     def _by_name(self, values: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Return the values of a file in the order of `data`. Raises ConfigError."""
@@ -349,6 +353,7 @@ class OnnxTensor(Backend):
         with timeline.span("run", rows=total):
             outputs = self._post.apply(model.session.run(model.output_names, feed, self._options))
         if alone:
+            outputs = model.reshaped(outputs)
             members[0].item["result"] = outputs[0] if len(outputs) == 1 else outputs
             self._post.answer(members[0].item)
             return
@@ -373,6 +378,7 @@ class OnnxTensor(Backend):
                     (output[start : start + count] for output in outputs), axes, strict=True
                 )
             ]
+            rows_of_item = model.reshaped(rows_of_item)
             item["result"] = rows_of_item[0] if len(rows_of_item) == 1 else rows_of_item
             self._post.answer(item)
             start += count

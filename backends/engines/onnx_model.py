@@ -13,7 +13,9 @@ from ..params import EngineParams
 from .onnx_ports import OnnxTensorInfo, as_array, listed, optional_ports_of, ports_of
 from .onnx_session import open_session
 from .probe_rows import Row
+from .reshape import Reshaping
 from .shapes import batch_first, check_batch_axes, reorder
+from .tensor_names import places
 
 
 class OnnxModel:
@@ -28,19 +30,30 @@ class OnnxModel:
         path = context.resolve_input(params.model)
         self.session = open_session(path, params, context, threads)
         where = f"OnnxTensor: the model {path}"
-        self.inputs: tuple[OnnxTensorInfo, ...] = reorder(
+        required = reorder(
             ports_of(self.session.get_inputs(), "input", where),
             params.input_reorder,
             "input_reorder",
             context,
         )
-        self.optional_inputs = tuple(optional_ports_of(self.session, where))
+        optional = optional_ports_of(self.session, where)
+        self.data_order: tuple[OnnxTensorInfo, ...] = (*required, *optional)
+        if params.inputs:
+            names = [port.name for port in self.data_order]
+            needed = [port.name for port in required]
+            chosen = places(params.inputs, names, "inputs", context, needed)
+            self.data_order = tuple(self.data_order[place] for place in chosen)
+        self.inputs = tuple(port for port in self.data_order if port not in optional)
+        self.optional_inputs = tuple(port for port in self.data_order if port in optional)
+        nodes = self.session.get_outputs()
+        if params.outputs:
+            names = [node.name for node in nodes]
+            nodes = [nodes[place] for place in places(params.outputs, names, "outputs", context)]
         self.outputs: tuple[OnnxTensorInfo, ...] = reorder(
-            ports_of(self.session.get_outputs(), "output", where),
-            params.output_reorder,
-            "output_reorder",
-            context,
+            ports_of(nodes, "output", where), params.output_reorder, "output_reorder", context
         )
+        self.reshape = Reshaping(params, context)
+        self.reshape.check([port.name for port in (*self.data_order, *self.outputs)])
         self.output_names = [port.name for port in self.outputs]
         ports = (*self.inputs, *self.outputs)
         check_batch_axes(
@@ -51,6 +64,11 @@ class OnnxModel:
         self.output_axes = [self.axis[port.name] for port in self.outputs]
         self._sizes = {self._batch_size(port) for port in self.inputs}
         self.batch_size = next(iter(self._sizes)) if len(self._sizes) == 1 else None
+
+    @property
+    def mixed_order(self) -> bool:
+        """True if optional inputs stand before others in `data`."""
+        return self.data_order[len(self.inputs) :] != self.optional_inputs
 
     @property
     def first_axis(self) -> int:
@@ -75,7 +93,8 @@ class OnnxModel:
         model's own shapes; "" if it can.
         """
         which = "batch axis" if any(self.axis.values()) else "first axis"
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        inputs = self.session.get_inputs()
+        outputs = [node for node in self.session.get_outputs() if node.name in self.output_names]
         owners = {
             name: node.name
             for node in reversed(inputs)
@@ -138,8 +157,27 @@ class OnnxModel:
             else outputs
         )
 
-    def signed(self, ports: Sequence[OnnxTensorInfo], batched: bool) -> tuple[TensorPort, ...]:
-        """Describe inputs or outputs for clients.
+    def reshaped(self, outputs: list[Any]) -> list[Any]:
+        """Give the outputs of an item the shapes that the key `reshape` names. Raises
+        BackendError.
+        """
+        return (
+            [
+                output.reshape(
+                    self.reshape.output_shape(name, output.shape, f"OnnxTensor: output {name}")
+                )
+                if name in self.reshape
+                else output
+                for name, output in zip(self.output_names, outputs, strict=True)
+            ]
+            if self.reshape
+            else outputs
+        )
+
+    def signed(
+        self, ports: Sequence[OnnxTensorInfo], batched: bool, *, given: bool
+    ) -> tuple[TensorPort, ...]:
+        """Describe inputs (`given` by items) or outputs for clients.
 
         The batch axis is open to them even if the model's is fixed, since batches are padded. A
         sequence or map reaches them as its JSON text.
@@ -148,10 +186,17 @@ class OnnxModel:
             TensorPort(
                 port.name,
                 "string" if port.dtype in (None, np.object_) else str(port.dtype),
-                tuple(
-                    -1 if size is None or (batched and axis == self.axis.get(port.name)) else size
-                    for axis, size in enumerate(port.shape)
+                self.reshape.outside(
+                    port.name,
+                    tuple(
+                        -1
+                        if size is None or (batched and axis == self.axis.get(port.name))
+                        else size
+                        for axis, size in enumerate(port.shape)
+                    ),
+                    given=given,
                 ),
+                optional=port in self.optional_inputs,
             )
             for port in ports
         )

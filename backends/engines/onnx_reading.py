@@ -35,7 +35,7 @@ def read(item: Item, model: OnnxModel, batched: bool, most: int) -> BatchMember:
     size = item.get("request_size", 1)
     arrays = []
     for port, axis, value in zip(model.inputs, model.input_axes, values, strict=False):
-        array = _array(port, value, axis if batched else None)
+        array = _array(model, port, value, axis if batched else None)
         if batched and array.shape[axis] != size:
             raise wrong_rows(f"OnnxTensor: input {port.name}", item, array.shape, axis)
         if batched and size > most:
@@ -45,7 +45,7 @@ def read(item: Item, model: OnnxModel, batched: bool, most: int) -> BatchMember:
             )
         arrays.append(np.moveaxis(array, axis, 0) if axis and batched else array)
     optional = {
-        port.name: moved(_array(port, value, None), 0, port.dtype)
+        port.name: moved(_array(model, port, value, None), 0, port.dtype)
         for port, value in zip(model.optional_inputs, values[len(arrays) :], strict=False)
         if value is not None
     }
@@ -66,15 +66,20 @@ def _values(data: Any, model: OnnxModel) -> Sequence[Any]:
     else:
         values = data if isinstance(data, list | tuple) else [data]
         if least <= len(values) <= most:
-            return values
+            if not model.mixed_order:
+                return values
+            names = [port.name for port in model.data_order]
+            return _values(dict(zip(names, values, strict=False)), model)
         problem = f"data holds {len(values)}"
-    names = ", ".join(port.name for port in model.inputs)
+    listed = ", ".join(port.name for port in model.inputs)
     if model.optional_inputs:
-        names += f"; optional: {', '.join(port.name for port in model.optional_inputs)}"
-    raise InvalidInput(f"OnnxTensor: the model has {least} inputs ({names}), but {problem}")
+        listed += f"; optional: {', '.join(port.name for port in model.optional_inputs)}"
+    raise InvalidInput(f"OnnxTensor: the model has {least} inputs ({listed}), but {problem}")
 
 
-def _array(port: OnnxTensorInfo, value: Any, batch_axis: int | None) -> NDArray[Any]:
+def _array(
+    model: OnnxModel, port: OnnxTensorInfo, value: Any, batch_axis: int | None
+) -> NDArray[Any]:
     """Return a value as an array that fits an input. Raises InvalidInput.
 
     On `batch_axis` it may have any size, though the model fixes one.
@@ -86,6 +91,9 @@ def _array(port: OnnxTensorInfo, value: Any, batch_axis: int | None) -> NDArray[
             f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
         )
     array = to_numpy(value)
+    if port.name in model.reshape:
+        label = f"OnnxTensor: input {port.name}"
+        array = array.reshape(model.reshape.input_shape(port.name, array.shape, label))
     if not dtype_fits(array.dtype, port.dtype) or not _shape_fits(array.shape, port, batch_axis):
         raise InvalidInput(
             f"OnnxTensor: input {port.name}: expected {port}, "

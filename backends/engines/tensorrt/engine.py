@@ -23,6 +23,7 @@ from ..shapes import (
     with_batch,
 )
 from ..sharing import shared
+from ..tensor_names import places
 from ..torch.engine import TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.runner import BatchMember
@@ -86,7 +87,17 @@ class TensorrtEngine(TorchEngine):
             node=context.node,
         )
         self.model_range = execution.range
-        self._inputs = reorder(execution.inputs, params.input_reorder, "input_reorder", context)
+        self._inputs = tuple(
+            reorder(execution.inputs, params.input_reorder, "input_reorder", context)
+        )
+        if params.inputs:
+            names = [port.name for port in self._inputs]
+            found = places(params.inputs, names, "inputs", context, names)
+            self._inputs = tuple(self._inputs[place] for place in found)
+        if params.outputs:
+            names = [port.name for port in execution.outputs]
+            self._order = places(params.outputs, names, "outputs", context)
+        self.reshape.check([port.name for port in (*self._inputs, *execution.outputs)])
         self.input_axes = tuple(port.axis for port in self._inputs)
         axes = [port.axis for port in execution.outputs]
         self.output_axes = tuple(axes[index] for index in self._order or range(len(axes)))
@@ -96,12 +107,38 @@ class TensorrtEngine(TorchEngine):
     def init(self, params: TensorrtParams, context: Context) -> None:
         super().init(params, context)
         as_they_are = not params.output_reorder and params.postprocessor in {None, ""}
+        outputs = [
+            self.model.outputs[place] for place in self._order or range(len(self.model.outputs))
+        ]
         self.signature = Signature.of(
-            _signed(self._inputs, self.batched),
-            _signed(self.model.outputs, self.batched) if as_they_are else None,
+            self._signed(self._inputs, given=True),
+            self._signed(outputs, given=False) if as_they_are else None,
             self.batched,
             self.input_axes,
         )
+
+    def _signed(self, ports: Sequence[EngineTensor], *, given: bool) -> tuple[TensorPort, ...]:
+        return tuple(
+            TensorPort(
+                port.name,
+                dtype_text(port.dtype),
+                self.reshape.outside(
+                    port.name,
+                    with_batch(-1, batch_first(port.shape, port.axis)[1:], port.axis)
+                    if self.batched
+                    else port.shape,
+                    given=given,
+                ),
+            )
+            for port in ports
+        )
+
+    def input_name(self, position: int) -> str:
+        return self._inputs[position].name
+
+    def output_name(self, position: int) -> str:
+        index = self._order[position] if self._order is not None else position
+        return self.model.outputs[index].name
 
     def first_axis(self) -> int:
         return self.model.inputs[0].axis
@@ -331,19 +368,6 @@ def gpu_name(device: torch.device) -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)} {major}.{minor}"
-
-
-def _signed(ports: Sequence[EngineTensor], batched: bool) -> tuple[TensorPort, ...]:
-    return tuple(
-        TensorPort(
-            port.name,
-            dtype_text(port.dtype),
-            with_batch(-1, batch_first(port.shape, port.axis)[1:], port.axis)
-            if batched
-            else port.shape,
-        )
-        for port in ports
-    )
 
 
 def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from ...gpu.device import DeviceHalf, buckets, choose_device
 from ...item import Item
 from ...params import EngineParams
 from ..probe_rows import first_rows, row_at
+from ..reshape import Reshaping
 from ..rows import PROBE_ROWS, RowProof, Run
 from ..shapes import (
     UNBOUNDED_WARM_UP_BATCH,
@@ -106,6 +107,7 @@ class TorchEngine(TorchRunner):
                 "output_reorder",
                 f"{params.output_reorder!r} must hold each index once, as in '1,0'",
             )
+        self.reshape = Reshaping(params, context)
         with self._half.errors("loading the model"), torch.no_grad():
             self.model = self.load(params, context, self._half.device)
         self._decide(params, context)
@@ -370,6 +372,11 @@ class TorchEngine(TorchRunner):
             label = self.label(position)
             read = as_texts if position in self.texts else as_tensor
             given: Input = read(value, label)
+            if self.reshape and isinstance(given, torch.Tensor):
+                name = names[position] if names else self.input_name(position)
+                if name in self.reshape:
+                    shape = self.reshape.input_shape(name, tuple(given.shape), label)
+                    given = given.reshape(shape)
             shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
             axis = self.input_axis(position)
             if len(shape) <= axis or (self.batched and shape[axis] != size):
@@ -402,6 +409,10 @@ class TorchEngine(TorchRunner):
     def label(self, position: int) -> str:
         """Return the name that messages give an input."""
         return f"{self.backend_name}: input {position}"
+
+    def input_name(self, position: int) -> str:
+        """Return the name that the file gives an input, by its place in the model's order."""
+        raise NotImplementedError
 
     def _input_dtype(self, index: int) -> torch.dtype:
         return (

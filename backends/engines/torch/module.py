@@ -95,6 +95,7 @@ class TorchModule(TorchEngine):
             self._set_options(context)
             model = self.open(params, context, device)
             self._check_reorder(params)
+            self._place_names(params)
             self._set_axes(params)
             self._place_batch()
         except BaseException:
@@ -115,6 +116,44 @@ class TorchModule(TorchEngine):
                 f"{params.input_reorder!r} names {len(self._reorder)} inputs, but the model has "
                 f"{names}",
             )
+
+    def _place_names(self, params: TorchParams) -> None:
+        """Find the places of the names that the keys `inputs` and `outputs` give.
+
+        As in Triton's PyTorch backend, inputs are the model's arguments by name, or end with an
+        index (`INPUT__0`); otherwise they are in the model's order. So are outputs, which have no
+        names, but for a model that returns a dict.
+        """
+        self._places: dict[str, int] = {}
+        if params.inputs and not self.takes_dict:
+            known = self.inputs or ()
+            found = (
+                [known.index(name) for name in params.inputs]
+                if all(name in known for name in params.inputs)
+                else _indices(params.inputs)
+            )
+            most = len(known) if self.inputs is not None else len(found)
+            if sorted(found) != [*range(len(found))] or not self.required <= len(found) <= most:
+                message = f"{', '.join(params.inputs)} do not fit the model, which has "
+                raise self._wrong("inputs", message + self._listed())
+            self._places = dict(zip(params.inputs, found, strict=True))
+        if params.outputs:
+            self._order = _indices(params.outputs)
+            if self.output_count is not None and max(self._order) >= self.output_count:
+                message = f"{', '.join(params.outputs)} are wanted, but the model has "
+                raise self._wrong("outputs", f"{message}{self.output_count}")
+        if self.reshape:
+            inputs = params.inputs or self.inputs
+            count = self.output_count or len(params.outputs)
+            outputs = [self.output_name(position) for position in range(count)]
+            if inputs is not None and count:
+                self.reshape.check([*inputs, *outputs])
+
+    def input_name(self, position: int) -> str:
+        for name, place in self._places.items():
+            if place == position:
+                return name
+        return self.inputs[position] if self.inputs is not None else f"INPUT__{position}"
 
     def _set_axes(self, params: TorchParams) -> None:
         """Set the batch axis of the inputs and outputs that `batch_axis` names."""
@@ -233,6 +272,14 @@ class TorchModule(TorchEngine):
             given = {name: value for name, value in data.items() if value is not None}
             return (), self._by_name(given)
         values = list(data) if isinstance(data, list | tuple) else [data]
+        if self._places:
+            if len(values) > len(self._places):
+                raise InvalidInput(
+                    f"{self.backend_name}: the inputs are {', '.join(self._places)}, but data "
+                    f"holds {len(values)}"
+                )
+            given = dict(zip(self._places, values, strict=False))
+            return self.in_order(given)
         while len(values) > self.required and values[-1] is None:
             values.pop()  # an optional input that is left out
         if self.inputs is not None and not self.required <= len(values) <= len(self.inputs):
@@ -264,6 +311,8 @@ class TorchModule(TorchEngine):
         return [values[position] for position in range(count)]
 
     def _position(self, name: Any) -> int | None:
+        if name in self._places:
+            return self._places[name]
         if self.inputs is not None and name in self.inputs:
             return self.inputs.index(name)
         indexed = INDEXED_NAME.fullmatch(name) if isinstance(name, str) else None
@@ -360,6 +409,12 @@ class TorchModule(TorchEngine):
         if key == "std" and 0 in values:
             raise self._wrong(key, f"must not contain 0, found {values}")
         return torch.tensor(values, dtype=torch.float32, device=self._half.device)
+
+
+def _indices(names: Sequence[str]) -> list[int]:
+    """Return the indices that all names end with (`INPUT__0`), or their own order."""
+    ends = [name.partition("__")[2] for name in names]
+    return [int(end) for end in ends] if all(map(str.isdecimal, ends)) else [*range(len(names))]
 
 
 def _listed_axes(axes: Mapping[int, int]) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from ...base import UNBOUNDED, Backend, BatchRange, Context
 from ...errors import BackendError, ConfigError, Problem
 from ...gpu.device import DeviceHalf
 from ...item import Item
+from ..reshape import Reshaping
 from .reading import Input
 
 
@@ -40,6 +42,7 @@ class TorchRunner(Backend):
     params: Any
     context: Context
     device: str
+    reshape: Reshaping
     _half: DeviceHalf
     _order: list[int] | None
     _buckets: list[int]
@@ -203,6 +206,15 @@ class TorchRunner(Backend):
 
         Outputs are tensors, and lists of texts. Raises BackendError for anything else.
         """
+        names = self.params.outputs
+        if isinstance(answer, dict) and names and all(name in answer for name in names):
+            return self.outputs_of([answer[name] for name in names])
+        return self._ordered(self.outputs_of(answer))
+
+    def outputs_of(self, answer: Any) -> list[Any]:
+        """Return the outputs in the order in which the model gives them. Raises BackendError for
+        what is neither a tensor nor a list of texts.
+        """
         if isinstance(answer, dict):
             outputs = list(answer.values())
         elif isinstance(answer, list | tuple) and not all(isinstance(text, str) for text in answer):
@@ -217,8 +229,18 @@ class TorchRunner(Backend):
                     f"{self.backend_name}: the model returned a {type(output).__name__}: expected "
                     "a tensor, or several"
                 )
+        return outputs
+
+    def _ordered(self, outputs: list[Any]) -> list[Any]:
         if self._order is None:
             return outputs
+        if self.params.outputs:
+            if max(self._order) < len(outputs):
+                return [outputs[index] for index in self._order]
+            raise self._wrong(
+                "outputs",
+                f"{', '.join(self.params.outputs)} are wanted, but the model has {len(outputs)}",
+            )
         if len(self._order) != len(outputs):
             raise self._wrong(
                 "output_reorder",
@@ -252,7 +274,25 @@ class TorchRunner(Backend):
                 else share[index]
                 for position, share in enumerate(shares)
             ]
+            if self.reshape:
+                results = [
+                    self._reshaped(result, position) for position, result in enumerate(results)
+                ]
             member.item["result"] = results[0] if len(results) == 1 else results
+
+    def output_name(self, position: int) -> str:
+        """Return the name of an output, by its place in `result`."""
+        names = self.params.outputs
+        return names[position] if position < len(names) else f"OUTPUT__{position}"
+
+    def _reshaped(self, output: Any, position: int) -> Any:
+        """Give an item's output the shape that the key `reshape` names. Texts become an array."""
+        name = self.output_name(position)
+        if name not in self.reshape:
+            return output
+        array = np.array(output, object) if isinstance(output, list) else output
+        label = f"{self.backend_name}: output {name}"
+        return array.reshape(self.reshape.output_shape(name, tuple(array.shape), label))
 
     def _shares(self, output: Any, counts: list[int]) -> Sequence[Any]:
         """Return each member's share of an output, as copies.

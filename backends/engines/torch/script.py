@@ -96,6 +96,15 @@ class TorchScriptEngine(TorchModule):
 
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
         if self.takes_dict:
+            names = self.params.inputs
+            if names and not isinstance(data, dict):
+                values = data if isinstance(data, list | tuple) else [data]
+                if len(values) != len(names):
+                    raise InvalidInput(
+                        f"TorchScriptTensor: the inputs are {', '.join(names)}, but data holds "
+                        f"{len(values)}"
+                    )
+                data = dict(zip(names, values, strict=True))
             if (
                 not isinstance(data, dict)
                 or not data

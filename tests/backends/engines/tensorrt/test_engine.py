@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.backends.base import Context, Loading
+from penstock.backends.base import Context, Loading, TensorPort
 from penstock.backends.engines import sharing
 from penstock.backends.engines.tensorrt import engine as engine_module
 from penstock.backends.engines.tensorrt.backend import TensorrtTensor
@@ -599,12 +599,23 @@ def test_an_allocator_grows_and_says_where_there_is_no_memory(
     assert "output y: no memory for 128 bytes: none left" in caplog.text
 
 
+DEEPER = {"from": [3], "to": [3, 1]}
+
+
 def test_inputs_and_outputs_in_another_order(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4", input_reorder="1,0", output_reorder="1,0")
     (a, b) = pair(1)
     batch: list[Item] = [{"data": [b, a]}]
     backend.forward(batch)
     assert torch.equal(batch[0]["result"][0], a - b) and torch.equal(batch[0]["result"][1], a + b)
+    named = make(two, max="4", inputs=["b", "a"], outputs=["dif"], reshape={"dif": DEEPER})
+    batch = [{"data": [b, a]}]
+    named.forward(batch)
+    assert torch.equal(batch[0]["result"], (a - b).reshape(1, 3, 1))
+    assert [port.name for port in named.signature.inputs] == ["b", "a"]
+    assert named.signature.outputs == (TensorPort("dif", "float32", (-1, 3, 1)),)
+    with pytest.raises(ConfigError, match="outputs: names 'z'"):
+        make(two, max="4", outputs=["z"])
     with pytest.raises(ConfigError, match="input_reorder: '0,2' must hold each of 0 to 1 once"):
         make(two, max="4", input_reorder="0,2")
 

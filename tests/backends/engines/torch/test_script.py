@@ -147,6 +147,71 @@ def test_inputs_and_outputs_in_the_nodes_order(scripted: Any, make: Any, run: An
         make(NAME, scripted(pair), input_reorder="0")
 
 
+@pytest.mark.parametrize(
+    ("names", "outputs", "order"),
+    [
+        (["mask", "image"], ["OUTPUT__1"], [1]),
+        (["INPUT__1", "INPUT__0"], ["OUTPUT__1", "OUTPUT__0"], [1, 0]),
+        # neither arguments nor indexed: Triton takes the order of its configuration
+        (["pixels", "where"], ["scores", "shifted"], [0, 1]),
+    ],
+)
+def test_inputs_and_outputs_by_tritons_conventions(
+    scripted: Any, make: Any, run: Any, names: list[str], outputs: list[str], order: list[int]
+) -> None:
+    pair = Pair()
+    backend = make(NAME, scripted(pair), max=4, inputs=names, outputs=outputs)
+    x, mask = torch.randn(1, 3), torch.randn(1, 2)
+    given = [x, mask] if names[0] == "pixels" else [mask, x]
+    expected = [pair(x, mask)[index] for index in order]
+    for data in (given, dict(zip(names, given, strict=True))):
+        (result,) = run(backend, data)
+        results = result if isinstance(result, list) else [result]
+        assert all(map(close, results, expected)) and len(results) == len(expected)
+    with pytest.raises(InvalidInput, match="data holds 3"):
+        run(backend, [*given, x])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"inputs": ["image"]}, r"inputs: image do not fit the model, which has 2 inputs"),
+        ({"inputs": ["INPUT__0", "INPUT__2"]}, "do not fit the model"),
+        ({"outputs": ["OUTPUT__2"]}, r"outputs: OUTPUT__2 are wanted, but the model has 2"),
+        ({"reshape": {"imgae": {"from": [1], "to": []}}}, "reshape: names 'imgae'"),
+    ],
+)
+def test_names_that_do_not_fit_the_model(scripted: Any, make: Any, keys: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(NAME, scripted(Pair()), **keys)
+
+
+def test_a_dict_is_made_of_the_inputs_and_outputs_are_taken_from_one(
+    scripted: Any, make: Any, run: Any
+) -> None:
+    backend = make(NAME, scripted(Named()), max=4, inputs=["b", "a"], outputs=["a", "sum"])
+    (result,) = run(backend, [torch.ones(1, 2), torch.zeros(1, 2)])
+    assert [part.tolist() for part in result] == [[[0, 0]], [[1, 1]]]
+    with pytest.raises(InvalidInput, match="the inputs are b, a, but data holds 1"):
+        run(backend, [torch.ones(1, 2)])
+
+
+def test_shapes_differ_inside_and_outside_of_the_model(scripted: Any, make: Any, run: Any) -> None:
+    reshape = {
+        "image": {"from": [1, 3], "to": [3]},
+        "OUTPUT__1": {"from": [2], "to": [2, 1]},
+    }
+    pair = Pair()
+    backend = make(NAME, scripted(pair), max=4, reshape=reshape)
+    x, mask = torch.randn(1, 1, 3), torch.zeros(1, 2)
+    (first, second), refused = run(backend, [x, mask], [x[0], mask])
+    assert close(first, pair.linear(x[0])) and second.tolist() == [[[1], [1]]]
+    assert "input 0 (image): expected shape Nx1x3, found 1x3" in str(refused)
+    texts = make(NAME, scripted(Shout()), max=4, reshape={"OUTPUT__0": {"from": [], "to": [1]}})
+    (result,) = run(texts, ["a", "b"], request_size=2)
+    assert result[0].tolist() == [["A"], ["B"]]
+
+
 def test_any_size_and_several_in_one_item(scripted: Any, make: Any, run: Any, images: Any) -> None:
     backend = make(NAME, scripted(Pool()), max=8)
     small, large = images(1, 8), images(1, 16)
