@@ -46,10 +46,16 @@ def check_command(
     """
     from penstock.backends.errors import ConfigError, PenstockError
     from penstock.pipelines.checking.check import check_pipelines
+    from penstock.pipelines.triton.report import is_config_file
 
     from .check_tables import print_loaded, print_pipelines, print_summary
     from .effective import effective_toml
 
+    if is_config_file(path):
+        _check_fields(path)
+        return
+    if path.is_dir() and not effective:
+        _print_fields(path)
     try:
         repository = read_repository(path, labels, image)
     except ConfigError as error:
@@ -79,6 +85,32 @@ def check_command(
             print_loaded(asyncio.run(_notes_of_load(repository)))
         except PenstockError as error:
             fail(str(error))
+
+
+def _print_fields(directory: Path) -> None:
+    """Print what is done with the fields that the configurations of Triton's models set."""
+    from penstock.pipelines.triton.report import reports_of
+
+    from .check_triton import print_reports
+
+    print_reports(reports_of(directory))
+
+
+def _check_fields(file: Path) -> None:
+    """Check the fields of a `config.pbtxt` alone: without its folder there is no model."""
+    from penstock.backends.errors import ConfigError
+    from penstock.pipelines.triton.classify import refusals
+    from penstock.pipelines.triton.report import report_of
+
+    from .check_triton import print_reports
+
+    try:
+        report = report_of(file)
+    except ConfigError as error:
+        fail(*map(str, error.problems))
+    print_reports([report])
+    if problems := refusals(report.fields, str(file)):
+        fail(*map(str, problems))
 
 
 async def _notes_of_load(repository: Repository) -> Sequence[str]:

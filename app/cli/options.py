@@ -35,7 +35,8 @@ Source = Annotated[
     Path,
     typer.Argument(
         metavar="PATH",
-        help="A pipeline file (.toml), a directory of them, or an image model (.onnx).",
+        help="A pipeline file (.toml), a directory of them, a Triton model repository, or an image "
+        "model (.onnx).",
     ),
 ]
 Labels = Annotated[

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from penstock.backends.errors import Problem
 
 from .fields import FIELDS
+from .normalise import PLATFORMS
 from .treatments import BACKENDS, Line, Treatment, refused
-
-BACKENDS_BY_PLATFORM = {
-    "onnxruntime_onnx": "onnxruntime",
-    "pytorch_libtorch": "pytorch",
-    "libtorch": "pytorch",
-    "tensorrt_plan": "tensorrt",
-    "ensemble": "ensemble",
-}
 
 _UNLISTED = refused("Penstock does not know this field: remove it")
 _OF_ANOTHER_BACKEND = refused("it belongs to a backend that Penstock does not have")
@@ -50,7 +43,7 @@ def backend_of(config: Any) -> str:
     An ensemble has the backend `ensemble`.
     """
     platform: str = config.platform
-    return str(config.backend) or BACKENDS_BY_PLATFORM.get(platform, platform)
+    return str(config.backend) or PLATFORMS.get(platform, platform)
 
 
 def classify(config: Any, backend: str | None = None) -> list[Classified]:
@@ -62,7 +55,7 @@ def classify(config: Any, backend: str | None = None) -> list[Classified]:
     return list(_classified(config, "", "", backend or backend_of(config)))
 
 
-def refusals(classified: list[Classified], file: str = "") -> list[Problem]:
+def refusals(classified: Iterable[Classified], file: str = "") -> list[Problem]:
     """Make a problem of each field that is refused."""
     return [
         Problem(f"{_shown(one.value)}{one.words}", file, key=one.path)

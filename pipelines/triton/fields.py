@@ -52,13 +52,13 @@ _NO_SUCH_BACKEND = (
     ),
 )
 
-_PLACES = "where memory is copied, never what"
-_GPU_WORK = "when work is done on a GPU, never what"
+_PLACES = "it says where memory lies and is copied: answers are the same"
+_GPU_WORK = "it says when a GPU does its work: answers are the same"
 _TRITON_READS_IT_NOT = "Triton reads it for other backends only"
-_METRICS = "of metrics, never of answers"
+_METRICS = "it says how metrics look: answers are the same"
 _RATES = (
-    "Triton reads it only under --rate-limit=execution_count: it says when instances run, never "
-    "what they answer"
+    "Triton reads it only under --rate-limit=execution_count, where it says when instances run: "
+    "answers are the same"
 )
 _CONTROL = "the value that the model's input gets"
 
@@ -76,6 +76,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
                 "ensemble",
             ),
         ),
+        honoured("a name that clients see", PYTHON),
         refused(
             "packages of AOTInductor are not translated: write a TOML file with TorchExportTensor",
             values="torch_aoti",
@@ -155,19 +156,19 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("an output split by ragged inputs: pad the inputs, and remove batch_output"),
     ),
     # optimization
-    "optimization": (ignored("it is empty"),),
-    "optimization.graph": (ignored("it is empty"),),
+    "optimization": (ignored("it sets nothing"),),
+    "optimization.graph": (ignored("it sets nothing"),),
     "optimization.graph.level": (
         honoured("ONNX Runtime's level: -1 basic, 0 all, 1 extended, 2 none", ONNX),
         ignored(_TRITON_READS_IT_NOT),
     ),
-    "optimization.priority": (ignored(f"a priority of CUDA streams: {_GPU_WORK}"),),
-    "optimization.cuda": (ignored("it is empty"),),
+    "optimization.priority": (ignored(_GPU_WORK),),
+    "optimization.cuda": (ignored("it sets nothing"),),
     "optimization.cuda.graphs": (
         honoured("CUDA graphs are captured at warm-up", TENSORRT),
         ignored(_TRITON_READS_IT_NOT),
     ),
-    "optimization.cuda.busy_wait_events": (ignored(f"how a thread waits for a GPU: {_GPU_WORK}"),),
+    "optimization.cuda.busy_wait_events": (ignored(_GPU_WORK),),
     "optimization.cuda.graph_spec": (
         approximated("graphs are captured for the batch sizes 1, 2, 4 … max_batch_size", TENSORRT),
         ignored(_TRITON_READS_IT_NOT),
@@ -189,26 +190,28 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
             ignored(_TRITON_READS_IT_NOT),
         ),
     ),
-    "optimization.cuda.output_copy_stream": (ignored(f"a CUDA stream for outputs: {_GPU_WORK}"),),
-    "optimization.execution_accelerators": (ignored("it is empty"),),
+    "optimization.cuda.output_copy_stream": (ignored(_GPU_WORK),),
+    "optimization.execution_accelerators": (ignored("it sets nothing"),),
     "optimization.execution_accelerators.gpu_execution_accelerator": (
         refused("an accelerator may compute in another precision: remove it"),
     ),
     "optimization.execution_accelerators.cpu_execution_accelerator": (
         refused("an accelerator may compute in another precision: remove it"),
     ),
-    "optimization.input_pinned_memory": (ignored("it is empty"),),
+    "optimization.input_pinned_memory": (ignored("it sets nothing"),),
     "optimization.input_pinned_memory.enable": (ignored(_PLACES),),
-    "optimization.output_pinned_memory": (ignored("it is empty"),),
+    "optimization.output_pinned_memory": (ignored("it sets nothing"),),
     "optimization.output_pinned_memory.enable": (ignored(_PLACES),),
-    "optimization.gather_kernel_buffer_threshold": (ignored(f"how a batch is joined: {_PLACES}"),),
-    "optimization.eager_batching": (ignored("when a batch is joined, never which rows it has"),),
+    "optimization.gather_kernel_buffer_threshold": (ignored(_PLACES),),
+    "optimization.eager_batching": (
+        ignored("it says when the rows of a batch are joined: answers are the same"),
+    ),
     # batches of requests
     "dynamic_batching": (honoured("requests share batches"),),
     "dynamic_batching.preferred_batch_size": (
         approximated(
             "a batch takes what waits, up to max_batch_size, and waits for more only until "
-            "max_queue_delay_microseconds: which requests share a batch, never their answers"
+            "max_queue_delay_microseconds: answers are the same"
         ),
     ),
     "dynamic_batching.max_queue_delay_microseconds": (honoured("how long a batch waits for more"),),
@@ -238,7 +241,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "sequence_batching.direct.minimum_slot_utilization": (
         approximated(
             "a batch starts when max_queue_delay_microseconds have passed, or all slots have a "
-            "request: when a step runs, never its answer"
+            "request: answers are the same"
         ),
     ),
     "sequence_batching.oldest": (honoured("batches of the sequences that began first"),),
@@ -246,7 +249,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         honoured("how many sequences an instance has at a time"),
     ),
     "sequence_batching.oldest.preferred_batch_size": (
-        approximated("a batch takes what waits: when a step runs, never its answer"),
+        approximated("a batch takes what waits: answers are the same"),
     ),
     "sequence_batching.oldest.max_queue_delay_microseconds": (
         honoured("how long a batch waits for more"),
@@ -276,7 +279,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "sequence_batching.state.data_type": (honoured("its datatype"),),
     "sequence_batching.state.dims": (honoured("its shape, without the batch dimension"),),
     "sequence_batching.state.initial_state": (honoured("the state of a sequence that begins"),),
-    "sequence_batching.state.initial_state.name": (ignored("a name for logs"),),
+    "sequence_batching.state.initial_state.name": (ignored("logs have it, and nothing else"),),
     "sequence_batching.state.initial_state.data_type": (honoured("its datatype"),),
     "sequence_batching.state.initial_state.dims": (honoured("its shape"),),
     "sequence_batching.state.initial_state.zero_data": (honoured("zeros"),),
@@ -309,7 +312,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     # instances
     "instance_group": (honoured("instances of the model"),),
-    "instance_group.name": (ignored("a name for logs"),),
+    "instance_group.name": (ignored("logs have it, and nothing else"),),
     "instance_group.kind": (
         approximated(
             "ONNX models run on the CPU: answers differ by rounding alone",
@@ -347,10 +350,13 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("a passive instance answers nothing by itself: remove the group"),
     ),
     "instance_group.host_policy": (
-        ignored("which processors and memory an instance has, by options of tritonserver"),
+        ignored(
+            "an option of tritonserver says with it which processors an instance uses: answers are "
+            "the same"
+        ),
     ),
     # the rest
-    "metric_tags": (ignored(f"labels {_METRICS}"),),
+    "metric_tags": (ignored(_METRICS),),
     "model_warmup": (honoured("requests that run before the model is ready"),),
     "model_warmup.name": (honoured("its name, in errors and logs"),),
     "model_warmup.batch_size": (honoured("how many rows it has"),),
@@ -363,7 +369,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         honoured("the bytes of a file in the folder warmup"),
     ),
     "model_warmup.count": (honoured("how often it runs"),),
-    "model_operations": (ignored("it is empty"),),
+    "model_operations": (ignored("it sets nothing"),),
     "model_operations.op_library_filename": (
         refused("operators from a library of your own: wrap the model in a Python model"),
     ),
@@ -373,7 +379,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         honoured("false: each request has one answer", values="false"),
         refused("a model of this backend gives one answer to a request: remove it"),
     ),
-    "model_repository_agents": (ignored("it is empty"),),
+    "model_repository_agents": (ignored("it sets nothing"),),
     "model_repository_agents.agents": (
         refused(
             "an agent may check or change the files of the model: do what it does before "
@@ -382,14 +388,14 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     "response_cache": (honoured("whether answers are kept"),),
     "response_cache.enable": (honoured("answers are kept, if the server has --cache-size"),),
-    "model_metrics": (ignored(f"the form {_METRICS}"),),
-    "model_metrics.metric_control": (ignored(f"the form {_METRICS}"),),
-    "model_metrics.metric_control.metric_identifier": (ignored(f"the form {_METRICS}"),),
-    "model_metrics.metric_control.metric_identifier.family": (ignored(f"the form {_METRICS}"),),
-    "model_metrics.metric_control.histogram_options": (ignored(f"the form {_METRICS}"),),
-    "model_metrics.metric_control.histogram_options.buckets": (ignored(f"the form {_METRICS}"),),
+    "model_metrics": (ignored(_METRICS),),
+    "model_metrics.metric_control": (ignored(_METRICS),),
+    "model_metrics.metric_control.metric_identifier": (ignored(_METRICS),),
+    "model_metrics.metric_control.metric_identifier.family": (ignored(_METRICS),),
+    "model_metrics.metric_control.histogram_options": (ignored(_METRICS),),
+    "model_metrics.metric_control.histogram_options.buckets": (ignored(_METRICS),),
     # parameters
-    "parameters": (ignored("it is empty"),),
+    "parameters": (ignored("it sets nothing"),),
     "parameters.PENSTOCK_EXECUTOR": (
         honoured("thread: the model runs in the server's process", PYTHON, "thread"),
         honoured("process: the model has a process of its own", PYTHON, "process"),
@@ -465,7 +471,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         }.items()
     },
     "parameters.execution_context_allocation_strategy": (
-        ignored(f"how TensorRT takes its memory: {_PLACES}", TENSORRT),
+        ignored(_PLACES, TENSORRT),
         honoured("a parameter of the model", PYTHON),
         ignored("an ensemble reads no parameters", ENSEMBLE),
         refused("only tensorrt has it: remove it"),

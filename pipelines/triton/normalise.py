@@ -13,6 +13,7 @@ from .messages import ModelConfig
 PLATFORMS = {
     "onnxruntime_onnx": "onnxruntime",
     "tensorrt_plan": "tensorrt",
+    "libtorch": "pytorch",
     "pytorch_libtorch": "pytorch",
     "ensemble": "ensemble",
 }

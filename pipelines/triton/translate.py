@@ -72,7 +72,7 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
         tables.pipeline["batched"] = False
     tables.pipeline["version_policy"] = _policy_of(model)
     translate_ports(model, tables)
-    translate_instances(model, node)
+    translate_instances(model, tables, node)
     translate_scheduling(model, tables, node)
     translate_sequences(model, tables, node)
     translate_warm_up(model, tables, node)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.source import Tables
 from .model import TritonModel
 
+ON_CPU = frozenset({"onnxruntime"})
+"""The backends whose engines run on the CPU, whatever kind of instances is asked for."""
 
-def translate_instances(model: TritonModel, node: dict[str, Any]) -> None:
+
+def translate_instances(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
     """Set how many instances the node has, and their devices in turn."""
     devices: list[str] = []
-    for group in model.config.instance_group:
-        if group.kind == group.KIND_GPU:
+    for index, group in enumerate(model.config.instance_group):
+        if group.kind == group.KIND_GPU and model.backend in ON_CPU:
+            message = "found KIND_GPU: Penstock runs ONNX models on the CPU"
+            tables.warnings.append(model.problem(f"instance_group[{index}].kind", message))
+            devices += ["cpu"] * group.count
+        elif group.kind == group.KIND_GPU:
             places = [f"cuda:{gpu}" for gpu in group.gpus] or ["cuda:0"]
             devices += [place for place in places for _ in range(group.count)]
         elif group.kind == group.KIND_CPU:

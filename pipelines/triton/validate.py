@@ -12,8 +12,9 @@ from typing import Any
 
 from penstock.backends.errors import Problem
 
-from .classify import BACKENDS_BY_PLATFORM, classify, refusals
+from .classify import classify, refusals
 from .model import TritonModel
+from .normalise import PLATFORMS
 
 Found = Iterator[tuple[str, str]]
 """Fields, and what is wrong with each."""
@@ -60,7 +61,9 @@ def _backend(config: Any) -> Found:
         yield "backend", "no backend is named, and the model's files show none: expected one"
     elif platform == "ensemble" and backend:
         yield "backend", f"found {backend!r}: an ensemble has no backend, expected none"
-    elif backend and platform and BACKENDS_BY_PLATFORM.get(platform, backend) != backend:
+    elif not backend and platform != "ensemble":
+        yield "platform", f"found {platform!r} without a backend: expected one"
+    elif backend and platform and PLATFORMS.get(platform, backend) != backend:
         yield "platform", f"found {platform!r} with the backend {backend!r}: expected one of them"
 
 

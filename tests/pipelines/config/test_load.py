@@ -16,8 +16,8 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.backends.params import EngineParams
-from penstock.pipelines.directory import read_directory
 from penstock.pipelines.config.load import PipelineConfig, Port, load
+from penstock.pipelines.directory import read_directory
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 NO_INTEGER = "expected a whole number"
