@@ -119,7 +119,10 @@ def line_of(field: str, backend: str, value: str = "") -> Line:
     """Return the line of the table for a field, by its path there."""
     if field.startswith("parameters.") and backend and backend not in BACKENDS:
         return _OF_ANOTHER_BACKEND
-    return next((line for line in FIELDS.get(field, ()) if line.fits(backend, value)), _UNLISTED)
+    lines = FIELDS.get(field, ())
+    if field.startswith("parameters."):
+        lines += FIELDS["parameters.*"]
+    return next((line for line in lines if line.fits(backend, value)), _UNLISTED)
 
 
 def is_map(descriptor: Any) -> bool:

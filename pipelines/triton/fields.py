@@ -5,7 +5,8 @@
 
 A path has the names of the fields, joined by dots, without the indices of lists; `*` is any key of
 a map. A path with a key goes before one with `*`, and a path without lines of its own has those of
-the message that contains it, if that is refused. Of several lines the first that fits holds.
+the message that contains it, if that is refused. Of several lines the first that fits holds; after
+those of a parameter come those of `parameters.*`.
 """
 
 from __future__ import annotations
@@ -88,9 +89,13 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         *_NO_SUCH_BACKEND,
     ),
     "runtime": (
-        ignored(
-            "it names Triton's own library for this backend",
-            values=tuple(f"libtriton_{backend}.so" for backend in (*ENGINES, PYTHON)),
+        *(
+            ignored(
+                "it names Triton's own library for this backend, which needs no name",
+                backend,
+                f"libtriton_{backend}.so",
+            )
+            for backend in (*ENGINES, PYTHON)
         ),
         refused("it names another library than Triton's own for this backend: remove it"),
     ),
@@ -334,7 +339,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "instance_group.rate_limiter.resources.count": (ignored(_RATES),),
     "instance_group.rate_limiter.priority": (ignored(_RATES),),
     "instance_group.gpus": (
-        ignored("ONNX models run on the CPU", ONNX),
+        approximated("ONNX models run on the CPU: answers differ by rounding alone", ONNX),
         honoured("the GPUs that instances run on"),
     ),
     "instance_group.secondary_devices": (
@@ -419,12 +424,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("only Python models have it: remove it"),
     ),
     **{
-        f"parameters.{key}": (
-            honoured(words, ONNX),
-            honoured("a parameter of the model", PYTHON),
-            ignored("an ensemble reads no parameters", ENSEMBLE),
-            refused("only onnxruntime has it: remove it"),
-        )
+        f"parameters.{key}": (honoured(words, ONNX),)
         for key, words in {
             "intra_op_thread_count": "threads within an operator; 0: the processors divided "
             "among the instances",
@@ -438,10 +438,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     },
     **{
         f"parameters.{key}": (
-            ignored("of ONNX Runtime on CUDA; here ONNX models run on the CPU", ONNX),
-            honoured("a parameter of the model", PYTHON),
-            ignored("an ensemble reads no parameters", ENSEMBLE),
-            refused("only onnxruntime has it: remove it"),
+            ignored("it tunes ONNX Runtime on CUDA: here ONNX models run on the CPU", ONNX),
         )
         for key in (
             "cudnn_conv_algo_search",
@@ -451,12 +448,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         )
     },
     **{
-        f"parameters.{key}": (
-            honoured(words, TORCH),
-            honoured("a parameter of the model", PYTHON),
-            ignored("an ensemble reads no parameters", ENSEMBLE),
-            refused("only pytorch has it: remove it"),
-        )
+        f"parameters.{key}": (honoured(words, TORCH),)
         for key, words in {
             "DISABLE_OPTIMIZED_EXECUTION": "whether TorchScript optimizes",
             "INFERENCE_MODE": "torch.inference_mode or torch.no_grad",
@@ -470,15 +462,10 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
             "ENABLE_TENSOR_FUSER": "TorchScript's fuser",
         }.items()
     },
-    "parameters.execution_context_allocation_strategy": (
-        ignored(_PLACES, TENSORRT),
-        honoured("a parameter of the model", PYTHON),
-        ignored("an ensemble reads no parameters", ENSEMBLE),
-        refused("only tensorrt has it: remove it"),
-    ),
+    "parameters.execution_context_allocation_strategy": (ignored(_PLACES, TENSORRT),),
     "parameters.*": (
         honoured("a parameter of the model: args has it", PYTHON),
-        ignored("an ensemble reads no parameters", ENSEMBLE),
+        ignored("an ensemble reads no parameters, in Triton either", ENSEMBLE),
         refused("Penstock knows no such parameter of this backend: remove it, or correct it"),
     ),
 }

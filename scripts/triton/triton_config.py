@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from triton_corpus import write_corpus
+from triton_page import PAGE, page_of
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -16,3 +17,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.command == "corpus":
         print(write_corpus(arguments.git))
+    else:
+        PAGE.write_text(page_of(PAGE.read_text()))

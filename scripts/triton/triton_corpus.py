@@ -12,14 +12,14 @@ import subprocess
 import tarfile
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 from google.protobuf import text_format
 
 from penstock.backends.errors import ConfigError
-from penstock.pipelines.triton.classify import backend_of, classify
+from penstock.pipelines.triton.classify import Classified, backend_of, classify, is_map
 from penstock.pipelines.triton.fields import FIELDS
 from penstock.pipelines.triton.messages import new_config
 from penstock.pipelines.triton.reading import parse_config
@@ -140,3 +140,49 @@ def _filled(text: str) -> Any:
             if word is None:
                 raise
             text = re.sub(rf"\b{word[1]}\b", "1", text)
+
+
+def files_of_corpus() -> dict[str, dict[str, Any]]:
+    """Return the facts of each file, by `OWNER/NAME:PATH`."""
+    corpus = json.loads(CORPUS.read_bytes())
+    return {
+        f"{repository.partition('@')[0]}:{path}": corpus["facts"][number]
+        for repository, paths in corpus["files"].items()
+        for path, number in paths.items()
+    }
+
+
+def text_of(field: str, message: Any) -> str:
+    """Write a `config.pbtxt` that sets one field of a message, as `corpus.json` names it."""
+    path, _, value = field.partition("=")
+    name, _, rest = path.partition(".")
+    descriptor = message.fields_by_name[name]
+    if is_map(descriptor):
+        kind = descriptor.message_type.fields_by_name["value"]
+        key, _, rest = (rest, "", "") if name == "parameters" else rest.partition(".")
+        if kind.message_type is None:
+            inner = f'value: "{value or "x"}"'
+        elif name == "parameters":
+            inner = f'value {{ string_value: "{value}" }}'
+        else:
+            inner = f"value {{ {text_of(rest, kind.message_type) if rest else ''} }}"
+        number = descriptor.message_type.fields_by_name["key"].type != descriptor.TYPE_STRING
+        return f"{name} {{ key: {1 if number else json.dumps(key)} {inner} }}"
+    if descriptor.message_type is not None:
+        inner = text_of(field.partition(".")[2], descriptor.message_type) if rest else ""
+        return f"{name} {{ {inner} }}"
+    if descriptor.enum_type is not None:
+        return f"{name}: {value or descriptor.enum_type.values[-1].name}"
+    if descriptor.type == descriptor.TYPE_STRING:
+        return f"{name}: {json.dumps(value or 'x')}"
+    return f"{name}: {value or 1}"
+
+
+def classes_of(facts: Mapping[str, Any]) -> dict[str, Classified]:
+    """Parse and classify each field that a file sets, one at a time."""
+    found = {}
+    for field in facts["fields"]:
+        config = parse_config(text_of(field, new_config().DESCRIPTOR))
+        (one,) = classify(config, facts["backend"])
+        found[field] = one
+    return found

@@ -4,103 +4,70 @@
 """
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from penstock.pipelines.triton.classify import classify, is_map, refusals
+from penstock.pipelines.triton.classify import Classified, refusals
 from penstock.pipelines.triton.fields import FIELDS
-from penstock.pipelines.triton.messages import new_config
-from penstock.pipelines.triton.reading import parse_config
+from penstock.pipelines.triton.treatments import Treatment
 
-CORPUS = json.loads(Path(__file__).with_name("corpus.json").read_bytes())
-FILES = {
-    f"{repository.partition('@')[0]}:{path}": CORPUS["facts"][number]
-    for repository, paths in CORPUS["files"].items()
-    for path, number in paths.items()
-}
+ROOT = Path(__file__).parents[3]
+sys.path.append(str(ROOT / "scripts" / "triton"))
 
+from triton_corpus import classes_of, files_of_corpus  # noqa: E402
+from triton_page import PAGE, page_of  # noqa: E402
 
-def text_of(field: str, message: Any) -> str:
-    """Write a `config.pbtxt` that sets one field of a message, as `corpus.json` names it."""
-    path, _, value = field.partition("=")
-    name, _, rest = path.partition(".")
-    descriptor = message.fields_by_name[name]
-    if is_map(descriptor):
-        kind = descriptor.message_type.fields_by_name["value"]
-        key, _, rest = (rest, "", "") if name == "parameters" else rest.partition(".")
-        if kind.message_type is None:
-            inner = f'value: "{value or "x"}"'
-        elif name == "parameters":
-            inner = f'value {{ string_value: "{value}" }}'
-        else:
-            inner = f"value {{ {text_of(rest, kind.message_type) if rest else ''} }}"
-        number = descriptor.message_type.fields_by_name["key"].type != descriptor.TYPE_STRING
-        return f"{name} {{ key: {1 if number else json.dumps(key)} {inner} }}"
-    if descriptor.message_type is not None:
-        inner = text_of(field.partition(".")[2], descriptor.message_type) if rest else ""
-        return f"{name} {{ {inner} }}"
-    if descriptor.enum_type is not None:
-        return f"{name}: {value or descriptor.enum_type.values[-1].name}"
-    if descriptor.type == descriptor.TYPE_STRING:
-        return f"{name}: {json.dumps(value or 'x')}"
-    return f"{name}: {value or 1}"
-
-
-def classes_of(facts: dict[str, Any]) -> dict[str, str]:
-    """Parse and classify each field that a file sets, one at a time."""
-    found = {}
-    for field in facts["fields"]:
-        config = parse_config(text_of(field, new_config().DESCRIPTOR))
-        (one,) = classify(config, facts["backend"])
-        assert one.field in FIELDS
-        found[field] = one.treatment.value
-    return found
+Classes = dict[str, dict[str, Classified]]
 
 
 @pytest.fixture(scope="module")
-def classes() -> dict[str, dict[str, str]]:
-    known: dict[str, dict[str, str]] = {}
-    for facts in FILES.values():
-        key = json.dumps(facts)
-        if key not in known:
+def classes() -> Classes:
+    known: Classes = {}
+    for facts in (files := files_of_corpus()).values():
+        if (key := json.dumps(facts)) not in known:
             known[key] = classes_of(facts)
-    return {file: known[json.dumps(facts)] for file, facts in FILES.items()}
+    return {file: known[json.dumps(facts)] for file, facts in files.items()}
 
 
-def test_every_field_that_public_files_set_has_a_line(classes: dict[str, dict[str, str]]) -> None:
+def test_every_field_that_public_files_set_has_a_line(classes: Classes) -> None:
     assert len(classes) > 600
     assert len({file.partition(":")[0] for file in classes}) == 10
-    assert {name for found in classes.values() for name in found.values()} == {
-        "honoured",
-        "approximated",
-        "ignored",
-        "refused",
-    }
+    found = [one for fields in classes.values() for one in fields.values()]
+    assert {one.field for one in found} <= set(FIELDS)
+    assert {one.treatment for one in found} == set(Treatment)
 
 
 @pytest.mark.parametrize(
-    ("repository", "refused"),
+    "repository",
     [
-        ("wenet-e2e/wenet", set()),
+        "wenet-e2e/wenet",
+        "triton-inference-server/python_backend",
+        "levipereira/triton-server-yolo",
+        "rushai-dev/licence-plate-triton-server-ensemble",
     ],
 )
-def test_users_files_are_served(
-    repository: str, refused: set[str], classes: dict[str, dict[str, str]]
-) -> None:
-    assert refused == {
-        field
-        for file, found in classes.items()
-        if file.startswith(repository)
-        for field, treatment in found.items()
-        if treatment == "refused"
+def test_users_files_have_no_refused_field(repository: str, classes: Classes) -> None:
+    own = {file: fields for file, fields in classes.items() if file.startswith(f"{repository}:")}
+    assert own
+    refused = {
+        (file, path)
+        for file, fields in own.items()
+        for path, one in fields.items()
+        if one.treatment is Treatment.REFUSED
     }
+    assert refused == set()
 
 
-def test_a_refusal_says_where_and_why() -> None:
-    for facts in CORPUS["facts"]:
-        for field in facts["fields"]:
-            config = parse_config(text_of(field, new_config().DESCRIPTOR))
-            for problem in refusals(classify(config, facts["backend"]), "config.pbtxt"):
-                assert str(problem).startswith(f"config.pbtxt {problem.key}: ")
+def test_a_refusal_says_where_and_why(classes: Classes) -> None:
+    found = [one for fields in classes.values() for one in fields.values()]
+    for problem in refusals(found, "config.pbtxt"):
+        assert str(problem).startswith(f"config.pbtxt {problem.key}: ")
+        assert len(problem.message) > 20
+
+
+def test_the_page_has_the_tables_of_the_code() -> None:
+    """`scripts/triton_config page` writes it."""
+    text = PAGE.read_text()
+    assert page_of(text) == text
