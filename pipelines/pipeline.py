@@ -10,7 +10,7 @@ from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from penstock.backends.errors import InvalidRequest, MissingData, NotReady, QueueFull
+from penstock.backends.errors import InvalidRequest, MissingData, NotFound, NotReady, QueueFull
 from penstock.backends.item import Item, as_item
 
 from .cache.responses import ResponseCache
@@ -64,8 +64,8 @@ class Pipeline:
         # Where it keeps its answers, with other pipelines, if it keeps any. None: by itself.
         self.responses: ResponseCache | None = None
         self.cache: PipelineCache | None = None
-        # Finds the other pipelines that Python logic calls.
-        self.others: Callable[[str], Pipeline] | None = None
+        # Finds the other pipelines that Python logic and ensembles call, by name and version.
+        self.others: Callable[..., Pipeline] | None = None
         self.state = "created"  # then loading, ready, draining, closed
         # The exposed nodes, each a pipeline of one node. They live as long as this one.
         self.exposed = tuple(
@@ -684,19 +684,13 @@ class Pipeline:
                 other = {
                     key: value for key, value in as_item(item).items() if key != "node_name"
                 } | ({"node_name": node} if node else {})
-                called = self.others(pipeline)
-                if called._graph.calls:  # its logic may call this pipeline
-                    self._graph.release_if_needed(entry, None)
-                return called.submit_nowait(
+                return self.call_other(
+                    self.others(pipeline),
                     other,
-                    timeout,
-                    priority,
                     future,
-                    client=entry.client,
-                    trace=self._graph.trace_of(entry),
-                    request_id=entry.request_id,
-                    until=deadline,
-                    context=entry.context,
+                    entry,
+                    timeout=timeout,
+                    priority=priority,
                     sequence=sequence,
                 )
         if sequence is not None:
@@ -715,6 +709,50 @@ class Pipeline:
             entry_point.check_priority(priority, self.name)
         run = Run(item, future, deadline, entry.wanted if priority is None else priority, size)
         return self._graph.enter_for(entry_point, run, entry, now)
+
+    def other(self, name: str, version: str = "") -> Pipeline:
+        """Return another pipeline of the repository, the newest version unless one is named.
+
+        Raises `NotFound`, and `NotReady` for one that is not loaded.
+        """
+        if self.others is None:
+            raise NotFound(
+                f"pipeline {self.name!r} serves by itself: there is no pipeline {name!r} beside it"
+            )
+        return self.others(name, version)
+
+    def call_other(
+        self,
+        called: Pipeline,
+        item: Item,
+        future: asyncio.Future[Item],
+        entry: Entry,
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+        sequence: Step | None = None,
+    ) -> Submission:
+        """Start a request of another pipeline on behalf of `entry`, which waits here.
+
+        It has the deadline of `entry` at the latest. Raises what `submit_nowait` raises.
+        """
+        deadline = entry.deadline
+        if timeout is not None:
+            deadline = min(deadline, self._clock() + timeout)
+        if called._graph.calls:  # its logic may call this pipeline
+            self._graph.release_if_needed(entry, None)
+        return called.submit_nowait(
+            item,
+            timeout,
+            priority,
+            future,
+            client=entry.client,
+            trace=self._graph.trace_of(entry),
+            request_id=entry.request_id,
+            until=deadline,
+            context=entry.context,
+            sequence=sequence,
+        )
 
     def check_admission(
         self,

@@ -12,6 +12,7 @@ from penstock.backends.errors import NotReady
 from penstock.backends.expressions.composite import (
     BlockingLogic,
     CopySplit,
+    Ensemble,
     Jump,
     Logic,
     MapReduce,
@@ -19,6 +20,7 @@ from penstock.backends.expressions.composite import (
 
 from .composites.blocking_logic import BlockingLogicNode
 from .composites.composite import CompositeNode
+from .composites.ensemble import EnsembleNode
 from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
 from .composites.logic import CalledPipeline, LogicNode
 from .config.definition import NodeConfig, PipelineConfig
@@ -42,6 +44,12 @@ FAN_OUTS: dict[type, type[FanOut]] = {
     MapReduce: MapReduceNode,
     CopySplit: CopySplitNode,
 }
+
+LOGIC: dict[type[Logic], type[LogicNode]] = {
+    BlockingLogic: BlockingLogicNode,
+    Ensemble: EnsembleNode,
+}
+"""Kinds of logic that run in another way than the `async def` of a user."""
 
 
 def _import_numpy() -> None:
@@ -86,7 +94,10 @@ class RunningGraph:
             cls = node.instance_groups[0].spec.cls
             if issubclass(cls, Logic):
                 context = Context(pipeline=config.name, node=name, directory=config.directory)
-                node_cls = BlockingLogicNode if issubclass(cls, BlockingLogic) else LogicNode
+                node_cls = next(
+                    (node_cls for kind, node_cls in LOGIC.items() if issubclass(cls, kind)),
+                    LogicNode,
+                )
                 running[name] = logic = node_cls(node, loop, clock, caller, context)
                 self.composites.append(logic)
             elif cls in FAN_OUTS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..base import Backend, Params
 from ..params import Names
@@ -86,7 +86,7 @@ class Logic(CompositeBackend):
     It runs on the event loop and calls other nodes for the work.
     """
 
-    parameters = None
+    parameters: ClassVar[type[Params] | None] = None
     streams: ClassVar[bool] = False
     """True for an async generator: each value that it yields is one result."""
 
@@ -99,5 +99,39 @@ class BlockingLogic(Logic):
 
     Its `run` takes the item, and returns the generator.
     """
+
+    streams = True
+
+
+class EnsembleStep(BaseModel):
+    """One call of an ensemble: which model, and what its tensors are called in the ensemble."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+    version: str = Field("", pattern=r"^[\w.\-]*$")
+    inputs: dict[str, str] = Field(min_length=1)
+    outputs: dict[str, str] = Field(min_length=1)
+
+
+class EnsembleParams(Params):
+    steps: tuple[EnsembleStep, ...] = Field(
+        min_length=1,
+        description="the calls: `model`, `version` (left out: the newest), and `inputs` and "
+        "`outputs`, which map the names of its tensors to those of the ensemble",
+    )
+
+
+class Ensemble(Logic):
+    """Calls other pipelines, each as soon as the tensors that it takes are there.
+
+    The pipeline's declared inputs and outputs are tensors of the ensemble.
+    """
+
+    parameters = EnsembleParams
+
+
+class EnsembleDecoupled(Ensemble):
+    """An `Ensemble` with a step that answers in parts: so does the ensemble."""
 
     streams = True

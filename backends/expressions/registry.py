@@ -57,6 +57,8 @@ BUILTINS: dict[str, str] = {
     "KeyA2KeyB": "penstock.backends.operators.compat:KeyA2KeyB",
     "Jump": "penstock.backends.expressions.composite:Jump",
     "MapReduce": "penstock.backends.expressions.composite:MapReduce",
+    "Ensemble": "penstock.backends.expressions.composite:Ensemble",
+    "EnsembleDecoupled": "penstock.backends.expressions.composite:EnsembleDecoupled",
     "CopySplit": "penstock.backends.expressions.composite:CopySplit",
     "DecodeMat": "penstock.backends.image.decode:DecodeMat",
     "CvtColorMat": "penstock.backends.image.convert:CvtColorMat",

@@ -33,7 +33,7 @@ from penstock.backends.sequences.sequence import StepMessage
 from penstock.backends.sequences.stateful import SequenceStates
 from penstock.backends.text import message_of
 
-from ..config.definition import NodeConfig
+from ..config.definition import NodeConfig, PipelineConfig
 from ..node.queue import Batch, Entry, Outcome
 from ..runs.graph_run import NodeVisit
 from ..runs.inside import Inside
@@ -62,6 +62,14 @@ class CallFuture(asyncio.Future[Item]):
 class CalledPipeline(Protocol):
     """The part of a pipeline that a `NodeCaller` needs."""
 
+    config: PipelineConfig
+    takes_sequences: bool
+
+    @property
+    def streams(self) -> bool:
+        """True if its answers come in parts."""
+        ...
+
     def call(
         self,
         name: str,
@@ -76,6 +84,26 @@ class CalledPipeline(Protocol):
         """Start a run on behalf of `entry`.
 
         Raises what the call of a pipeline raises at once, and `NotFound`.
+        """
+        ...
+
+    def other(self, name: str, version: str = "") -> CalledPipeline:
+        """Return another pipeline of the repository. Raises `NotFound`, `NotReady`."""
+        ...
+
+    def call_other(
+        self,
+        called: Any,
+        item: Item,
+        future: CallFuture,
+        entry: Entry,
+        *,
+        priority: int | None,
+        sequence: Step | None,
+    ) -> Submission:
+        """Start a request of another pipeline on behalf of `entry`.
+
+        Raises what the call of a pipeline raises at once.
         """
         ...
 
@@ -200,7 +228,7 @@ class NodeCaller:
         try:
             answer = await submission.future
         finally:
-            self._end(submission)
+            self.end(submission)
         if "error" in answer:
             raise answer["error"]
         parts: list[Item] | None = answer.get(PARTS)
@@ -225,19 +253,23 @@ class NodeCaller:
             return [answer.get(PARTS, answer) for answer in answers]
         finally:
             for submission in submissions:
-                self._end(submission)
+                self.end(submission)
 
     def drop(self) -> None:
         """End the calls that the logic did not wait for, and refuse new ones: it has ended."""
         self._ended = True
         for submission in list(self._submissions):
-            self._end(submission)
+            self.end(submission)
 
-    def _end(self, submission: Submission) -> None:
+    def end(self, submission: Submission) -> None:
+        """End a call that was started, whether its answer has come or not."""
         number = self._submissions.pop(submission, None)
-        if not submission.future.done() or submission.future.cancelled():
-            submission.future.cancel()
+        future = submission.future
+        if not future.done() or future.cancelled():
+            future.cancel()
             submission.drop()
+        else:
+            future.exception()  # retrieved: one of several calls may have failed before
         submission.leave()
         if self._note is not None and number is not None:
             self._note(number, submission)
@@ -254,12 +286,35 @@ class NodeCaller:
             raise RuntimeError(
                 f"the request has ended: its `call` can't be used any more (call({name!r}, ...))"
             )
-        entry = self._entry
+        submission = self._pipeline.call(
+            name,
+            item,
+            self._future(),
+            self._entry,
+            timeout=timeout,
+            priority=priority,
+            sequence=step,
+        )
+        return self._started(submission)
+
+    def start_other(
+        self, called: CalledPipeline, item: Item, priority: int | None, step: Step | None
+    ) -> Submission:
+        """Start a request of another pipeline. `end` has to be called for it.
+
+        Raises what the call of a pipeline raises at once.
+        """
+        submission = self._pipeline.call_other(
+            called, item, self._future(), self._entry, priority=priority, sequence=step
+        )
+        return self._started(submission)
+
+    def _future(self) -> CallFuture:
         future = CallFuture(loop=self._loop)
         future.inside = self._inside
-        submission = self._pipeline.call(
-            name, item, future, entry, timeout=timeout, priority=priority, sequence=step
-        )
+        return future
+
+    def _started(self, submission: Submission) -> Submission:
         self._submissions[submission] = self._calls
         self._calls += 1
         return submission

@@ -27,6 +27,7 @@ from .definition import (
     PipelineConfig,
     Port,
 )
+from .ensembles import check_ensembles
 from .graph import check_entry, check_streams
 from .json_schema import JsonSchema, Mode, read_schema
 from .node_table import build_node, check_name
@@ -114,6 +115,7 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
             settings, structure.graph, nodes, settings.loop or tables.loop
         )
         problems += _check_cache(settings, nodes)
+        problems += check_ensembles(nodes, inputs, outputs)
     problems += check_sequences(
         nodes, tables.defaults, settings.expose, settings.loop or tables.loop
     )

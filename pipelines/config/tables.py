@@ -96,6 +96,14 @@ def numpy_type(dtype: str | None) -> str | None:
     return dtype if dtype is None else _NUMPY_BY_PROTOCOL.get(dtype, dtype)
 
 
+_PROTOCOL_BY_NUMPY = {numpy: protocol for protocol, numpy in _NUMPY_BY_PROTOCOL.items()}
+
+
+def protocol_type(dtype: str | None) -> str | None:
+    """Return the protocol's name of one of NumPy's types; another type keeps its own."""
+    return dtype if dtype is None else _PROTOCOL_BY_NUMPY.get(dtype, dtype)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from penstock.backends.base import Signature
+from penstock.backends.base import UNBOUNDED, Signature
 from penstock.backends.errors import InvalidRequest, NotFound
+from penstock.backends.expressions.composite import Ensemble
 from penstock.backends.expressions.filters import Filter, find_filter, run, swap
 from penstock.backends.item import Item
 from penstock.backends.suggestions import did_you_mean
@@ -151,6 +152,21 @@ class EntryPoint:
             self._nodes = tuple(node for node in running if isinstance(node, Node))
         return self._nodes
 
+    @property
+    def max_rows(self) -> int:
+        """The most rows of an item that all its nodes take. 0: it has no node that bounds them.
+
+        Available when the pipeline runs.
+        """
+        bounds = [node.scheduler.max for node in self.nodes]
+        bounds += [
+            group.bound(UNBOUNDED)
+            for plan_node in self.plan_nodes
+            for group in plan_node.config.instance_groups
+            if issubclass(group.spec.cls, Ensemble)
+        ]
+        return min(bounds, default=0)
+
     def check_priority(self, priority: int, pipeline: str) -> None:
         """Raise `InvalidRequest` for a priority that items can't have here.
 
@@ -175,8 +191,8 @@ class EntryPoint:
                 f"pipeline {pipeline!r}: 'request_size' is the number of rows of the item: "
                 f"expected a positive int, found {size!r}"
             )
-        bound = min((node.scheduler.max for node in self.nodes), default=size)
-        if size > bound:
+        bound = self.max_rows
+        if size > bound > 0:
             raise InvalidRequest(
                 f"inference request batch-size must be <= {bound} for {pipeline!r}; got {size}"
             )

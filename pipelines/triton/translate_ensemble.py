@@ -1,14 +1,22 @@
-"""Triton's ensemble backend."""
+"""Triton's ensembles, and what their steps must have in common with the models that they call."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
+from ..config.source import Tables, fit_name
 from .model import TritonModel
 
 
 def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
-    """Let the node run the model."""
-    message = "models of backend 'ensemble' are not served yet"
-    tables.problems.append(model.problem("backend", message))
+    """Let the node call the models of the steps."""
+    node["backend"] = "Ensemble"
+    node["steps"] = [
+        {
+            "model": fit_name(step.model_name),
+            "inputs": dict(step.input_map),
+            "outputs": dict(step.output_map),
+        }
+        | ({"version": str(step.model_version)} if step.model_version > 0 else {})
+        for step in model.config.ensemble_scheduling.step
+    ]

@@ -100,7 +100,7 @@ def inputs_of(pipeline: Pipeline) -> Inputs:
     batch_axes = _batch_axes(tensors, first) if config.batched else {}
     max_rows = 0
     if entry_point is not None:
-        max_rows = min((node.scheduler.max for node in entry_point.nodes), default=0)
+        max_rows = entry_point.max_rows
         if not config.declares_inputs and (last is None or last.outputs is None):
             # What follows the engine may work on one row only, as a classifier's last step.
             max_rows = min(max_rows, 1)
