@@ -154,8 +154,6 @@ class Context:
     files: LoadedFiles = field(default_factory=LoadedFiles, compare=False, repr=False)
     opens_only: bool = False
     """`penstock check`: `init` opens and checks its files, and runs no model."""
-    alone: bool = False
-    """The backend has a child process to itself (`executor = "process"`)."""
 
     def resolve(self, path: str) -> Path:
         """Return the path of a file that a parameter names.
@@ -292,10 +290,11 @@ class Backend:
     "" if the request is in no trace.
     """
 
-    takes_request_facts: ClassVar[bool] = False
-    """Items of requests of /v2 come with the key `request_facts`, a `RequestFacts`.
+    takes_headers: ClassVar[bool] = False
+    """Items of predict requests come with a key `headers`: a dict of the request's headers, with
+    names in lower case.
 
-    The answer has the parameters that the backend sets in `response_parameters`, a dict.
+    The key is missing in items that came by another door, unless a call from Python brings it.
     """
 
     blocks: ClassVar[str] = ""

@@ -5,8 +5,6 @@ It can be read again, and is the same pipeline then.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from penstock.backends.expressions.spec import Spec
 from penstock.backends.sequences.definition import SequenceConfig
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig, Port
 from penstock.pipelines.config.tables import InputTable, PortTable
+from penstock.pipelines.config.toml_text import toml_key, toml_value
 
 SETTINGS = (
     "name", "version", "version_policy", "description", "batched", "positional", "max_requests",
@@ -40,13 +39,13 @@ def effective_toml(config: PipelineConfig) -> str:
     lines += _ports("pipeline.inputs", config.inputs)
     lines += _ports("pipeline.outputs", config.outputs)
     for exposed in config.exposed:
-        table = f"pipeline.expose.{_key(exposed.node)}"
+        table = f"pipeline.expose.{toml_key(exposed.node)}"
         lines += ["", f"[{table}]", _line("batched", exposed.batched)]
         lines.append(_line("description", exposed.description))
         lines += _ports(f"{table}.inputs", exposed.inputs)
         lines += _ports(f"{table}.outputs", exposed.outputs)
     for node in config.nodes.values():
-        lines += ["", f"[{'.'.join(map(_key, node.name.split('.')))}]", *_node(node)]
+        lines += ["", f"[{'.'.join(map(toml_key, node.name.split('.')))}]", *_node(node)]
     return "\n".join(lines) + "\n"
 
 
@@ -55,7 +54,7 @@ def _ports(table: str, ports: tuple[Port, ...]) -> Iterator[str]:
     yield f"[{table}]"
     table_of = InputTable if table.endswith("inputs") else PortTable
     for port in ports:
-        yield f"{_key(port.name)} = {_value(_port(port, table_of))}"
+        yield f"{toml_key(port.name)} = {toml_value(_port(port, table_of))}"
 
 
 def _port(port: Port, table: type[PortTable]) -> dict[str, Any]:
@@ -206,22 +205,5 @@ def _expression(spec: Spec, repeated: set[str]) -> str:
 
 def _line(key: str, value: Any) -> str:
     if value is None:
-        return f"# {_key(key)} is not set"
-    return f"{_key(key)} = {_value(value)}"
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, Mapping):
-        pairs = ", ".join(f"{_key(str(key))} = {_value(inner)}" for key, inner in value.items())
-        return f"{{ {pairs} }}" if pairs else "{}"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return json.dumps(str(value), ensure_ascii=False)
+        return f"# {toml_key(key)} is not set"
+    return f"{toml_key(key)} = {toml_value(value)}"

@@ -24,6 +24,7 @@ from .bench import bench_command
 from .build import build_command, encrypt_command
 from .call import call_command
 from .check import check_command
+from .convert import convert_command
 from .init import init_command
 from .options import Labels, Source, read_repository, with_image, with_settings
 from .output import fail
@@ -204,6 +205,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "graph": with_image(graph),
     "schema": schema,
     "init": with_image(init_command),
+    "convert": convert_command,
     "call": with_image(call_command),
     "why": why_command,
     "backends": backends,

@@ -40,6 +40,7 @@ from .compression import window_of
 from .errors import Problem, log_failure, problem
 from .events import wants_events
 from .inputs.json_body import Link
+from .inputs.media import Media
 from .inputs.reader import InputReader
 from .json_text import JsonLimits
 from .render import write_item, write_small
@@ -232,7 +233,7 @@ class PredictCall(Run):
             else:
                 self.context = tracing.sample(pipeline.name, head.traceparent, head.tracestate)
         self.reader = rules.reader_of(pipeline)
-        self.media = self.reader.media_of(head.content_type)
+        self.media = self._media()
         self.window = 0 if head.encoding is None else _window(head.encoding)
         self.timeout = None if head.deadline is None else seconds_left(head.deadline, 0.0)
         if head.priority is not None:
@@ -254,18 +255,39 @@ class PredictCall(Run):
         if self.pipeline.state != "ready":  # replaced during the upload: the new one answers
             self.pipeline = self.rules.pipelines.get(self.head.name)
             self.reader = self.rules.reader_of(self.pipeline)
-            self.media = self.reader.media_of(self.head.content_type)
+            self.media = self._media()
         return self.reader.takes_long(body, self.media)
+
+    def _media(self) -> Media:
+        content_type = self.head.content_type
+        if self.head.many:
+            return self.reader.media_of_several(content_type)
+        return self.reader.media_of(content_type)
 
     def read(self, body: bytes) -> Item:
         """Read the item of a request that has one, after `takes_long` was asked."""
         rules = self.rules
-        return self.reader.read(body, self.media, self.memory, rules.json, rules.max_images)
+        item = self.reader.read(body, self.media, self.memory, rules.json, rules.max_images)
+        if self.reader.takes_headers:
+            item["headers"] = self._headers()
+        return item
 
     def read_many(self, body: bytes) -> list[Item]:
         """Read the items of a request that has several."""
         rules = self.rules
-        return self.reader.read_many(body, self.media, self.memory, rules.json, rules.max_images)
+        items = self.reader.read_many(body, self.media, self.memory, rules.json, rules.max_images)
+        if self.reader.takes_headers:
+            headers = self._headers()
+            for of_the_body in ("content-type", "content-length"):  # no item is the body
+                headers.pop(of_the_body, None)
+            for item in items:
+                item["headers"] = dict(headers)
+        return items
+
+    def _headers(self) -> dict[str, str]:
+        """Return the headers for a backend that reads them, names in lower case."""
+        fields = self.head.fields
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
 
     def link_in(self, item: Item) -> Link | None:
         """Return the URL that stands for the image of an item, if one does.

@@ -28,18 +28,7 @@ from .logs import configure_logging
 
 logger = logging.getLogger("penstock.serve")
 
-WATCHED_SUFFIXES = (
-    ".py",
-    ".toml",
-    ".onnx",
-    ".pt",
-    ".pt2",
-    ".npz",
-    ".txt",
-    ".pbtxt",
-    ".plan",
-    ".xml",
-)
+WATCHED_SUFFIXES = (".py", ".toml", ".onnx", ".pt", ".pt2", ".npz", ".txt")
 """The files whose changes count: code, pipelines, models and labels. Pipelines may write others."""
 
 END_SECONDS = 20.0

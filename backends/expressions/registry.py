@@ -75,6 +75,7 @@ BUILTINS: dict[str, str] = {
     "TopLeftResizeMat": "penstock.backends.image.pad:TopLeftResizeMat",
     "FixHResizePadMat": "penstock.backends.image.pad:FixHResizePadMat",
     "CropMat": "penstock.backends.image.crop:CropMat",
+    "CenterCropMat": "penstock.backends.image.crop:CenterCropMat",
     "CropResizeMat": "penstock.backends.image.crop:CropResizeMat",
     "PerspectiveTransformMat": "penstock.backends.image.crop:PerspectiveTransformMat",
     "TextCropMat": "penstock.backends.image.crop:TextCropMat",
@@ -103,6 +104,9 @@ BUILTINS: dict[str, str] = {
     "SaveTensor": "penstock.backends.image.tensor.files:SaveTensor",
     "LoadTensor": "penstock.backends.image.tensor.files:LoadTensor",
     "SoftmaxArgMaxTensor": "penstock.backends.operators.classify:SoftmaxArgMaxTensor",
+    "TopScoresTensor": "penstock.backends.operators.top_scores:TopScoresTensor",
+    "ClassMapTensor": "penstock.backends.operators.top_scores:ClassMapTensor",
+    "TorchServeHandler": "penstock.backends.torchserve.backend:TorchServeHandler",
     "CTCDecodeTensor": "penstock.backends.operators.ctc:CTCDecodeTensor",
     "YoloTensor": "penstock.backends.operators.yolo:YoloTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
@@ -110,7 +114,6 @@ BUILTINS: dict[str, str] = {
     "TorchScriptTensor": "penstock.backends.engines.torch.backend:TorchScriptTensor",
     "TorchExportTensor": "penstock.backends.engines.torch.backend:TorchExportTensor",
     "PythonTensor": "penstock.backends.engines.torch.backend:PythonTensor",
-    "TritonPython": "penstock.backends.triton_python.backend:TritonPython",
     "TensorrtTensor": "penstock.backends.engines.tensorrt.backend:TensorrtTensor",
 }
 """Name -> where its class is. The module is imported when one of its backends is first used."""

@@ -134,6 +134,7 @@ def adapt(name: str, target: Any) -> type[Backend]:
                 "parameters": _declared_by(target),
                 "takes_request_id": bool(getattr(target, "takes_request_id", False)),
                 "takes_traceparent": bool(getattr(target, "takes_traceparent", False)),
+                "takes_headers": bool(getattr(target, "takes_headers", False)),
                 **known,
             },
         )

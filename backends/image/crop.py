@@ -43,6 +43,53 @@ class CropMat(ImageBackend):
         return image[y1:y2, x1:x2].copy()
 
 
+class CenterCropMatParams(Params):
+    crop_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
+    crop_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
+
+
+class CenterCropMat(ImageBackend):
+    """The middle of an image, as torchvision's CenterCrop cuts it out.
+
+    `data`: H×W×C, uint8, uint16 or float32. `result`: crop_h×crop_w×C of the same dtype, a copy. A
+    smaller image is padded with 0.
+
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = CenterCropMatParams
+    size: tuple[int, int]
+
+    @classmethod
+    def keys_set(cls, params: Any) -> tuple[str, ...]:
+        return ()
+
+    def init(self, params: CenterCropMatParams, context: Context) -> None:
+        self.size = params.crop_h, params.crop_w
+
+    def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
+        sides = list(zip(image.shape, self.size, strict=False))
+        if any(side < crop for side, crop in sides):
+            missing = [max(crop - side, 0) for side, crop in sides]
+            before = [more // 2 for more in missing]
+            padded = np.zeros(
+                (
+                    *(side + more for (side, _), more in zip(sides, missing, strict=True)),
+                    image.shape[2],
+                ),
+                image.dtype,
+            )
+            padded[
+                before[0] : before[0] + image.shape[0], before[1] : before[1] + image.shape[1]
+            ] = image
+            image = padded
+        # round, not //: of an odd rest torchvision takes the even half, as Python rounds.
+        top, left = (
+            round((side - crop) / 2) for side, crop in zip(image.shape, self.size, strict=False)
+        )
+        return image[top : top + self.size[0], left : left + self.size[1]].copy()
+
+
 class CropResizeMatParams(Params):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")

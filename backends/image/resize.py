@@ -163,11 +163,34 @@ class AlignMat(ImageBackend):
 
 
 class PillowResizeMatParams(Params):
-    resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
-    resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
+    resize_h: int | None = Field(
+        None, ge=1, le=MAX_SIDE, description="height of the result in pixels"
+    )
+    resize_w: int | None = Field(
+        None, ge=1, le=MAX_SIDE, description="width of the result in pixels"
+    )
+    resize_short: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_SIDE,
+        description="in place of resize_h and resize_w: the shorter side of the result in pixels; "
+        "the other keeps the aspect ratio, rounded down as torchvision's Resize does",
+    )
+    max_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="with resize_short: the most pixels (height times width) of the result",
+    )
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = Field(
         "bilinear", description="Pillow's filter; all except nearest antialias when they shrink"
     )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        sides = (self.resize_h, self.resize_w)
+        if (None in sides) if self.resize_short is None else (sides != (None, None)):
+            raise ValueError("expected resize_h and resize_w, or resize_short alone")
+        return self
 
 
 class PillowResizeMat(ImageBackend):
@@ -175,14 +198,15 @@ class PillowResizeMat(ImageBackend):
 
     For models trained on images that Pillow or torchvision resized. `data`: H×W×C, uint8 with C of
     1 to 4 (Pillow's L, LA, RGB, RGBA: it weighs colours by alpha), or float32 with any C (each
-    channel as Pillow's F). `result`: resize_h×resize_w×C of the same dtype. Slower than ResizeMat,
-    and antialiased.
+    channel as Pillow's F). `result`: resize_h×resize_w×C of the same dtype; with resize_short, its
+    shorter side is that long. Slower than ResizeMat, and antialiased.
 
-    Raises InvalidInput for another shape or dtype.
+    Raises InvalidInput for another shape or dtype, and TooLarge above `max_pixels`.
     """
 
     parameters: ClassVar[type[Params] | None] = PillowResizeMatParams
-    size: tuple[int, int]
+    size: tuple[int, int] | None
+    short: int
     filter: Image.Resampling
 
     @classmethod
@@ -190,17 +214,22 @@ class PillowResizeMat(ImageBackend):
         return ()
 
     def init(self, params: PillowResizeMatParams, context: Context) -> None:
-        self.size = params.resize_w, params.resize_h
+        self.short = params.resize_short or 0
+        self.size = None
+        if params.resize_w is not None and params.resize_h is not None:
+            self.size = params.resize_w, params.resize_h
+        self.max_pixels = params.max_pixels
         self.filter = Image.Resampling[params.resample.upper()]
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        channels = image.shape[2]
-        result = empty_array((self.size[1], self.size[0], channels), image.dtype)
+        height, width, channels = image.shape
+        size = self.size or self._by_short_side(width, height)
+        result = empty_array((size[1], size[0], channels), image.dtype)
         if image.dtype == np.float32:
             for channel in range(channels):
-                result[:, :, channel] = self._resize(image[:, :, channel])
+                result[:, :, channel] = self._resize(image[:, :, channel], size)
         elif image.dtype == np.uint8 and channels <= 4:
-            result[...] = self._resize(image if channels > 1 else image[:, :, 0]).reshape(
+            result[...] = self._resize(image if channels > 1 else image[:, :, 0], size).reshape(
                 result.shape
             )
         else:
@@ -210,5 +239,15 @@ class PillowResizeMat(ImageBackend):
             )
         return result
 
-    def _resize(self, image: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(Image.fromarray(image).resize(self.size, self.filter))
+    def _by_short_side(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height at which the shorter side is `resize_short` long."""
+        long = int(self.short * max(width, height) / min(width, height))
+        if self.short * long > self.max_pixels:
+            raise TooLarge(
+                f"PillowResizeMat: an image of {width}x{height} pixels would get a longer side of "
+                f"{long}: at most {self.max_pixels} pixels are allowed"
+            )
+        return (self.short, long) if width <= height else (long, self.short)
+
+    def _resize(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+        return np.asarray(Image.fromarray(image).resize(size, self.filter))

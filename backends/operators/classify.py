@@ -58,7 +58,7 @@ class SoftmaxArgMaxTensor(Backend):
         """Raises BackendError if the file of labels can't be read or is empty."""
         self.top_k = params.top_k
         self.softmax = params.softmax
-        self.labels = Labels(params.labels, params.model, context, "SoftmaxArgMaxTensor")
+        self.labels = Labels(params.labels, params.model, context, type(self).__name__)
         classes = len(self.labels.texts) or SAMPLE_CLASSES
         self.sample = np.zeros((1, classes), np.float32)
 
@@ -85,8 +85,8 @@ class SoftmaxArgMaxTensor(Backend):
         finite: list[bool] = np.isfinite(scores).all(axis=1).tolist()  # type: ignore[assignment]
         if not all(finite):
             error = InvalidInput(
-                "SoftmaxArgMaxTensor: the scores are not finite (NaN or infinite), so there is no "
-                "best class"
+                f"{type(self).__name__}: the scores are not finite (NaN or infinite), so there is "
+                "no best class"
             )
             if alone:
                 raise error
@@ -109,10 +109,14 @@ class SoftmaxArgMaxTensor(Backend):
                 self._describe(index, probability)
                 for index, probability in zip(indices, probabilities, strict=True)
             ]
-            item["result"] = indices[0]
-            item.update(ranked[0])
-            if self.top_k > 1:
-                item["top"] = ranked
+            self._answer(item, ranked)
+
+    def _answer(self, item: Item, ranked: list[dict[str, Any]]) -> None:
+        """Set the item's keys. `ranked`: its best classes, the best first."""
+        item["result"] = ranked[0]["class"]
+        item.update(ranked[0])
+        if self.top_k > 1:
+            item["top"] = ranked
 
     def _describe(self, index: int, score: float) -> dict[str, Any]:
         description: dict[str, Any] = {"class": index, "score": score}
@@ -124,7 +128,7 @@ class SoftmaxArgMaxTensor(Backend):
         """Return the row of scores in `data`."""
         if not hasattr(data, "__array__"):
             raise InvalidInput(
-                "SoftmaxArgMaxTensor: expected an array of shape 1xK or K, found "
+                f"{type(self).__name__}: expected an array of shape 1xK or K, found "
                 f"{type(data).__name__}"
             )
         array = np.asarray(on_host(data))
@@ -134,8 +138,8 @@ class SoftmaxArgMaxTensor(Backend):
             or array.shape not in ((1, array.size), (array.size,))
         ):
             raise InvalidInput(
-                f"SoftmaxArgMaxTensor: expected numbers of shape 1xK or K, found {array.dtype} of "
-                f"shape {array.shape}"
+                f"{type(self).__name__}: expected numbers of shape 1xK or K, found {array.dtype} "
+                f"of shape {array.shape}"
             )
         self.labels.check(array.size, droppable=True)
         return array.reshape(-1)

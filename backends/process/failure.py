@@ -71,8 +71,6 @@ class Failure:
         The remote traceback is added as a note, which logs show and messages don't.
         """
         error = self._plain() or self._copy()
-        if isinstance(error, PenstockError) and code_and_status(error) != (self.code, self.status):
-            error.code, error.status = self.code, self.status  # of the instance, not of its class
         if self.backend:
             error.penstock_backend = self.backend  # type: ignore[attr-defined]
         if self.traceback:
@@ -89,6 +87,8 @@ class Failure:
             )
         except Exception:
             return None
+        if isinstance(error, PenstockError) and (self.code, self.status) != code_and_status(error):
+            error.code, error.status = self.code, self.status  # set on the exception itself
         return error if str(error) == self.text else None
 
     def _copy(self) -> BaseException:

@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from ..base import Backend
 from ..item import Item
@@ -84,12 +83,11 @@ def serve(channel: Channel) -> None:
         try:
             order: Order = channel.receive()
             _prepare(order)
-            context = replace(order.context, alone=True)
-            backend = order.spec.bind(context).create(context)
+            backend = order.spec.bind(order.context).create(order.context)
             if order.sequence is not None:
-                backend = with_sequences(backend, order.sequence, context)
+                backend = with_sequences(backend, order.sequence, order.context)
             backend.warm_up()
-            files = context.files
+            files = order.context.files
             files.verify()
             _tune()
         except PeerGoneError:

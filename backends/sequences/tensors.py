@@ -19,9 +19,6 @@ from .sequence import Sequence
 
 Array = NDArray[Any]
 
-NUMPY_MAGIC = b"\x93NUMPY"
-"""How a file of `numpy.save` begins."""
-
 POSITION = re.compile(r"__([0-9]{1,4})\Z")
 """The end of a name such as `INPUT__0`: its position, for models whose names are not known."""
 
@@ -238,11 +235,7 @@ class _Ports:
             return np.zeros(given.shape, given.dtype)
         path = self._context.resolve_input(state.initial)
         try:
-            with path.open("rb") as file:
-                is_numpys = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
-            array = (
-                np.load(path, allow_pickle=False) if is_numpys else np.fromfile(path, given.dtype)
-            )
+            array = np.load(path, allow_pickle=False)
             return np.ascontiguousarray(array.reshape(given.shape), given.dtype)
         except (OSError, ValueError) as error:
             raise self._error(

@@ -42,7 +42,7 @@ Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor
 
 
 def _media_type(value: str) -> str:
-    if re.fullmatch(r"[\w!#$&^.+\-]+/([\w!#$&^.+\-]+|\*)", value, re.ASCII) is None:
+    if re.fullmatch(r"\*/\*|[\w!#$&^.+\-]+/([\w!#$&^.+\-]+|\*)", value, re.ASCII) is None:
         raise ValueError("expected a media type without parameters: application/pdf, audio/*")
     return value.lower()
 

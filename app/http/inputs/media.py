@@ -84,15 +84,21 @@ def fits(media_type: str, patterns: Sequence[str]) -> bool:
 
 
 def media_of(
-    content_type: bytes | None, tensors: Sequence[Tensor], *, streamed: bool = False
+    content_type: bytes | None,
+    tensors: Sequence[Tensor],
+    *,
+    streamed: bool = False,
+    several: bool = False,
 ) -> Media:
     """Return how a body of this media type is read as these inputs, or as one that is streamed.
+
+    `several`: it holds several items, so it is a form or JSON even if the input takes these types.
 
     Raises `UnsupportedMedia` for one that they don't take, and for an unknown charset.
     """
     media_type = type_of(content_type)
     only = tensors[0] if len(tensors) == 1 else None
-    if only is not None and fits(media_type, only.media_types):
+    if only is not None and not several and fits(media_type, only.media_types):
         return Media("raw", _charset(content_type) if only.kind == "text" else UTF_8)
     if media_type in GENERIC_TYPES:
         return Media("generic", is_html_form=media_type == HTML_FORM)

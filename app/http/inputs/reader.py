@@ -48,8 +48,10 @@ class InputReader:
         "_one",
         "_plain",
         "_streamed",
+        "_unread",
         "inputs",
         "names",
+        "takes_headers",
     )
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -64,6 +66,12 @@ class InputReader:
         self._streamed = pipeline.config.stream_input is not None
         self._plain = is_plain(tensors)
         self._keeps = keeps_document(tensors)
+        # A backend wants the headers of its requests in their items.
+        self.takes_headers = any(
+            group.spec.takes_headers
+            for node in pipeline.config.nodes.values()
+            for group in node.instance_groups
+        )
         # The item's key for the only input, if that is a body as it is, or as text, or whatever its
         # JSON says.
         self._as_is = self._as_json = self._as_text = ""
@@ -76,6 +84,7 @@ class InputReader:
                 self._as_json = key
             elif only.kind == "text":
                 self._as_text = key
+        self._unread = "" if self.takes_headers else self._as_is
 
     def media_of(self, content_type: bytes | None) -> Media:
         """Return how a body of this media type is read. Raises `UnsupportedMedia`."""
@@ -89,9 +98,14 @@ class InputReader:
             self._media[content_type] = media
         return media
 
+    def media_of_several(self, content_type: bytes | None) -> Media:
+        """Return how a body with several items is read. Raises `UnsupportedMedia`."""
+        tensors, streamed = self.inputs.tensors, self._streamed
+        return media_of(content_type, tensors, streamed=streamed, several=True)
+
     def as_it_is(self, body: bytes, media: Media) -> Item | None:
         """Return the item of a body that clearly is the value; None: `read` has to look."""
-        key, form = self._as_is, media.form
+        key, form = self._unread, media.form
         if not (key and body):
             return None
         clear = form == "generic" and body[:1] != b"{" and not media.is_html_form

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.crop import CropMat, CropResizeMat, PerspectiveTransformMat
+from penstock.backends.image.crop import (
+    CenterCropMat,
+    CropMat,
+    CropResizeMat,
+    PerspectiveTransformMat,
+)
 
 SIZE = {"resize_h": 20, "resize_w": 30}
 BOXES = [(CropMat, {}), (CropResizeMat, SIZE)]
@@ -272,3 +277,15 @@ def test_one_pixel(run: Any) -> None:
 def test_impossible_parameters_are_a_load_error(make: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make(CropResizeMat, **SIZE | params)
+
+
+@pytest.mark.parametrize("height", [3, 4, 5, 8, 9])
+@pytest.mark.parametrize("width", [4, 6, 7])
+def test_the_middle(run: Any, height: int, width: int) -> None:
+    """As torchvision: pads by half the rest, rounded down, then rounds to the even neighbour."""
+    image = np.arange(1, height * width + 1, dtype=np.uint8).reshape(height, width, 1)
+    pads = [(max(4 - side, 0) // 2, (max(4 - side, 0) + 1) // 2) for side in (height, width)]
+    padded = np.pad(image, [*pads, (0, 0)])
+    top, left = (round((side - 4) / 2.0) for side in padded.shape[:2])
+    result = run(CenterCropMat, image, crop_h=4, crop_w=4)["result"]
+    assert np.array_equal(result, padded[top : top + 4, left : left + 4])

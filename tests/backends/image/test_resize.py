@@ -46,6 +46,27 @@ def test_resizing_by_half_pixel_centres(run: Any) -> None:
     assert result.ravel().tolist() == [5, 25]
 
 
+@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33)])
+def test_the_shorter_side_as_torchvision_computes_it(run: Any, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    result = run(PillowResizeMat, image, resize_short=25)["result"]
+    height, width = (25 if side == min(size) else int(25 * max(size) / min(size)) for side in size)
+    assert np.array_equal(result, np.asarray(Image.fromarray(image).resize((width, height), 2)))
+
+
+def test_the_shorter_side_of_a_line_of_pixels(run: Any) -> None:
+    with pytest.raises(TooLarge, match="a longer side of 256000"):
+        run(
+            PillowResizeMat,
+            np.zeros((1, 1000, 3), np.uint8),
+            resize_short=256,
+            max_pixels=65_000_000,
+        )
+    for keys in ({}, {"resize_h": 4}, {"resize_h": 4, "resize_short": 4}):
+        with pytest.raises(ValidationError, match="resize_h and resize_w, or resize_short alone"):
+            run(PillowResizeMat, np.zeros((1, 1, 3), np.uint8), **keys)
+
+
 # DynamicResizeMat
 
 

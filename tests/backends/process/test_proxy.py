@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ import numpy as np
 import pytest
 
 from penstock.backends.base import Backend, Context
-from penstock.backends.errors import DeviceError, InvalidInput, TooLarge
+from penstock.backends.errors import DeviceError, InvalidInput, TooLarge, code_and_status
 from penstock.backends.expressions import filters
 from penstock.backends.expressions.filters import register_filter
 from penstock.backends.expressions.registry import find_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
 from penstock.backends.process import proxy as process
-from penstock.backends.process.failure import ProcessDiedError, RestartError
+from penstock.backends.process.failure import Failure, ProcessDiedError, RestartError
 from penstock.backends.process.proxy import (
     ProcessBackend,
     obstacles,
@@ -35,7 +34,7 @@ OPS = """
 import logging, os, signal, subprocess, sys, time
 from pathlib import Path
 from penstock.backends.base import Backend
-from penstock.backends.errors import DeviceError, InvalidInput, TooLarge
+from penstock.backends.errors import DeviceError, InvalidInput, TooLarge, code_and_status
 
 HERE = Path(__file__).parent
 
@@ -188,7 +187,7 @@ def test_the_surroundings_of_the_child(
     # session only (autogroup), so the child has to be in ours.
     assert (facts["nice"], facts["session"]) == (min(19, os.nice(0) + 10), os.getsid(0))
     assert facts["params"] == {"key": [1, "x"]}
-    assert facts["context"] == replace(context(ops), alone=True)
+    assert facts["context"] == context(ops)
     assert facts["threads"] == os.environ.get("OMP_NUM_THREADS", "1")
     assert facts["PYTHONPATH"] == os.environ.get("PYTHONPATH")
     # Nothing more, and nothing else first.
@@ -488,3 +487,12 @@ def test_a_filter_that_no_other_process_knows_is_an_obstacle(
     assert obstacle.startswith(
         "the filter mine was registered in this process, so a child process can't find it"
     )
+
+
+def test_a_status_that_is_set_on_the_exception_itself() -> None:
+    error = InvalidInput("too much")
+    error.status = 429
+    rebuilt = Failure.of(error).rebuild("a child")
+    assert isinstance(rebuilt, InvalidInput)
+    assert (type(rebuilt), str(rebuilt)) == (InvalidInput, "too much")
+    assert code_and_status(rebuilt) == ("invalid_input", 429)

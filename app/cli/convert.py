@@ -1,0 +1,50 @@
+"""`penstock convert`: models of other servers become pipeline files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import fail, file_error
+
+
+def convert_command(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="An archive of TorchServe (.mar, .tar.gz, or its folder).",
+            exists=True,
+        ),
+    ],
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder to write into; made if it is missing."
+        ),
+    ] = Path("converted"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over files that are there.")
+    ] = False,
+) -> None:
+    """Convert a model of another server into a pipeline file and the files that it needs.
+
+    Prints what it has written, and what differs from before. The files that it reads stay as they
+    are.
+    """
+    from penstock.backends.errors import ConfigError
+
+    from ..convert.convert import convert
+
+    try:
+        written = convert(path, output, force=force)
+    except ConfigError as error:
+        fail(*map(str, error.problems))
+    except OSError as error:
+        fail(file_error(Path(error.filename or output), error))
+    for note in written.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"wrote {', '.join(map(str, written.files))}; next: {written.next}")

@@ -1,0 +1,1 @@
+"""Runs TorchServe's handlers: code written for `handle(data, context)`."""

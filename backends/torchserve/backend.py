@@ -1,0 +1,145 @@
+"""`TorchServeHandler`: a backend that runs a handler written for TorchServe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+from pydantic import Field
+
+from ..base import Backend, Context, Params
+from ..errors import BackendError, InvalidInput
+from ..item import Item
+from .context import Context as HandlerContext
+from .context import RequestProcessor
+from .manifest import read_manifest, read_yaml
+from .request import fields_of
+
+ANY_STATUS_FROM = 400
+"""Statuses from here on are errors."""
+
+
+class TorchServeHandlerParams(Params):
+    model_dir: str = Field(
+        ".", description="folder of the unpacked archive (.mar), with MAR-INF/MANIFEST.json"
+    )
+    handler: str | None = Field(
+        None,
+        description="file.py, file.py:function, or a handler of TorchServe's, such as "
+        "object_detector; default: that of the manifest",
+    )
+
+
+class TorchServeHandler(Backend):
+    """Runs TorchServe's `handle(data, context)`, with or without the package torchserve.
+
+    `data`: the body of a request, bytes, read as TorchServe reads it by the Content-Type in the
+    item's `headers`: a form has its fields, everything else is the field `body`. Any other value is
+    `body` as it is. The handler gets a list of such dicts, the requests of a batch.
+
+    `result`: what the handler returns for the request. A text that it declares to be JSON
+    (`set_response_content_type`) is parsed.
+
+    Raises InvalidInput, with that status, for a status of 400 and more that the handler sets, and
+    for its PredictionException. Raises BackendError if it returns something else than a list with
+    an answer for each request.
+    """
+
+    parameters: ClassVar[type[Params] | None] = TorchServeHandlerParams
+    extra = "torch"
+    takes_request_id = True
+    takes_headers = True
+    blocks = "it runs a handler of the user's"
+
+    def init(self, params: TorchServeHandlerParams, context: Context) -> None:
+        from ..gpu.device import choose_device
+        from . import loading, modules
+
+        modules.provide()
+        folder = context.resolve(params.model_dir).resolve()
+        manifest = read_manifest(folder)
+        model = manifest["model"]
+        device = choose_device(context.device)
+        options = read_yaml(folder / model["configFile"]) if "configFile" in model else {}
+        self.context = HandlerContext(
+            str(model.get("modelName", context.pipeline)),
+            str(folder),
+            manifest,
+            context.max or 1,
+            device.index if device.type == "cuda" else None,
+            modules.VERSION,
+            model_yaml_config=options,
+        )
+        if _has_own_process():
+            os.chdir(folder)  # as TorchServe's workers
+        self.handler = params.handler or model["handler"]
+        try:
+            with loading.own_modules(folder):
+                self.handle = loading.load_handler(self.handler, Path(folder), self.context)
+        except BackendError as error:
+            raise BackendError(f"TorchServeHandler: {error}") from error
+        except Exception as error:
+            raise BackendError(
+                f"TorchServeHandler: the handler {self.handler} of {folder} can't be initialised: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def forward(self, batch: list[Item]) -> None:
+        data, processors = [], []
+        for item in batch:
+            headers = item.get("headers") or {}
+            fields, types = fields_of(item["data"], headers)
+            data.append(fields)
+            of_fields = {name: {"content-type": media} for name, media in types.items()}
+            processors.append(RequestProcessor({**of_fields, **headers}))
+        self.context.request_processor = processors
+        self.context.request_ids = {
+            index: item.get("request_id", "") for index, item in enumerate(batch)
+        }
+        self.context.metrics.request_ids = self.context.request_ids
+        try:
+            answers = self.handle(data, self.context)
+        except Exception as error:
+            message = getattr(error, "message", None)
+            status = getattr(error, "error_code", None)
+            if type(error).__name__ == "PredictionException" and isinstance(status, int):
+                raise _refused(status, str(message)) from error
+            raise
+        if not isinstance(answers, list) or len(answers) != len(batch):
+            found = f"a list of {len(answers)}" if isinstance(answers, list) else type(answers)
+            raise BackendError(
+                f"TorchServeHandler: {self.handler} returned {found}: expected a list with an "
+                f"answer for each of the {len(batch)} requests"
+            )
+        for item, answer, processor in zip(batch, answers, processors, strict=True):
+            if processor.status >= ANY_STATUS_FROM:
+                item["error"] = _refused(processor.status, processor.phrase or str(answer))
+            else:
+                item["result"] = _as_declared(answer, processor)
+
+
+def _as_declared(answer: Any, processor: RequestProcessor) -> Any:
+    """Return an answer, parsed if it is a text that the handler declares to be JSON."""
+    media_type = (processor.get_response_header("content-type") or "").partition(";")[0]
+    if media_type.strip().lower() == "application/json" and isinstance(
+        answer, str | bytes | bytearray
+    ):
+        try:
+            return orjson.loads(answer)
+        except ValueError:
+            pass  # it stays what it is
+    return bytes(answer) if isinstance(answer, bytearray) else answer
+
+
+def _refused(status: int, message: str) -> InvalidInput:
+    error = InvalidInput(message)
+    error.status = status  # one that is none of HTTP's errors has no effect
+    return error
+
+
+def _has_own_process() -> bool:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name == "penstock.backends.process.worker"

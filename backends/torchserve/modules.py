@@ -1,0 +1,64 @@
+"""The package `ts`, for handlers that import from it on a machine without TorchServe."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from . import handlers, metrics, text, util
+from .context import Context, RequestProcessor
+
+VERSION = "0.12.0"
+"""The last release of TorchServe, whose faces these are."""
+
+_HELPERS: dict[str, dict[str, Any]] = {
+    "ts.version": {"__version__": VERSION},
+    "ts.context": {"Context": Context, "RequestProcessor": RequestProcessor},
+    "ts.metrics.dimension": {"Dimension": metrics.Dimension},
+    "ts.metrics.metric_type_enum": {"MetricTypes": metrics.MetricTypes},
+    "ts.utils.util": {
+        "PredictionException": util.PredictionException,
+        "list_classes_from_module": util.list_classes_from_module,
+        "load_label_mapping": util.load_label_mapping,
+        "map_class_to_label": util.map_class_to_label,
+    },
+    "ts.handler_utils.timer": {"timed": util.timed},
+    "ts.handler_utils.text_utils": {
+        "get_tokenizer": lambda tokenizer=None, language="en": (
+            text.tokens if tokenizer else str.split
+        ),
+        "ngrams_iterator": text.ngrams,
+    },
+    "ts.handler_utils.utils": {
+        "import_class": util.import_class,
+        "send_intermediate_predict_response": util.send_intermediate_predict_response,
+    },
+    "ts.protocol.otf_message_handler": {
+        "send_intermediate_predict_response": util.send_intermediate_predict_response
+    },
+}
+
+_HANDLERS = {
+    f"ts.torch_handler.{name}": {cls.__name__: cls} for name, cls in handlers.BUILT_IN.items()
+}
+
+
+def provide() -> None:
+    """Make `import ts` work: by the package, if it is installed, else by modules of Penstock's."""
+    if "ts" in sys.modules or find_spec("ts") is not None:
+        return
+    made: dict[str, ModuleType] = {}
+    for place, names in (_HELPERS | _HANDLERS).items():
+        parts = place.split(".")
+        for length in range(1, len(parts) + 1):
+            name = ".".join(parts[:length])
+            if name not in made:
+                made[name] = ModuleType(name, "Penstock's stand-in for TorchServe's module.")
+                made[name].__path__ = []
+                if length > 1:
+                    setattr(made[".".join(parts[: length - 1])], parts[length - 1], made[name])
+        vars(made[place]).update(names)
+    vars(made["ts"])["__version__"] = VERSION
+    sys.modules.update(made)

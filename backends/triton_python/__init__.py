@@ -1,1 +1,0 @@
-"""Run Triton's Python models: `model.py` with a class TritonPythonModel."""
