@@ -154,6 +154,8 @@ class Context:
     files: LoadedFiles = field(default_factory=LoadedFiles, compare=False, repr=False)
     opens_only: bool = False
     """`penstock check`: `init` opens and checks its files, and runs no model."""
+    alone: bool = False
+    """The backend has a child process to itself (`executor = "process"`)."""
 
     def resolve(self, path: str) -> Path:
         """Return the path of a file that a parameter names.
@@ -288,6 +290,12 @@ class Backend:
     what the backend calls on behalf of the request.
 
     "" if the request is in no trace.
+    """
+
+    takes_request_facts: ClassVar[bool] = False
+    """Items of requests of /v2 come with the key `request_facts`, a `RequestFacts`.
+
+    The answer has the parameters that the backend sets in `response_parameters`, a dict.
     """
 
     takes_headers: ClassVar[bool] = False

@@ -8,7 +8,8 @@ PenstockError
 ├── UnsupportedMedia                    the media type is not understood
 ├── InvalidInput (ValueError)           an input does not decode or fit: a soft failure of one item
 │   ├── TooLarge                        body or decoded image above the bound
-│   └── MemoryFull                      requests hold all the memory that they may hold together
+│   ├── MemoryFull                      requests hold all the memory that they may hold together
+│   └── ModelError                      a Triton Python model answered its request with an error
 ├── QueueFull                           too many requests in flight, or in the queue
 ├── Overloaded                          the request would wait for too long
 ├── NotReady                            loading, draining, closed, or without executors
@@ -160,6 +161,17 @@ class MemoryFull(InvalidInput):
     """
 
     code = "memory_full"
+
+
+class ModelError(InvalidInput):
+    """Raised for a request that a Triton Python model answered with an error.
+
+    Its `code` and `status` are those of Triton's code.
+    """
+
+    code = "model_error"
+    status = 500
+    logged = True
 
 
 class NotReady(PenstockError):

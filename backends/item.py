@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Item: TypeAlias = dict[str, Any]
 """A backend reads `data` and sets `result`, or sets `error` to an `InvalidInput`."""
 
-CONTROL_KEYS = frozenset({"filter", "node_name", "restart", "request_size", "event"})
+CONTROL_KEYS = frozenset(
+    {"filter", "node_name", "restart", "request_size", "event"}
+    | {"request_facts", "response_parameters"}
+)
 """Keys that steer Penstock. They never come from the network."""
+
+
+class RequestFacts(NamedTuple):
+    """What a client of /v2 says of its request besides its inputs and parameters.
+
+    An item has it in `request_facts` for backends with `takes_request_facts`. `correlation_id`: the
+    id of its sequence, 0 for none. `flags`: 1 if the sequence starts, 2 if it ends, 3 for both.
+    `timeout_us`: microseconds, 0 for none. `requested_outputs`: None for all.
+    """
+
+    correlation_id: int | str = 0
+    flags: int = 0
+    timeout_us: int = 0
+    requested_outputs: tuple[str, ...] | None = None
+
 
 RESERVED_KEYS = CONTROL_KEYS | {
     "data",

@@ -79,7 +79,7 @@ def _load_file(path: Path) -> ModuleType:
         return sys.modules[name] if name in sys.modules else _run_file(name, path)
 
 
-class _Uncached(SourceFileLoader):
+class UncachedLoader(SourceFileLoader):
     """Compiles the source each time. Python takes bytecode that it has kept for the same file if
     size and time, in seconds, are the same: not what was saved again a moment later.
     """
@@ -90,7 +90,7 @@ class _Uncached(SourceFileLoader):
 
 
 def _run_file(name: str, path: Path) -> ModuleType:
-    spec = spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
+    spec = spec_from_file_location(name, path, loader=UncachedLoader(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = module_from_spec(spec)

@@ -18,7 +18,7 @@ from .config.definition import PipelineConfig
 from .config.load import build, from_model, load
 from .config.source import fit_name, name_of, read
 from .config.versions import DEFAULT_VERSION, VersionPolicy, version_files, version_key
-from .triton.folders import ModelFolder, model_folder
+from .triton.folders import CONFIG_FILE, ModelFolder, model_folder
 from .triton.read import read_version, served_versions, written_config
 
 
@@ -219,6 +219,36 @@ def read_again(
     if not found.configs:
         raise NotFound(f"there is no pipeline {name!r}{did_you_mean(name, known)}")
     return choose_versions(found)
+
+
+def other_versions(configs: Iterable[PipelineConfig]) -> set[Path]:
+    """Return the folders of the versions that serve, if others are to be served from there now."""
+    served: dict[Path, set[str]] = {}
+    changed: set[Path] = set()
+    for config in configs:
+        folder = config.versions_folder
+        if folder is not None:
+            served.setdefault(folder, set()).add(config.version)
+            if config.source == str(folder) and (folder / CONFIG_FILE).is_file():
+                changed.add(folder)  # it had no configuration when it was read
+    return changed | {folder for folder in served if _versions_now(folder) != served[folder]}
+
+
+def _versions_now(folder: Path) -> set[str] | None:
+    """Return the versions to serve from a folder; None if that can't be said."""
+    try:
+        files = version_files(folder)
+        if not files:
+            model = model_folder(folder)
+            return None if model is None else {*served_versions(written_config(model), model)}
+        versions = [file.parent.name for file in files]
+        declared = [
+            table.get("version_policy") for file in files if (table := _pipeline_table(file))
+        ]
+        policy = next((value for value in declared if value is not None), "all")
+        return {*VersionPolicy.read(policy).choose(versions)}
+    except (ConfigError, ValueError):
+        return None
 
 
 def _is_of_files(config: PipelineConfig) -> bool:

@@ -30,7 +30,14 @@ from penstock.backends.text import message_of
 from .cache.responses import ResponseCache
 from .config.definition import PipelineConfig
 from .config.versions import version_key
-from .directory import Read, choose_versions, read_again, read_source, taken
+from .directory import (
+    Read,
+    choose_versions,
+    other_versions,
+    read_again,
+    read_source,
+    taken,
+)
 from .pipeline import Pipeline
 
 logger = logging.getLogger("penstock.repository")
@@ -419,9 +426,7 @@ class Repository:
     async def _reload_if_changed(self, name: str) -> bool:
         extra = {"pipeline": name}
         versions = list(self._served.get(name, {}).values())
-        files = await asyncio.to_thread(
-            lambda: sorted({file for pipeline in versions for file in pipeline.changed_files()})
-        )
+        files = await asyncio.to_thread(_changed_files, versions)
         if versions and not files:
             return False
         reason = f"{', '.join(map(str, files))} changed" if versions else "it failed before"
@@ -752,6 +757,16 @@ class Repository:
     def _check_open(self) -> None:
         if self.state not in ("loading", "ready"):
             raise NotReady(f"the server is {self.state}")
+
+
+def _changed_files(versions: Sequence[Pipeline]) -> list[Path]:
+    """Return the files of a pipeline's versions that have changed. Blocks.
+
+    Its folder is one of them if other versions are in it than those that serve.
+    """
+    configs = [pipeline.config for pipeline in versions]
+    files = {file for pipeline in versions for file in pipeline.changed_files()}
+    return sorted(files | other_versions(configs))
 
 
 def _in_order(versions: Mapping[str, Value]) -> dict[str, Value]:

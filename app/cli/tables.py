@@ -17,7 +17,7 @@ from penstock.backends.expressions.type_names import value_name
 GROUPS = {
     "Images (NumPy)": ("image.",),
     "Images and tensors (torch)": ("image.tensor.",),
-    "Models": ("engines.", "torchserve."),
+    "Models": ("engines.", "torchserve.", "triton_python."),
     "Results": ("operators.classify", "operators.ctc", "operators.top_scores", "operators.yolo"),
     "Control flow": ("operators.compose", "operators.control", "expressions.composite"),
     "Keys": ("operators.keys",),

@@ -144,6 +144,7 @@ STATUSES: dict[str, CodeStatuses] = {
     "backend_error": CodeStatuses(
         500, 500, example="node 'digits': backend OnnxTensor raised RuntimeError"
     ),
+    "model_error": CodeStatuses(500, 500, example="the model has no such voice"),
     "load_failed": CodeStatuses(500, 500, example="node 'digits': FileNotFoundError: digits.onnx"),
     "internal": CodeStatuses(
         500, 500, example="the server failed; its log has more under this request id"

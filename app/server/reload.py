@@ -28,7 +28,18 @@ from .logs import configure_logging
 
 logger = logging.getLogger("penstock.serve")
 
-WATCHED_SUFFIXES = (".py", ".toml", ".onnx", ".pt", ".pt2", ".npz", ".txt")
+WATCHED_SUFFIXES = (
+    ".py",
+    ".toml",
+    ".onnx",
+    ".pt",
+    ".pt2",
+    ".npz",
+    ".txt",
+    ".pbtxt",
+    ".plan",
+    ".xml",
+)
 """The files whose changes count: code, pipelines, models and labels. Pipelines may write others."""
 
 END_SECONDS = 20.0

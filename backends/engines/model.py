@@ -12,7 +12,8 @@ import numpy as np
 from ..base import Backend, BatchRange, Context, Params
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
-from .onnx import OnnxParams, OnnxTensor
+from .onnx import OnnxTensor
+from .onnx_params import OnnxParams
 from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
 from .tensorrt.library import find_library

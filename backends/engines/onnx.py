@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from .. import timeline
 from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature
@@ -16,6 +15,7 @@ from ..errors import BackendError, InvalidInput
 from ..item import Item
 from ..params import EngineParams
 from .onnx_model import OnnxModel, moved
+from .onnx_params import OnnxParams
 from .onnx_ports import OnnxTensorInfo, shape_of
 from .onnx_reading import BatchMember, read
 from .onnx_session import config_error
@@ -37,15 +37,6 @@ logger = logging.getLogger("penstock.onnx")
 
 MAX_BUFFERED_SHAPES = 4
 """Batch buffers kept for an input whose height and width vary. Each may take megabytes."""
-
-
-class OnnxParams(EngineParams):
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="threads of each instance; default: the processors that the process may use, "
-        "divided among the instances",
-    )
 
 
 class OnnxTensor(Backend):
@@ -137,8 +128,7 @@ class OnnxTensor(Backend):
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
         self._where = f"{context.node}: OnnxTensor"
         self._params, self._context = params, context
-        self._options: Any = None
-        """Options of the next run; None but for warm-up."""
+        self._options = self._usual_options = _run_options(params)
         self._known_shapes = shapes_of_last_profile(params.max)
         self._decide(params, context)
         self.signature = Signature.of(
@@ -240,7 +230,7 @@ class OnnxTensor(Backend):
                     self.forward([{"data": self._named(arrays)} for _ in range(count)])
                     size *= 2
             finally:
-                self._options = None
+                self._options = self._usual_options
 
     def _zeros(self) -> list[NDArray[Any]] | None:
         arrays = []
@@ -404,3 +394,14 @@ class OnnxTensor(Backend):
             start = stop
         buffer[start:rows] = 0 if port.dtype != np.object_ else ""
         return buffer[:rows]
+
+
+def _run_options(params: OnnxParams) -> Any:
+    """Return the options of each run; None for ONNX Runtime's own."""
+    if not params.shrink_mem_arena:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Context, TensorPort
-from ..params import EngineParams
+from .onnx_params import OnnxParams
 from .onnx_ports import OnnxTensorInfo, as_array, listed, optional_ports_of, ports_of
 from .onnx_session import open_session
 from .probe_rows import Row
@@ -25,7 +25,7 @@ class OnnxModel:
     that axis of its inputs, None if it is open.
     """
 
-    def __init__(self, params: EngineParams, context: Context, threads: int) -> None:
+    def __init__(self, params: OnnxParams, context: Context, threads: int) -> None:
         """Open the model of `params`. Raises BackendError and ConfigError."""
         path = context.resolve_input(params.model)
         self.session = open_session(path, params, context, threads)

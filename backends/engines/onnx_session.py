@@ -8,15 +8,17 @@ from typing import Any
 
 from ..base import Context
 from ..errors import BackendError, ConfigError, Problem
-from ..params import EngineParams, why_no_file
+from ..params import why_no_file
 from .encryption import is_encrypted, read_model
 from .normalise import channels_last, fuse_normalisation
+from .onnx_params import OnnxParams
+from .processors import threads_per_instance
 
 LOG_SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
 """`log_level` -> ONNX Runtime's number for it."""
 
 
-def open_session(path: Path, params: EngineParams, context: Context, threads: int) -> Any:
+def open_session(path: Path, params: OnnxParams, context: Context, threads: int) -> Any:
     """Open a session of the model, with `mean`, `std` and `data_format` built into it.
 
     `threads` are those of an operator. Raises BackendError and ConfigError.
@@ -30,7 +32,7 @@ def open_session(path: Path, params: EngineParams, context: Context, threads: in
     plain = _decrypted(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    _set_options(options, params)
     # Threads that spin between operators would take processors from other instances and the event
     # loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -67,6 +69,31 @@ def open_session(path: Path, params: EngineParams, context: Context, threads: in
         raise
     except Exception as error:  # exceptions of ONNX Runtime and protobuf share no other base class
         raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
+
+
+OPTIMIZATIONS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+"""`graph_optimization_level` -> ONNX Runtime's name for it."""
+
+
+def _set_options(options: Any, params: OnnxParams) -> None:
+    """Set how ONNX Runtime runs a graph, and where it takes its memory from."""
+    import onnxruntime
+
+    parallel = params.execution_mode == "parallel"
+    options.inter_op_num_threads = (
+        (params.inter_op_thread_count or threads_per_instance(1)) if parallel else 1
+    )
+    if parallel:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    level = OPTIMIZATIONS[params.graph_optimization_level]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.enable_cpu_mem_arena = params.enable_mem_arena
+    options.enable_mem_pattern = params.enable_mem_pattern
 
 
 def _decrypted(path: Path) -> bytes | None:

@@ -114,6 +114,7 @@ BUILTINS: dict[str, str] = {
     "TorchScriptTensor": "penstock.backends.engines.torch.backend:TorchScriptTensor",
     "TorchExportTensor": "penstock.backends.engines.torch.backend:TorchExportTensor",
     "PythonTensor": "penstock.backends.engines.torch.backend:PythonTensor",
+    "TritonPython": "penstock.backends.triton_python.backend:TritonPython",
     "TensorrtTensor": "penstock.backends.engines.tensorrt.backend:TensorrtTensor",
 }
 """Name -> where its class is. The module is imported when one of its backends is first used."""

@@ -80,6 +80,13 @@ class Spec:
         return self.cls.takes_traceparent or any(child.takes_traceparent for child in self.children)
 
     @property
+    def takes_request_facts(self) -> bool:
+        """True if a backend of the expression reads the item's `request_facts`."""
+        return self.cls.takes_request_facts or any(
+            child.takes_request_facts for child in self.children
+        )
+
+    @property
     def takes_headers(self) -> bool:
         """True if a backend of the expression reads the item's `headers`."""
         return self.cls.takes_headers or any(child.takes_headers for child in self.children)

@@ -71,6 +71,8 @@ class Failure:
         The remote traceback is added as a note, which logs show and messages don't.
         """
         error = self._plain() or self._copy()
+        if isinstance(error, PenstockError) and code_and_status(error) != (self.code, self.status):
+            error.code, error.status = self.code, self.status  # of the instance, not of its class
         if self.backend:
             error.penstock_backend = self.backend  # type: ignore[attr-defined]
         if self.traceback:

@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ..base import Backend
 from ..item import Item
@@ -83,11 +84,12 @@ def serve(channel: Channel) -> None:
         try:
             order: Order = channel.receive()
             _prepare(order)
-            backend = order.spec.bind(order.context).create(order.context)
+            context = replace(order.context, alone=True)
+            backend = order.spec.bind(context).create(context)
             if order.sequence is not None:
-                backend = with_sequences(backend, order.sequence, order.context)
+                backend = with_sequences(backend, order.sequence, context)
             backend.warm_up()
-            files = order.context.files
+            files = context.files
             files.verify()
             _tune()
         except PeerGoneError:

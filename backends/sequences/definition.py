@@ -55,7 +55,8 @@ class State:
     """An output of the model that is its input at the sequence's next step.
 
     `dtype`: NumPy's name; None: that of the model. `shape`: without the batch axis; None: that of
-    the model. `initial`: "zeros", or the path of a file in the format of `numpy.save`.
+    the model. `initial`: "zeros", or the path of a file: that of `numpy.save`, or the raw bytes of
+    the state.
     """
 
     input: str

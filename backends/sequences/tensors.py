@@ -19,6 +19,9 @@ from .sequence import Sequence
 
 Array = NDArray[Any]
 
+NUMPY_MAGIC = b"\x93NUMPY"
+"""How a file of `numpy.save` begins."""
+
 POSITION = re.compile(r"__([0-9]{1,4})\Z")
 """The end of a name such as `INPUT__0`: its position, for models whose names are not known."""
 
@@ -235,7 +238,11 @@ class _Ports:
             return np.zeros(given.shape, given.dtype)
         path = self._context.resolve_input(state.initial)
         try:
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                is_numpys = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
+            array = (
+                np.load(path, allow_pickle=False) if is_numpys else np.fromfile(path, given.dtype)
+            )
             return np.ascontiguousarray(array.reshape(given.shape), given.dtype)
         except (OSError, ValueError) as error:
             raise self._error(

@@ -13,7 +13,7 @@ from .messages import ModelConfig, model_config_pb2
 DEFAULT_MAX_BATCH_SIZE = 4
 """Triton's `default-max-batch-size` of this backend."""
 
-_TYPES = {
+TYPES = {
     "BOOL": "BOOL",
     "UINT8": "UINT8",
     "UINT16": "UINT16",
@@ -53,7 +53,7 @@ def complete(config: ModelConfig, version: Path) -> None:
 
 
 def _complete_batch(config: ModelConfig, values: list[Any], file: Path) -> None:
-    shapes = [_dims(value) for value in values]
+    shapes = [dims_of(value) for value in values]
     if all(dims[:1] == [-1] for dims in shapes):
         if config.max_batch_size == 0:
             config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
@@ -71,7 +71,7 @@ def _complete_batch(config: ModelConfig, values: list[Any], file: Path) -> None:
         raise ConfigError([Problem(message, str(file), key="max_batch_size")])
 
 
-def _dims(value: Any) -> list[int]:
+def dims_of(value: Any) -> list[int]:
     return [
         size.dim_value if size.HasField("dim_value") else -1
         for size in value.type.tensor_type.shape.dim
@@ -82,13 +82,13 @@ def _add(tensors: Any, value: Any, batched: bool, file: Path) -> None:
     from onnx import TensorProto
 
     kind = str(TensorProto.DataType.Name(value.type.tensor_type.elem_type))
-    if kind not in _TYPES:
+    if kind not in TYPES:
         message = f"tensor {value.name!r} is {kind.lower()}, which Triton's ModelConfig can't say"
         raise ConfigError([Problem(message, str(file))])
     tensor = tensors.add()
     tensor.name = value.name
-    tensor.data_type = model_config_pb2().DataType.Value(f"TYPE_{_TYPES[kind]}")
-    dims = _dims(value)[batched:]
+    tensor.data_type = model_config_pb2().DataType.Value(f"TYPE_{TYPES[kind]}")
+    dims = dims_of(value)[batched:]
     tensor.dims.extend(dims or [1])
     if not dims and batched:
         tensor.reshape.SetInParent()

@@ -63,6 +63,14 @@ _RATES = (
 )
 _CONTROL = "the value that the model's input gets"
 
+_GPU_ACCELERATOR = "optimization.execution_accelerators.gpu_execution_accelerator"
+_CPU_ACCELERATOR = "optimization.execution_accelerators.cpu_execution_accelerator"
+_ACCELERATED = (
+    "TensorRT runs the model where it is installed and all shapes are known, otherwise ONNX "
+    "Runtime on the CPU"
+)
+_ON_OPENVINO = "ONNX Runtime's own kernels run the model: answers differ by rounding alone"
+
 FIELDS: Mapping[str, tuple[Line, ...]] = {
     # the model
     "name": (honoured("the model's name: that of its folder, or empty"),),
@@ -197,12 +205,83 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     "optimization.cuda.output_copy_stream": (ignored(_GPU_WORK),),
     "optimization.execution_accelerators": (ignored("it sets nothing"),),
-    "optimization.execution_accelerators.gpu_execution_accelerator": (
-        refused("an accelerator may compute in another precision: remove it"),
+    _GPU_ACCELERATOR: (
+        approximated(_ACCELERATED, ONNX),
+        ignored(_TRITON_READS_IT_NOT),
     ),
-    "optimization.execution_accelerators.cpu_execution_accelerator": (
-        refused("an accelerator may compute in another precision: remove it"),
+    f"{_GPU_ACCELERATOR}.name": (
+        approximated(_ACCELERATED, ONNX, "tensorrt"),
+        approximated("ONNX models run on the CPU: answers differ by rounding alone", ONNX, "cuda"),
+        refused("Triton knows the accelerators tensorrt and cuda: remove it", ONNX),
+        ignored(_TRITON_READS_IT_NOT),
     ),
+    f"{_GPU_ACCELERATOR}.parameters": (ignored("it sets nothing"),),
+    f"{_GPU_ACCELERATOR}.parameters.precision_mode": (
+        approximated(
+            "the precision with TensorRT; ONNX Runtime on the CPU takes the model's own",
+            ONNX,
+            ("FP32", "FP16", "BF16"),
+        ),
+        refused(
+            "TensorRT would need calibration tables: quantize the model with Q/DQ nodes, and set "
+            "FP32",
+            ONNX,
+        ),
+        ignored(_TRITON_READS_IT_NOT),
+    ),
+    **{
+        f"{_GPU_ACCELERATOR}.parameters.{key}": (
+            honoured(words, ONNX),
+            ignored(_TRITON_READS_IT_NOT),
+        )
+        for key, words in {
+            "max_workspace_size_bytes": "the most memory that TensorRT takes",
+            "trt_profile_min_shapes": "the smallest shapes that TensorRT builds for",
+            "trt_profile_max_shapes": "the largest shapes that TensorRT builds for",
+        }.items()
+    },
+    **dict.fromkeys(
+        (
+            f"{_GPU_ACCELERATOR}.parameters.{key}"
+            for key in ("trt_dla_enable", "int8_use_native_calibration_table")
+        ),
+        (
+            ignored("it is off", values=("0", "false")),
+            refused("it would compute in another precision: remove it", ONNX),
+            ignored(_TRITON_READS_IT_NOT),
+        ),
+    ),
+    **dict.fromkeys(
+        (
+            f"{_GPU_ACCELERATOR}.parameters.{key}"
+            for key in ("trt_extra_plugin_lib_paths", "int8_calibration_table_name")
+        ),
+        (
+            refused("it changes what TensorRT computes: remove it", ONNX),
+            ignored(_TRITON_READS_IT_NOT),
+        ),
+    ),
+    f"{_GPU_ACCELERATOR}.parameters.trt_layer_norm_fp32_fallback": (
+        approximated("TensorRT chooses the precision of each layer", ONNX),
+        ignored(_TRITON_READS_IT_NOT),
+    ),
+    f"{_GPU_ACCELERATOR}.parameters.*": (
+        ignored(
+            "it says how engines are built and kept, or is for CUDA: answers are the same", ONNX
+        ),
+        ignored(_TRITON_READS_IT_NOT),
+    ),
+    _CPU_ACCELERATOR: (
+        approximated(_ON_OPENVINO, ONNX),
+        ignored(_TRITON_READS_IT_NOT),
+    ),
+    f"{_CPU_ACCELERATOR}.name": (
+        approximated(_ON_OPENVINO, ONNX, "openvino"),
+        refused("Triton knows the accelerator openvino: remove it", ONNX),
+        ignored(_TRITON_READS_IT_NOT),
+    ),
+    f"{_CPU_ACCELERATOR}.parameters": (ignored("it sets nothing"),),
+    f"{_CPU_ACCELERATOR}.parameters.*": (ignored("Triton reads no parameters of it"),),
     "optimization.input_pinned_memory": (ignored("it sets nothing"),),
     "optimization.input_pinned_memory.enable": (ignored(_PLACES),),
     "optimization.output_pinned_memory": (ignored("it sets nothing"),),
@@ -433,7 +512,6 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
             "enable_mem_arena": "whether ONNX Runtime keeps freed memory",
             "enable_mem_pattern": "whether ONNX Runtime plans memory ahead",
             "memory.enable_memory_arena_shrinkage": "whether memory is given back after a run",
-            "session.use_device_allocator_for_initializers": "which allocator holds the weights",
         }.items()
     },
     **{
@@ -447,6 +525,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
             "do_copy_in_default_stream",
         )
     },
+    "parameters.session.use_device_allocator_for_initializers": (ignored(_PLACES, ONNX),),
     **{
         f"parameters.{key}": (honoured(words, TORCH),)
         for key, words in {

@@ -20,7 +20,7 @@ DEFAULT_FILES = {
 """The file of a model that its configuration doesn't name -> the backend that runs it. If there are
 several, the first one here counts, as in Triton."""
 
-_VERSION = re.compile(r"[1-9][0-9]{0,18}")
+_VERSION = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def model_folder(path: Path) -> ModelFolder | None:
     has_config = (path / CONFIG_FILE).is_file()
     numbered = [
         folder
-        for folder in path.glob("[1-9]*")
+        for folder in path.glob("[0-9]*")
         if _VERSION.fullmatch(folder.name) and folder.is_dir()
     ]
     versions = sorted((folder.name for folder in numbered), key=int)

@@ -12,7 +12,17 @@ from .messages import ModelConfig
 
 _NOT_IN_NODE_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 _NO_NODE_NAMES = frozenset(
-    {"pipeline", "global", "sequence", "batch_axis", "model_config", "steps", "data", "result"}
+    {
+        "pipeline",
+        "global",
+        "sequence",
+        "batch_axis",
+        "model_config",
+        "reshape",
+        "steps",
+        "data",
+        "result",
+    }
     | {"error", "context"}
 )
 
@@ -51,8 +61,10 @@ class TritonModel:
 
     @property
     def model_file(self) -> str:
-        """The model's file, relative to `folder`."""
-        return f"{self.version}/{self.config.default_model_filename}"
+        """The model's file, relative to `folder`. A folder in its place has it, as model.onnx."""
+        file = f"{self.version}/{self.config.default_model_filename}"
+        is_folder = self.backend == "onnxruntime" and (self.folder / file).is_dir()
+        return f"{file}/model.onnx" if is_folder else file
 
     @property
     def node(self) -> str:

@@ -12,6 +12,11 @@ from penstock.backends.errors import ConfigError, Problem
 from .messages import ModelConfig, new_config
 
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\$\w+|\{\{.*?\}\}|<<.*?>>|@@\w+@@|%\(\w+\)s")
+_WORD = re.compile(r":\s*#([A-Z_]{2,})\b")
+_MISFIT = re.compile(
+    r"(?:Couldn't parse integer: |Couldn't parse float: |has no value named )\"?([A-Z_]{3,})"
+)
+"""What protobuf says of a word that stands for a value (`dims: [ FEATURE_SIZE ]`)."""
 _PLACE = re.compile(r"^(\d+):(\d+)\s*:\s*(.*)$", re.DOTALL)
 
 
@@ -37,7 +42,7 @@ def parse_config(text: str, file: str = "") -> ModelConfig:
     try:
         return text_format.Parse(text, new_config())
     except text_format.ParseError as error:
-        if (found := placeholder(text)) is not None:
+        if (found := _placeholder(text, str(error))) is not None:
             message = (
                 f"this is a template: it holds {found}, which has to be replaced by a value before "
                 "the model can be served"
@@ -46,13 +51,21 @@ def parse_config(text: str, file: str = "") -> ModelConfig:
         raise ConfigError([Problem(_place(str(error)), file)]) from None
 
 
-def placeholder(text: str) -> str | None:
-    """Return the first placeholder of a template outside of comments (`${batch_size}`)."""
+def _placeholder(text: str, error: str) -> str | None:
+    """Return the first placeholder of a template (`${batch_size}`, `#DTYPE`, `TOPK`)."""
     for line in text.splitlines():
-        found = _PLACEHOLDER.search(line.partition("#")[0])
+        found = _PLACEHOLDER.search(line.partition("#")[0]) or _WORD.search(line)
         if found is not None:
-            return found[0]
-    return None
+            return found[0].lstrip(": ")
+    misfit = _MISFIT.search(error)
+    return None if misfit is None or _is_type(misfit[1]) else misfit[1]
+
+
+def _is_type(word: str) -> bool:
+    """Return whether a word is a mistake in an enumeration's value, and no placeholder."""
+    return word.startswith(("TYPE_", "KIND_", "FORMAT_", "CONTROL_", "PRIORITY_")) and (
+        not word.endswith("_")
+    )
 
 
 def _place(error: str) -> str:

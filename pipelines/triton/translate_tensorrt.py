@@ -1,4 +1,4 @@
-"""Triton's tensorrt backend."""
+"""Triton's tensorrt backend as TensorrtTensor."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import Any
 
 from ..config.source import Tables
 from .model import TritonModel
+from .translate_tensors import translate_tensors
 
 
 def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
-    """Let the node run the model."""
-    message = "models of backend 'tensorrt' are not served yet"
-    tables.problems.append(model.problem("backend", message))
+    """Let the node run the engine of TensorRT."""
+    node["backend"] = "TensorrtTensor"
+    node["model"] = model.model_file
+    node["batched"] = model.batched
+    translate_tensors(model, node)

@@ -17,11 +17,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from penstock.backends.errors import InvalidRequest
+from penstock.backends.errors import ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.triton.folders import model_folder
+from penstock.pipelines.triton.override import read_override
+from penstock.pipelines.triton.reading import parse_json_config
 
 from ...http.inputs.base64_text import decode_base64
 from ...http.json_text import JsonLimits, kind_of, parse_json
@@ -104,23 +107,38 @@ class Override:
             raise _invalid_config(name, str(error)) from None
         if not isinstance(config, dict):
             raise _invalid_config(name, f"expected an object, got a JSON {kind_of(config)}")
-        override = cls(name, config, files)
-        override._check()
-        return override
+        return cls(name, config, files)
+
+    def of_model(self, folder: Path) -> list[PipelineConfig]:
+        """Return the pipelines of the Triton model in `folder` with this configuration, which
+        replaces its `config.pbtxt`.
+
+        Takes long, so not for the event loop. Raises `InvalidRequest` and `ConfigError`.
+        """
+        try:
+            written = parse_json_config(self.config)
+        except ConfigError as error:
+            raise _invalid_config(self.name, error.problems[0].message) from None
+        found = model_folder(folder)
+        if found is None:
+            raise NotFound(self.name)
+        return read_override(written, found)
 
     def applied_to(self, config: PipelineConfig, reported: int) -> PipelineConfig:
         """Return the pipeline with the batches and instances that the configuration sets.
 
         `reported` is as in `configure`. Raises `InvalidRequest`.
         """
+        self._check()
         return configure(config, self.config, reported)
 
     def check_tensors(self, pipeline: Pipeline) -> None:
         """Compare `input` and `output` with those of the pipeline that has loaded.
 
-        Raises `InvalidRequest` if they differ.
+        Raises `InvalidRequest` if they differ. Those of a Triton model are what this declares.
         """
-        check_tensors(self.config, Model(pipeline))
+        if pipeline.config.model_config is None:
+            check_tensors(self.config, Model(pipeline))
 
     def materialise(self) -> FilesConfig:
         """Write the files of the newest version, and return a pipeline of its model.
@@ -128,6 +146,7 @@ class Override:
         Takes long, so not for the event loop. Raises `InvalidRequest` and `ConfigError`; then no
         file stays.
         """
+        self._check()
         version = max(version for version, _ in self.files)
         model = self.config.get("default_model_filename") or "model.onnx"
         if (

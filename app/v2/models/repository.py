@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import BackendError, ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.directory import sources_in
 from penstock.pipelines.repository import Repository
+from penstock.pipelines.triton.folders import model_folder
 
 from ...http.auth import check_admin
 from ...http.errors import Forbidden
@@ -138,11 +140,26 @@ class RepositoryRoutes:
         async def make(own: list[PipelineConfig]) -> list[PipelineConfig]:
             if override.files:
                 return [await on_helper_thread(override.materialise)]
+            folder = await asyncio.to_thread(self._model_folder, name, own)
+            if folder is not None:
+                return await on_helper_thread(override.of_model, folder)
             if not own:
                 raise NotFound(name)
             return [override.applied_to(one, self._reported_batch(one)) for one in own]
 
         await self._repository.override(name, make, override.check_tensors)
+
+    def _model_folder(self, name: str, own: list[PipelineConfig]) -> Path | None:
+        """Return the folder of a Triton model of the repository; None if it has no such model.
+
+        One that could not be loaded has no configuration of its own.
+        """
+        for config in own:
+            return config.versions_folder if config.model_config is not None else None
+        directory = self._repository.directory
+        sources = () if directory is None else sources_in(directory)
+        folders = (source for other, source in sources if other == name and source.is_dir())
+        return next((folder for folder in folders if model_folder(folder) is not None), None)
 
     def _reported_batch(self, own: PipelineConfig) -> int:
         """Return the `max_batch_size` that the model reports; 0 unless it follows from `own`."""

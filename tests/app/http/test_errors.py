@@ -16,6 +16,7 @@ HTTP = {
     "UnsupportedMedia": 415, "InvalidInput": 422, "QueueFull": 429, "Overloaded": 429,
     "MemoryFull": 503, "NotReady": 503, "DeadlineExceeded": 504, "BackendError": 500,
     "DeviceError": 500, "UnknownRestart": 500, "PenstockError": 500, "ConfigError": 422,
+    "ModelError": 500,
 }  # fmt: skip
 """The status of each exception."""
 

@@ -231,6 +231,29 @@ def test_a_fixed_batch_is_padded(fixed: Path, size: int) -> None:
     assert result.tolist() == [[size]] * size
 
 
+def test_options_of_onnx_runtime(double: Path) -> None:
+    backend = make(
+        double,
+        execution_mode="parallel",
+        inter_op_thread_count=2,
+        graph_optimization_level="basic",
+        enable_mem_arena=False,
+        enable_mem_pattern=False,
+    )
+    options = backend.model.session.get_session_options()
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    assert options.inter_op_num_threads == 2
+    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert options.graph_optimization_level == level
+    assert not options.enable_cpu_mem_arena and not options.enable_mem_pattern
+    shrinking = make(double, shrink_mem_arena=True)
+    shrinking.warm_up()
+    (result,) = run(shrinking, np.ones((1, 3), np.float32))
+    assert result.tolist() == [[2, 2, 2]]
+    entry = shrinking._options.get_run_config_entry("memory.enable_memory_arena_shrinkage")
+    assert entry == "cpu:0"
+
+
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     path = write(
         tmp_path / "two.onnx",

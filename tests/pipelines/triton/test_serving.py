@@ -1,15 +1,22 @@
-"""Serving a Triton repository as it is."""
+"""Serving a Triton repository as it is: versions, loads, configurations."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
+from onnx import TensorProto, helper
+from pydantic import SecretStr
 
 from penstock import create_app
+from penstock.app.settings import Settings
+from penstock.pipelines.repository import Repository
 
 LINEAR = """
 platform: "onnxruntime_onnx"
@@ -18,6 +25,47 @@ input [ { name: "COUNTS" data_type: TYPE_FP32 dims: [ 4 ] } ]
 output [ { name: "SCORES" data_type: TYPE_FP32 dims: [ 3 ] } ]
 """
 ROW = {"inputs": [{"name": "COUNTS", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+ADMIN = {"Authorization": "Bearer adm1n"}
+MAY_LOAD = Settings(
+    admin_token=SecretStr("adm1n"),
+    allow_model_control=True,
+    allow_model_overrides=True,
+)
+
+SEQUENCES = """
+backend: "onnxruntime"
+max_batch_size: 4
+input [ { name: "X" data_type: TYPE_FP32 dims: [ 1 ] } ]
+output [ { name: "Y" data_type: TYPE_FP32 dims: [ 1 ] } ]
+sequence_batching {
+  oldest { max_candidate_sequences: 4 }
+  max_sequence_idle_microseconds: 60000000
+  control_input [
+    { name: "START" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } ] }
+  ]
+  state [
+    { input_name: "SUM" output_name: "SUM_NEXT" data_type: TYPE_FP32 dims: [ 1 ]
+      initial_state: { name: "first" data_type: TYPE_FP32 dims: [ 1 ] data_file: "first" } }
+  ]
+}
+"""
+
+
+def running_sum() -> Any:
+    """Return a model Y = SUM_NEXT = SUM + X + 1000 * START."""
+    thousand = helper.make_tensor("thousand", TensorProto.FLOAT, [1], [1000.0])
+    nodes = [
+        helper.make_node("Mul", ["START", "thousand"], ["bonus"]),
+        helper.make_node("Add", ["SUM", "X"], ["sum"]),
+        helper.make_node("Add", ["sum", "bonus"], ["SUM_NEXT"]),
+        helper.make_node("Identity", ["SUM_NEXT"], ["Y"]),
+    ]
+    given, made = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in names]
+        for names in (("X", "START", "SUM"), ("Y", "SUM_NEXT"))
+    )
+    graph = helper.make_graph(nodes, "sum", given, made, [thousand])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
 @pytest.fixture
@@ -25,12 +73,20 @@ def repository(tmp_path: Path, write_linear: Any) -> Path:
     write_linear(tmp_path, config=LINEAR + "version_policy { all {} }", versions=(1, 2))
     write_linear(tmp_path, "latest", versions=(1, 2, 10))
     write_linear(tmp_path, "bare", config=None, versions=(3,))
+    write_linear(tmp_path, "wrong", config='backend: "onnxruntime"\nmax_batch_size: {\n')
+    write_linear(tmp_path, "gone", config=LINEAR + "version_policy { specific { versions: 7 } }")
+    folder = tmp_path / "sums"
+    (folder / "1").mkdir(parents=True)
+    (folder / "initial_state").mkdir()
+    (folder / "initial_state" / "first").write_bytes(b"\0\0\x20\x41")  # 10 as FP32
+    (folder / "config.pbtxt").write_text(SEQUENCES)
+    onnx.save(running_sum(), folder / "1" / "model.onnx")
     return tmp_path
 
 
 @pytest.fixture
 async def client(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(repository)
+    app = create_app(repository, settings=MAY_LOAD)
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
@@ -39,28 +95,34 @@ async def client(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def scores(client: httpx.AsyncClient, path: str) -> Any:
-    answer = await client.post(f"/v2/models/{path}/infer", json=ROW)
+async def scores(client: httpx.AsyncClient, path: str, request: Any = ROW) -> Any:
+    answer = await client.post(f"/v2/models/{path}/infer", json=request)
     assert answer.status_code == 200, answer.text
     return answer.json()["outputs"][0]["data"]
 
 
-async def test_models_answer_under_tritons_names(client: httpx.AsyncClient) -> None:
+async def load(client: httpx.AsyncClient, name: str, config: Any = None) -> httpx.Response:
+    body = {} if config is None else {"parameters": {"config": json.dumps(config)}}
+    path = f"/v2/repository/models/{name}/load"
+    return await client.post(path, json=body, headers=ADMIN)
+
+
+async def test_a_repository_is_served_as_it_is(client: httpx.AsyncClient) -> None:
     assert await scores(client, "linear/versions/1") == [10.0] * 3
     assert await scores(client, "linear/versions/2") == [20.0] * 3
     assert await scores(client, "linear") == [20.0] * 3
     assert await scores(client, "latest") == [100.0] * 3
     assert await scores(client, "bare") == [30.0] * 3
     index = (await client.post("/v2/repository/index")).json()
-    assert {(model["name"], model["version"]) for model in index} == {
-        ("linear", "1"),
-        ("linear", "2"),
-        ("latest", "10"),
-        ("bare", "3"),
+    assert {(model["name"], model["version"], model["state"]) for model in index} == {
+        ("linear", "1", "READY"),
+        ("linear", "2", "READY"),
+        ("latest", "10", "READY"),
+        ("bare", "3", "READY"),
+        ("sums", "1", "READY"),
+        ("wrong", "1", "UNAVAILABLE"),
+        ("gone", "1", "UNAVAILABLE"),
     }
-
-
-async def test_metadata_and_configuration_are_tritons(client: httpx.AsyncClient) -> None:
     metadata = (await client.get("/v2/models/bare")).json()
     assert metadata == {
         "name": "bare",
@@ -77,3 +139,119 @@ async def test_metadata_and_configuration_are_tritons(client: httpx.AsyncClient)
     assert config["backend"] == "onnxruntime"
     assert config["default_model_filename"] == "model.onnx"
     assert config["instance_group"][0]["count"] == 2
+
+
+async def test_sequences_keep_their_state(client: httpx.AsyncClient) -> None:
+    async def step(value: float, sequence: int, **flags: bool) -> Any:
+        tensor = {"name": "X", "shape": [1, 1], "datatype": "FP32", "data": [value]}
+        request = {"parameters": {"sequence_id": sequence, **flags}, "inputs": [tensor]}
+        return await scores(client, "sums", request)
+
+    assert await step(1, 5, sequence_start=True) == [1011.0]
+    assert await step(2, 6, sequence_start=True) == [1012.0]
+    assert await step(3, 5) == [1014.0]
+    assert await step(4, 5, sequence_end=True) == [1018.0]
+    metadata = (await client.get("/v2/models/sums")).json()
+    assert [tensor["name"] for tensor in metadata["inputs"]] == ["X"]
+    assert [tensor["name"] for tensor in metadata["outputs"]] == ["Y"]
+
+
+async def test_a_given_configuration_replaces_that_of_the_file(
+    client: httpx.AsyncClient, repository: Path
+) -> None:
+    config = {
+        "backend": "onnxruntime",
+        "max_batch_size": 2,
+        "version_policy": {"specific": {"versions": [1, 2]}},
+        "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+    }
+    answer = await load(client, "latest", config)
+    assert answer.status_code == 200, answer.text
+    own = (await client.get("/v2/models/latest/config")).json()
+    assert (own["max_batch_size"], own["instance_group"][0]["count"]) == (2, 1)
+    assert own["input"][0]["name"] == "COUNTS"  # completed from the model
+    metadata = (await client.get("/v2/models/latest")).json()
+    assert metadata["versions"] == ["1", "2"]
+    rows = {"name": "COUNTS", "shape": [3, 4], "datatype": "FP32", "data": [1] * 12}
+    answer = await client.post("/v2/models/latest/infer", json={"inputs": [rows]})
+    assert answer.status_code == 400
+    assert "batch-size must be <= 2 for 'latest'" in answer.text
+    # One whose file is wrong can be loaded with another configuration, too.
+    assert (await load(client, "wrong", {"backend": "onnxruntime"})).status_code == 200
+    assert await scores(client, "wrong") == [10.0] * 3
+    # Without parameters, the file counts again.
+    assert (await load(client, "latest")).status_code == 200
+    own = (await client.get("/v2/models/latest/config")).json()
+    assert own["max_batch_size"] == 16
+    assert await scores(client, "latest") == [100.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"max_batch_size": "many"}, "Invalid config override"),
+        ({"batch": 3}, "Invalid config override"),
+        ({"name": "other"}, "expected 'linear'"),
+        ({"default_model_filename": "../../latest/1/model.onnx"}, "file in the model's folder"),
+        ({"default_model_filename": "/etc/passwd"}, "file in the model's folder"),
+        (
+            {"backend": "python", "parameters": {"EXECUTION_ENV_PATH": {"string_value": "x.tar"}}},
+            "can't be changed by a load",
+        ),
+        ({"version_policy": {"specific": {"versions": [9]}}}, "no version that version_policy"),
+    ],
+)
+async def test_configurations_that_are_refused(
+    client: httpx.AsyncClient, config: Any, message: str
+) -> None:
+    answer = await load(client, "linear", config)
+    assert answer.status_code == 400 and message in answer.json()["error"]
+    assert await scores(client, "linear") == [20.0] * 3
+
+
+async def test_changes_of_the_repository_are_loaded(
+    client: httpx.AsyncClient, repository: Path, write_linear: Any
+) -> None:
+    write_linear(repository, "later", versions=(4,))
+    index = (await client.post("/v2/repository/index")).json()
+    assert {"name": "later"} in index
+    assert (await load(client, "later")).status_code == 200
+    assert await scores(client, "later") == [40.0] * 3
+    file = repository / "wrong" / "config.pbtxt"
+    answer = await load(client, "wrong")
+    assert answer.status_code == 400 and "config.pbtxt: line 2, column 17" in answer.json()["error"]
+    file.write_text(LINEAR)
+    assert (await load(client, "wrong")).status_code == 200
+    assert await scores(client, "wrong") == [10.0] * 3
+    # A new version takes the place of the latest one.
+    shutil.copytree(repository / "bare" / "3", repository / "latest" / "11")
+    assert (await load(client, "latest")).status_code == 200
+    assert await scores(client, "latest") == [30.0] * 3
+    metadata = (await client.get("/v2/models/latest")).json()
+    assert metadata["versions"] == ["11"]
+    assert (
+        await client.post("/v2/repository/models/latest/unload", headers=ADMIN)
+    ).status_code == 200
+    answer = await client.post("/v2/models/latest/infer", json=ROW)
+    assert answer.status_code == 400 and "unknown model: 'latest'" in answer.text
+
+
+async def test_a_reload_takes_what_has_changed(
+    repository: Path, write_linear: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipelines = Repository.read(repository)
+    await pipelines.start()
+    try:
+        before = dict(pipelines.pipelines)
+        await pipelines.reload_changed()
+        assert pipelines.pipelines == before
+        shutil.copytree(repository / "bare" / "3", repository / "latest" / "11")
+        file = repository / "linear" / "config.pbtxt"
+        file.write_text(file.read_text().replace("16", "8"))
+        await pipelines.reload_changed()
+        assert [*pipelines.versions["latest"]] == ["11"]
+        assert pipelines.pipelines["bare"] is before["bare"]
+        config = pipelines.pipelines["linear"].config.model_config
+        assert config is not None and config["max_batch_size"] == 8
+    finally:
+        await pipelines.close(0)

@@ -1,0 +1,1 @@
+"""Run Triton's Python models: `model.py` with a class TritonPythonModel."""

@@ -1,0 +1,347 @@
+"""`TritonPython`: runs the `execute` of a TritonPythonModel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from inspect import iscoroutine
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from ..base import Backend, Context, Params, Signature, TensorPort
+from ..errors import InvalidInput, ModelError
+from ..item import CONTROL_KEYS, Item, RequestFacts
+from ..sequences.definition import why_no_id
+from .datatypes import TYPE_OF, DataType, datatype_named
+from .error import answer_of
+from .instance import ModelInstance, describe
+from .metrics import metrics_of
+from .request import (
+    SEQUENCE_END,
+    SEQUENCE_START,
+    InferenceRequest,
+    InferenceTrace,
+)
+from .response import InferenceResponse
+from .tensor import Tensor
+
+logger = logging.getLogger("penstock.model")
+
+_NO_PARAMETERS = CONTROL_KEYS | {
+    *("data", "result", "error", "request_id", "traceparent", "tracestate", "sequence", "handle")
+}
+"""The keys of an item that are no parameters of its request."""
+
+_NO_FACTS = RequestFacts()
+
+
+class TritonPythonParams(Params):
+    """The parameters of TritonPython."""
+
+    model: str = Field(description="The model's file, as in 1/model.py.")
+    triton_config: dict[str, Any] = Field(
+        default_factory=dict,
+        alias="model_config",
+        description="The model's config as Triton's JSON has it, a table. The model sees it in "
+        "args['model_config']; `input` and `output` say its tensors.",
+    )
+
+
+class ModelPorts:
+    """The tensors of a model, from its config."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.batched = int(config.get("max_batch_size", 0)) > 0
+        self.inputs = [_Port.of(tensor) for tensor in config.get("input", ())]
+        self.controls = [
+            _Control(control, batched=self.batched)
+            for control in config.get("sequence_batching", {}).get("control_input", ())
+        ]
+        self.outputs = [_Port.of(tensor) for tensor in config.get("output", ())]
+        self.output_names = [port.name for port in self.outputs]
+
+    def signature(self) -> Signature:
+        """Return the arrays that an item has, with their batch axis."""
+        return Signature(
+            tuple(port.as_tensor_port(self.batched) for port in self.inputs),
+            tuple(port.as_tensor_port(self.batched) for port in self.outputs),
+            self.batched,
+        )
+
+    def tensors(self, data: Any, *, copy: bool) -> list[Tensor]:
+        """Return the input tensors that an item has.
+
+        `copy`: the model may change them, and others see what is in the item. Raises InvalidInput
+        if they are not the model's.
+        """
+        return [
+            self._tensor(port, value, copy=copy)
+            for port, value in zip(self.inputs, self._values(data), strict=True)
+            if value is not None
+        ]
+
+    def _values(self, data: Any) -> list[Any]:
+        names = [port.name for port in self.inputs]
+        if isinstance(data, dict):
+            if unknown := [name for name in data if name not in names]:
+                raise InvalidInput(
+                    f"data has {unknown[0]!r}: the model's inputs are {', '.join(names)}"
+                )
+            values = [data.get(name) for name in names]
+        elif len(names) == 1:
+            values = [data]
+        elif isinstance(data, list | tuple) and len(data) == len(names):
+            values = list(data)
+        else:
+            found = f"{len(data)} values" if isinstance(data, list | tuple) else type(data).__name__
+            raise InvalidInput(
+                f"expected {len(names)} arrays ({', '.join(names)}) in data, found {found}"
+            )
+        for port, value in zip(self.inputs, values, strict=True):
+            if value is None and not port.optional:
+                raise InvalidInput(f"input '{port.name}' is missing")
+        return values
+
+    def _tensor(self, port: _Port, value: Any, *, copy: bool) -> Tensor:
+        try:
+            if copy and isinstance(value, np.ndarray):
+                value = value.copy()
+            return Tensor.of_item(port.name, port.datatype, value)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"input '{port.name}' can't be read: {error}") from error
+
+
+class _Port:
+    """A tensor of the config. `shape`: without the batch."""
+
+    __slots__ = ("datatype", "name", "optional", "shape")
+
+    def __init__(
+        self, name: str, datatype: DataType, shape: tuple[int, ...], *, optional: bool = False
+    ) -> None:
+        self.name = name
+        self.datatype = datatype
+        self.shape = shape
+        self.optional = optional
+
+    @classmethod
+    def of(cls, tensor: dict[str, Any]) -> _Port:
+        return cls(
+            str(tensor.get("name", "")),
+            datatype_named(str(tensor.get("data_type", ""))),
+            tuple(int(size) for size in tensor.get("dims", ())),
+            optional=bool(tensor.get("optional", False)),
+        )
+
+    def as_tensor_port(self, batched: bool) -> TensorPort:
+        if self.datatype is DataType.BYTES:
+            dtype = "string"
+        elif self.datatype is DataType.BF16:
+            dtype = "bfloat16"
+        else:
+            dtype = np.dtype(TYPE_OF[self.datatype]).name
+        return TensorPort(self.name, dtype, (*((-1,) * batched), *self.shape), self.optional)
+
+
+class _Control:
+    """An input that clients do not send: it says something about the step of a sequence."""
+
+    def __init__(self, tensor: dict[str, Any], *, batched: bool) -> None:
+        control = tensor["control"][0]
+        self._name = str(tensor["name"])
+        self._kind = control.get("kind", "").removeprefix("CONTROL_SEQUENCE_")
+        self._shape = (1, 1) if batched else (1,)
+        self._values: list[Any] = [False, True]
+        self._datatype = datatype_named(str(control.get("data_type", "TYPE_UINT64")))
+        for key, datatype in _CONTROL_DATATYPES.items():
+            if values := control.get(key):
+                self._values, self._datatype = list(values), datatype
+
+    def tensor(self, identity: int | str, flags: int) -> Tensor:
+        """Return the tensor for a step. Raises InvalidInput for an id that it can't hold."""
+        value: Any = identity
+        if self._kind != "CORRID":
+            is_set = {"START": flags & SEQUENCE_START, "END": flags & SEQUENCE_END}
+            value = self._values[bool(is_set.get(self._kind, True))]
+        elif self._datatype is DataType.BYTES:
+            value = str(identity).encode()
+        elif reason := why_no_id(np.dtype(TYPE_OF[self._datatype]).name, identity):
+            raise InvalidInput(reason)
+        array = np.full(self._shape, value, TYPE_OF[self._datatype])
+        return Tensor.of_item(self._name, self._datatype, array)
+
+
+_CONTROL_DATATYPES = {
+    "int32_false_true": DataType.INT32,
+    "fp32_false_true": DataType.FP32,
+    "bool_false_true": DataType.BOOL,
+}
+
+
+class TritonPython(Backend):
+    """Runs a TritonPythonModel: a model of Triton's Python backend.
+
+    `data`: the input tensors in the order of the config, or the one; None for an optional one that
+    is left out. `result`: the output tensors likewise.
+    """
+
+    parameters = TritonPythonParams
+    blocks: ClassVar[str] = "it runs a model's code"
+    takes_request_id: ClassVar[bool] = True
+    takes_traceparent: ClassVar[bool] = True
+    takes_request_facts: ClassVar[bool] = True
+
+    def init(self, params: TritonPythonParams, context: Context) -> None:
+        """Raises BackendError with the model's words if it can't be imported or initialized."""
+        self._ports = ModelPorts(params.triton_config)
+        if params.triton_config:
+            self.signature = self._ports.signature()
+        self._copies = not context.alone  # on threads, the arrays of an item are not the model's
+        self._instance: ModelInstance | None = None
+        if not context.opens_only:
+            file = context.resolve_input(params.model)
+            self._instance = ModelInstance(file, params.triton_config, context)
+
+    def forward(self, batch: list[Item]) -> None:
+        """Run `execute` once for all items. Its exception fails all of them, as in Triton."""
+        asked: list[tuple[Item, InferenceRequest]] = []
+        for item in batch:
+            try:
+                asked.append((item, self._request(item)))
+            except InvalidInput as error:
+                item["error"] = error
+        if asked:
+            self._run(asked)
+
+    def _run(self, asked: list[tuple[Item, InferenceRequest]]) -> None:
+        instance = self._instance
+        assert instance is not None
+        while asked:
+            requests = [request for _, request in asked]
+            try:
+                responses = self._responses(instance, requests)
+            except BaseException as error:  # SystemExit too: a model's code ends no thread
+                refused = isinstance(error, _RefusedError)
+                words = str(error) if refused else describe(error)
+                text = (
+                    f"Failed to process the request(s) for model '{instance.name}', message: "
+                    f"{words}"
+                )
+                logger.error("%s", text, exc_info=None if refused else error)
+                for item, _ in asked:
+                    item["error"] = ModelError(text)
+                return
+            again: list[tuple[Item, InferenceRequest]] = []
+            for (item, request), response in zip(asked, responses, strict=True):
+                if response is None:
+                    again.append((item, request))
+                else:
+                    self._answer(item, request, response)
+            asked = again
+        metrics_of(instance.running.server).flush()
+
+    def _responses(
+        self, instance: ModelInstance, requests: list[InferenceRequest]
+    ) -> list[InferenceResponse | None]:
+        """Return the responses; None for a request that is to be run again.
+
+        Raises TypeError or ValueError for what Triton refuses of an `execute`.
+        """
+        returned = instance.execute(requests)
+        if iscoroutine(returned):
+            returned = instance.loop.submit(returned).result()
+        if not isinstance(returned, list):
+            raise _RefusedError(
+                f"Expected a list in the execute return, found type '{type(returned)}'."
+            )
+        if len(returned) != len(requests):
+            raise _RefusedError(
+                "Number of InferenceResponse objects do not match the number of InferenceRequest "
+                f"objects. InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) "
+                f"size is:{len(returned)}"
+            )
+        for request, response in zip(requests, returned, strict=True):
+            if request.is_rescheduled:
+                request.set_release_flags(0)
+                if response is not None:
+                    raise _RefusedError(
+                        "Expected a None object in the execute function return list for "
+                        f"rescheduled request, found type '{type(response)}'."
+                    )
+            elif not isinstance(response, InferenceResponse):
+                raise _RefusedError(
+                    "Expected an 'InferenceResponse' object in the execute function return list, "
+                    f"found type '{type(response)}'."
+                )
+        return returned
+
+    def _request(self, item: Item) -> InferenceRequest:
+        facts: RequestFacts = item.get("request_facts") or _NO_FACTS
+        sequence = item.get("sequence")
+        identity, flags = facts.correlation_id, facts.flags
+        if sequence is not None:
+            identity = sequence.id
+            if not flags:
+                flags = sequence.start * SEQUENCE_START | sequence.end * SEQUENCE_END
+        tensors = self._ports.tensors(item.get("data"), copy=self._copies)
+        if sequence is not None:
+            tensors += [control.tensor(identity, flags) for control in self._ports.controls]
+        return InferenceRequest(
+            item.get("request_id", ""),
+            identity,
+            tensors,
+            facts.requested_outputs or self._ports.output_names,
+            "",
+            flags=flags,
+            timeout=facts.timeout_us,
+            trace=_trace(item),
+            parameters=_parameters(item.items()),
+        )
+
+    def _answer(self, item: Item, request: InferenceRequest, response: InferenceResponse) -> None:
+        error = response.error()
+        if error is not None:
+            item["error"] = answer_of(error)
+            return
+        wanted = request.requested_output_names()
+        given = {tensor.name(): tensor for tensor in response.output_tensors()}
+        results = [
+            self._value(given[name]) if name in given and name in wanted else None
+            for name in self._ports.output_names
+        ]
+        item["result"] = results[0] if len(results) == 1 else results
+        if response.parameter_values:
+            item["response_parameters"] = response.parameter_values
+
+    def _value(self, tensor: Tensor) -> np.ndarray:
+        """Return an output. On threads it is copied: the model may keep and change it."""
+        value = tensor.item_value()
+        return value.copy() if self._copies else value
+
+    def close(self) -> None:
+        if getattr(self, "_instance", None) is not None:
+            assert self._instance is not None
+            self._instance.close()
+
+
+class _RefusedError(Exception):
+    """Raised for what an `execute` returned."""
+
+
+def _trace(item: Item) -> InferenceTrace:
+    if not item.get("traceparent"):
+        return InferenceTrace()
+    import json
+
+    headers = {key: item[key] for key in ("traceparent", "tracestate") if item.get(key)}
+    return InferenceTrace(json.dumps(headers))
+
+
+def _parameters(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in items
+        if key not in _NO_PARAMETERS and isinstance(value, bool | int | float | str)
+    }

@@ -1,0 +1,240 @@
+"""Triton's onnxruntime, pytorch and tensorrt backends: their names, shapes and parameters."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from penstock.backends.errors import ConfigError
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.triton.folders import model_folder
+from penstock.pipelines.triton.read import read_version, written_config
+
+FLOAT = TensorProto.FLOAT
+HAS_TORCH = find_spec("torch") is not None
+
+
+def onnx_model(path: Path, nodes: Any, inputs: Any, outputs: Any) -> None:
+    graph = helper.make_graph(
+        [helper.make_node(*node) for node in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*port) for port in inputs],
+        [helper.make_tensor_value_info(*port) for port in outputs],
+    )
+    opset = helper.make_opsetid("", 17)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), path)
+
+
+def read(folder: Path, config: str) -> Any:
+    (folder / "config.pbtxt").write_text(config)
+    model = model_folder(folder)
+    assert model is not None
+    return read_version(written_config(model), model, "1")
+
+
+def keys(config: Any) -> Any:
+    """Return the parameters of the one node."""
+    (node,) = config.nodes.values()
+    spec = node.instance_groups[0].spec
+    return spec.name, spec.params
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """sum = a + b; difference = a - b, of Nx2."""
+    onnx_model(
+        tmp_path / "pair" / "1" / "model.onnx",
+        [("Add", ["a", "b"], ["sum"]), ("Sub", ["a", "b"], ["difference"])],
+        [("a", FLOAT, ["n", 2]), ("b", FLOAT, ["n", 2])],
+        [("sum", FLOAT, ["n", 2]), ("difference", FLOAT, ["n", 2])],
+    )
+    return tmp_path / "pair"
+
+
+PAIR = """
+backend: "onnxruntime"
+max_batch_size: 4
+input [ { name: "b" data_type: TYPE_FP32 dims: [ 2, 1 ] reshape { shape: [ 2 ] } },
+        { name: "a" data_type: TYPE_FP32 dims: [ 2 ] } ]
+output [ { name: "difference" data_type: TYPE_FP32 dims: [ 1, 2 ] reshape { shape: [ 2 ] } } ]
+"""
+
+
+async def test_an_onnx_model_in_the_order_and_shapes_of_its_configuration(pair: Path) -> None:
+    config = read(pair, PAIR)
+    async with Pipeline(config) as pipeline:
+        b, a = np.ones((1, 2, 1), np.float32), np.full((1, 2), 3, np.float32)
+        result = (await pipeline({"data": [b, a]}))["result"]
+    assert result.tolist() == [[[2, 2]]]
+
+
+def test_options_of_onnx_runtime(pair: Path) -> None:
+    name, params = keys(
+        read(
+            pair,
+            PAIR
+            + """
+            optimization { graph { level: 2 } }
+            parameters { key: "intra_op_thread_count" value { string_value: "3" } }
+            parameters { key: "inter_op_thread_count" value { string_value: "2" } }
+            parameters { key: "execution_mode" value { string_value: "1" } }
+            parameters { key: "enable_mem_arena" value { string_value: "0" } }
+            parameters { key: "enable_mem_pattern" value { string_value: "false" } }
+            parameters { key: "memory.enable_memory_arena_shrinkage"
+                         value { string_value: "cpu:0;gpu:0" } }
+            parameters { key: "gpu_mem_limit" value { string_value: "1000" } }
+            instance_group { kind: KIND_GPU gpus: 0 }
+            """,
+        )
+    )
+    assert name == "OnnxTensor"
+    assert (params.threads, params.inter_op_thread_count, params.execution_mode) == (
+        3,
+        2,
+        "parallel",
+    )
+    assert not params.enable_mem_arena and not params.enable_mem_pattern
+    assert params.shrink_mem_arena and params.graph_optimization_level == "disabled"
+
+
+def accelerator(name: str, **parameters: str) -> str:
+    lines = "".join(
+        f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items()
+    )
+    kind = "cpu" if name == "openvino" else "gpu"
+    return (
+        f"optimization {{ execution_accelerators {{ {kind}_execution_accelerator {{ "
+        f'name: "{name}" {lines} }} }} }}'
+    )
+
+
+def test_accelerators(pair: Path) -> None:
+    options = {"precision_mode": "FP16", "max_workspace_size_bytes": "1073741824"}
+    name, params = keys(read(pair, PAIR + accelerator("tensorrt", **options)))
+    assert (name, params.precision, params.max_workspace_size) == ("ModelTensor", "fp16", 1024)
+    on_cpu = "instance_group { kind: KIND_CPU }"
+    assert keys(read(pair, PAIR + accelerator("tensorrt", **options) + on_cpu))[0] == "OnnxTensor"
+    assert keys(read(pair, PAIR + accelerator("openvino")))[0] == "OnnxTensor"
+    assert keys(read(pair, PAIR + accelerator("cuda", prefer_nhwc="1")))[0] == "OnnxTensor"
+    config = PAIR.replace("dims: [ 2 ]", "dims: [ -1 ]")
+    assert keys(read(pair, config + accelerator("tensorrt")))[0] == "OnnxTensor"
+    shapes = {"trt_profile_max_shapes": "a:8x2,b:8x2", "trt_profile_min_shapes": "a:1x2,b:1x2"}
+    name, params = keys(read(pair, config + accelerator("tensorrt", **shapes)))
+    assert (name, params.max, params.min) == ("ModelTensor", "8x2,8x2", "1x2,1x2")
+    for wrong in (
+        accelerator("tensorrt", precision_mode="INT8"),
+        accelerator("tensorrt", trt_dla_enable="1"),
+        accelerator("migraphx"),
+        accelerator("openvino").replace("openvino", "armnn"),
+    ):
+        with pytest.raises(ConfigError, match="execution_accelerators"):
+            read(pair, PAIR + wrong)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", 'parameters { key: "execution_mode" value { string_value: "2" } }', "expected 0 to 1"),
+        ("", 'parameters { key: "enable_mem_arena" value { string_value: "on" } }', "true, false"),
+        (
+            "",
+            'parameters { key: "intra_op_thread_count" value { string_value: "x" } }',
+            "a whole number",
+        ),
+        ('name: "a"', 'name: "c"', r"input\[1\]\.name.* expected one of a, b"),
+        (
+            'name: "a" data_type: TYPE_FP32',
+            'name: "a" data_type: TYPE_INT64',
+            r"input\[1\]\.data_type.* found TYPE_INT64 for 'a', and the model has TYPE_FP32",
+        ),
+        ('"a" data_type: TYPE_FP32 dims: [ 2', '"a" data_type: TYPE_FP32 dims: [ 3', r"\[3\]"),
+        ('"a"', '"a" optional: true', "max_batch_size 0"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_its_model(
+    pair: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(pair, PAIR.replace(old, new, 1) if old else PAIR + new)
+
+
+async def test_a_scalar_has_shape_1_for_clients(tmp_path: Path) -> None:
+    """Triton's configurations can't write a shape without sizes. The model lies in a folder."""
+    onnx_model(
+        tmp_path / "add" / "1" / "model.onnx" / "model.onnx",
+        [("Add", ["x", "y"], ["z"])],
+        [("x", FLOAT, []), ("y", FLOAT, [2])],
+        [("z", FLOAT, [2])],
+    )
+    config = read(
+        tmp_path / "add",
+        """
+        platform: "onnxruntime_onnx"
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] },
+                { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]
+        output [ { name: "z" data_type: TYPE_FP32 dims: [ 2 ] } ]
+        """,
+    )
+    async with Pipeline(config) as pipeline:
+        data = [np.ones(1, np.float32), np.zeros(2, np.float32)]
+        assert (await pipeline({"data": data}))["result"].tolist() == [1, 1]
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+async def test_a_torchscript_model_with_its_parameters(tmp_path: Path) -> None:
+    import torch
+
+    class Pair(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return a + b, a - b
+
+    (tmp_path / "pair" / "1").mkdir(parents=True)
+    jit: Any = torch.jit
+    ones = torch.ones(2, 2)
+    jit.trace(Pair(), (ones, ones)).save(str(tmp_path / "pair" / "1" / "model.pt"))
+    config = read(
+        tmp_path / "pair",
+        """
+        platform: "pytorch_libtorch"
+        max_batch_size: 4
+        input [ { name: "INPUT__1" data_type: TYPE_FP32 dims: [ 2 ] },
+                { name: "INPUT__0" data_type: TYPE_FP32 dims: [ 2 ] } ]
+        output [ { name: "OUTPUT__1" data_type: TYPE_FP32 dims: [ 2 ] } ]
+        parameters { key: "INFERENCE_MODE" value { string_value: "false" } }
+        parameters { key: "DISABLE_OPTIMIZED_EXECUTION" value { string_value: "true" } }
+        parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } }
+        parameters { key: "INTER_OP_THREAD_COUNT" value { string_value: "0" } }
+        """,
+    )
+    _, params = keys(config)
+    assert not params.inference_mode and params.disable_optimized_execution
+    assert (params.intra_op_thread_count, params.inter_op_thread_count) == (1, None)
+    async with Pipeline(config) as pipeline:
+        item = {"data": [np.ones((1, 2), np.float32), np.full((1, 2), 3, np.float32)]}
+        assert (await pipeline(item))["result"].tolist() == [[2, 2]]
+
+
+def test_engines_of_tensorrt_and_packages_of_torch(tmp_path: Path) -> None:
+    tensors = """
+    input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ]
+    output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]
+    """
+    for backend, file, expected in (
+        ("tensorrt", "model.plan", "TensorrtTensor"),
+        ("pytorch", "model.pt2", "TorchExportTensor"),
+    ):
+        folder = tmp_path / backend
+        (folder / "1").mkdir(parents=True)
+        (folder / "1" / file).write_bytes(b"")
+        config = f'backend: "{backend}" default_model_filename: "{file}" {tensors}'
+        name, params = keys(read(folder, config))
+        assert (name, params.model, params.inputs) == (expected, f"1/{file}", ("x",))
+        assert params.batched is False
