@@ -56,6 +56,7 @@ _NO_SUCH_BACKEND = (
 _PLACES = "it says where memory lies and is copied: answers are the same"
 _GPU_WORK = "it says when a GPU does its work: answers are the same"
 _TRITON_READS_IT_NOT = "Triton reads it for other backends only"
+_PYTHON_READS_IT_NOT = "Triton's Python backend does not read it"
 _METRICS = "it says how metrics look: answers are the same"
 _RATES = (
     "Triton reads it only under --rate-limit=execution_count, where it says when instances run: "
@@ -163,10 +164,31 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("the engine would write another layout: build it with linear outputs"),
     ),
     "batch_input": (
+        ignored(_PYTHON_READS_IT_NOT, PYTHON),
         refused("a tensor made from ragged inputs: pad the inputs, and remove batch_input"),
     ),
+    **dict.fromkeys(
+        (
+            "batch_input.kind",
+            "batch_input.target_name",
+            "batch_input.data_type",
+            "batch_input.source_input",
+        ),
+        (
+            ignored(_PYTHON_READS_IT_NOT, PYTHON),
+            refused("pad the inputs, and remove batch_input"),
+        ),
+    ),
     "batch_output": (
+        ignored(_PYTHON_READS_IT_NOT, PYTHON),
         refused("an output split by ragged inputs: pad the inputs, and remove batch_output"),
+    ),
+    **dict.fromkeys(
+        ("batch_output.kind", "batch_output.target_name", "batch_output.source_input"),
+        (
+            ignored(_PYTHON_READS_IT_NOT, PYTHON),
+            refused("pad the inputs, and remove batch_output"),
+        ),
     ),
     # optimization
     "optimization": (ignored("it sets nothing"),),
@@ -422,7 +444,15 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         honoured("the GPUs that instances run on"),
     ),
     "instance_group.secondary_devices": (
+        ignored(_TRITON_READS_IT_NOT, (ONNX, TORCH, PYTHON)),
         refused("DLA cores compute in another precision: remove secondary_devices"),
+    ),
+    **dict.fromkeys(
+        ("instance_group.secondary_devices.kind", "instance_group.secondary_devices.device_id"),
+        (
+            ignored(_TRITON_READS_IT_NOT, (ONNX, TORCH, PYTHON)),
+            refused("DLA cores compute in another precision: remove secondary_devices"),
+        ),
     ),
     "instance_group.profile": (
         approximated(
@@ -455,6 +485,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "model_warmup.count": (honoured("how often it runs"),),
     "model_operations": (ignored("it sets nothing"),),
     "model_operations.op_library_filename": (
+        ignored(_PYTHON_READS_IT_NOT, PYTHON),
         refused("operators from a library of your own: wrap the model in a Python model"),
     ),
     "model_transaction_policy": (honoured("how many answers a request has"),),
@@ -498,8 +529,9 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("only Python models have it: remove it"),
     ),
     "parameters.FORCE_CPU_ONLY_INPUT_TENSORS": (
-        honoured("inputs are always on the CPU", PYTHON, ("yes", "")),
-        approximated("inputs are on the CPU, even so: copy them to the GPU", PYTHON),
+        honoured("inputs are always on the CPU", PYTHON, "yes"),
+        approximated("inputs are on the CPU, even so: copy them to the GPU", PYTHON, "no"),
+        refused("expected yes or no", PYTHON),
         refused("only Python models have it: remove it"),
     ),
     **{

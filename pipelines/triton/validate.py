@@ -37,6 +37,9 @@ def _rules(config: Any) -> Found:
     yield from _backend(config)
     if config.max_batch_size < 0:
         yield "max_batch_size", f"found {config.max_batch_size}: expected 0 or more"
+    policy = config.version_policy
+    if policy.HasField("latest") and not policy.latest.num_versions:
+        yield "version_policy.latest.num_versions", "found 0: expected 1 or more"
     for kind in ("input", "output"):
         names: set[str] = set()
         for index, tensor in enumerate(getattr(config, kind)):
@@ -63,7 +66,7 @@ def _backend(config: Any) -> Found:
         yield "backend", f"found {backend!r}: an ensemble has no backend, expected none"
     elif not backend and platform != "ensemble":
         yield "platform", f"found {platform!r} without a backend: expected one"
-    elif backend and platform and PLATFORMS.get(platform, backend) != backend:
+    elif backend in PLATFORMS.values() and PLATFORMS.get(platform, backend) != backend:
         yield "platform", f"found {platform!r} with the backend {backend!r}: expected one of them"
 
 
