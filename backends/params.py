@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from .base import UNBOUNDED, BatchRange, Params
+from .warm_up_samples import Sample
 
 _NUMBER = re.compile(r"\d+")
 
@@ -190,10 +191,10 @@ class EngineParams(Params):
         description="false: each item runs alone; true: items share runs without the check at "
         "load that the model keeps rows apart; default: they share runs if the check passes",
     )
-    warm_up: Annotated[bool | str, BeforeValidator(as_switch)] = Field(
+    warm_up: Annotated[bool | str | tuple[Sample, ...], BeforeValidator(as_switch)] = Field(
         True,
         description="the batches to run before the node is ready; true: zeros; values.npz: the "
-        "arrays of this file, one for each input, by name; false: none",
+        "arrays of this file, one for each input, by name; a list of samples: those; false: none",
     )
     batch_axis: Axes = Field(
         {},

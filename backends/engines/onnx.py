@@ -31,7 +31,7 @@ from .shapes import (
     shapes_of_last_profile,
     with_batch,
 )
-from .warming import refusals_as_warnings, warm_up_values, wrong_values
+from .warming import refusals_as_warnings, run_given_samples, warm_up_values, wrong_values
 
 logger = logging.getLogger("penstock.onnx")
 
@@ -214,7 +214,9 @@ class OnnxTensor(Backend):
         """
         import onnxruntime
 
-        if self._params.warm_up is False:
+        if self._params.warm_up is False or run_given_samples(
+            self, self._params, self._context, most=self.max
+        ):
             return
         with refusals_as_warnings(self._where, self._params, self._context, logger):
             values = warm_up_values(self._params, self._context)

@@ -1,4 +1,4 @@
-"""Warm-up: the values that a file gives for it, and what happens if the model refuses it.
+"""Warm-up: the values and samples for it, and what happens if the model refuses it.
 
 A valid model may refuse zeros: a shape of zeros, or an integer division by zero. So a warm-up that
 fails is a warning, and requests are run all the same.
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import Context
+from ..base import Backend, Context
 from ..errors import BackendError, ConfigError, PenstockError, Problem
 from ..params import EngineParams
 from ..text import message_of
+from ..warm_up_samples import run_samples
 from .shapes import shape_text
 
 OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "bad_alloc")
@@ -34,7 +35,7 @@ def warm_up_values(params: EngineParams, context: Context) -> dict[str, NDArray[
     Raises ConfigError for a file that can't be read, and, unless each item runs alone, for values
     without rows.
     """
-    if isinstance(params.warm_up, bool):
+    if not isinstance(params.warm_up, str):
         return None
     path = context.resolve_input(params.warm_up)
     try:
@@ -53,6 +54,17 @@ def warm_up_values(params: EngineParams, context: Context) -> dict[str, NDArray[
                 "one",
             )
     return values
+
+
+def run_given_samples(
+    backend: Backend, params: EngineParams, context: Context, *, most: int
+) -> bool:
+    """Run the samples of `warm_up`, if it is a list. Return whether it is. Raises ConfigError."""
+    if not isinstance(params.warm_up, tuple):
+        return False
+    has_batch = params.batched is not False
+    run_samples(params.warm_up, backend.forward, context, most, batched=has_batch)
+    return True
 
 
 def wrong_values(context: Context, message: str) -> ConfigError:

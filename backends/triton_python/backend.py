@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ..base import Backend, Context, Params, Signature, TensorPort
+from ..base import UNBOUNDED, Backend, Context, Params, Signature, TensorPort
 from ..errors import InvalidInput, ModelError
 from ..item import CONTROL_KEYS, Item, RequestFacts
 from ..sequences.definition import why_no_id
+from ..warm_up_samples import Sample, run_samples
 from .datatypes import TYPE_OF, DataType, datatype_named
 from .error import answer_of
 from .instance import ModelInstance, describe
@@ -46,6 +47,9 @@ class TritonPythonParams(Params):
         alias="model_config",
         description="The model's config as Triton's JSON has it, a table. The model sees it in "
         "args['model_config']; `input` and `output` say its tensors.",
+    )
+    warm_up: tuple[Sample, ...] = Field(
+        (), description="Samples that each instance runs before it is ready."
     )
 
 
@@ -198,11 +202,17 @@ class TritonPython(Backend):
         self._ports = ModelPorts(params.triton_config)
         if params.triton_config:
             self.signature = self._ports.signature()
+        self._samples, self._context = params.warm_up, context
         self._copies = not context.alone  # on threads, the arrays of an item are not the model's
         self._instance: ModelInstance | None = None
         if not context.opens_only:
             file = context.resolve_input(params.model)
             self._instance = ModelInstance(file, params.triton_config, context)
+
+    def warm_up(self) -> None:
+        """Run the samples. Raises ConfigError that names the one that fails."""
+        most = (self._context.max or UNBOUNDED) if self._ports.batched else 1
+        run_samples(self._samples, self.forward, self._context, most, batched=self._ports.batched)
 
     def forward(self, batch: list[Item]) -> None:
         """Run `execute` once for all items. Its exception fails all of them, as in Triton."""

@@ -32,7 +32,7 @@ from ..shapes import (
     shapes_of_last_profile,
     wrong_rows,
 )
-from ..warming import refusals_as_warnings, warm_up_values, wrong_values
+from ..warming import refusals_as_warnings, run_given_samples, warm_up_values, wrong_values
 from .params import TorchParams
 from .reading import Input, as_tensor, as_texts, to_array, to_arrays, to_inputs
 from .runner import BatchMember, TorchRunner, key_of
@@ -240,7 +240,9 @@ class TorchEngine(TorchRunner):
 
         Nothing is run if the shapes are not known. What the model refuses is a warning.
         """
-        if self.params.warm_up is False:
+        if self.params.warm_up is False or run_given_samples(
+            self, self.params, self.context, most=self.max
+        ):
             return
         with refusals_as_warnings(self._half.owner, self.params, self.context, logger):
             values = warm_up_values(self.params, self.context)

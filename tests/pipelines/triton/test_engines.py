@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from penstock.backends.errors import ConfigError
+from penstock.backends.errors import BackendError, ConfigError
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.triton.folders import model_folder
 from penstock.pipelines.triton.read import read_version, written_config
@@ -208,6 +208,9 @@ async def test_a_torchscript_model_with_its_parameters(tmp_path: Path) -> None:
         input [ { name: "INPUT__1" data_type: TYPE_FP32 dims: [ 2 ] },
                 { name: "INPUT__0" data_type: TYPE_FP32 dims: [ 2 ] } ]
         output [ { name: "OUTPUT__1" data_type: TYPE_FP32 dims: [ 2 ] } ]
+        model_warmup { name: "ones" batch_size: 1
+          inputs { key: "INPUT__0" value { data_type: TYPE_FP32 dims: [ 2 ] zero_data: true } }
+          inputs { key: "INPUT__1" value { data_type: TYPE_FP32 dims: [ 2 ] zero_data: true } } }
         parameters { key: "INFERENCE_MODE" value { string_value: "false" } }
         parameters { key: "DISABLE_OPTIMIZED_EXECUTION" value { string_value: "true" } }
         parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } }
@@ -238,3 +241,64 @@ def test_engines_of_tensorrt_and_packages_of_torch(tmp_path: Path) -> None:
         name, params = keys(read(folder, config))
         assert (name, params.model, params.inputs) == (expected, f"1/{file}", ("x",))
         assert params.batched is False
+
+
+SAMPLES = """
+model_warmup {
+  name: "good" batch_size: 2
+  inputs { key: "a" value { data_type: TYPE_FP32 dims: [ 2 ] random_data: true } }
+  inputs { key: "b" value { data_type: TYPE_FP32 dims: [ 2, 1 ] input_data_file: "b" } }
+}
+model_warmup { name: "none" }
+"""
+TEXT_SAMPLE = """
+model_warmup {
+  name: "bad" batch_size: 1 count: 3
+  inputs { key: "a" value { data_type: TYPE_STRING dims: [ 1 ] zero_data: true } }
+}
+"""
+
+
+async def test_samples_for_warming_up(pair: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (pair / "warmup").mkdir()
+    (pair / "warmup" / "b").write_bytes(np.ones(2, "<f4").tobytes())
+    config = read(pair, PAIR + SAMPLES)
+    (good,) = keys(config)[1].warm_up
+    assert (good.name, good.batch_size, good.count) == ("good", 2, 1)
+    async with Pipeline(config):
+        assert "not warmed up" not in caplog.text
+    with pytest.raises(BackendError, match=r"the sample bad failed: .*input b is missing"):
+        async with Pipeline(read(pair, PAIR + TEXT_SAMPLE)):
+            pass
+    for old, new, field in (
+        ("dims: [ 1 ]", "dims: [ -1 ]", "dims"),
+        ("data_type: TYPE_STRING ", "", "data_type"),
+        ("zero_data: true", "", "zero_data"),
+    ):
+        with pytest.raises(ConfigError, match=rf"model_warmup.*inputs\.a.*{field}"):
+            read(pair, PAIR + TEXT_SAMPLE.replace(old, new))
+
+
+COUNTING = """
+class TritonPythonModel:
+    def execute(self, requests):
+        tensors = [request.inputs()[0].as_numpy() for request in requests]
+        raise ValueError(f"{len(requests)} of {tensors[0].shape}")
+"""
+
+
+async def test_samples_run_in_python_models_too(tmp_path: Path) -> None:
+    folder = tmp_path / "counting"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(COUNTING)
+    config = """
+    backend: "python" max_batch_size: 8
+    input [ { name: "x" data_type: TYPE_INT32 dims: [ -1 ] } ]
+    output [ { name: "y" data_type: TYPE_INT32 dims: [ 1 ] } ]
+    parameters { key: "PENSTOCK_EXECUTOR" value { string_value: "thread" } }
+    model_warmup { name: "three" batch_size: 3
+      inputs { key: "x" value { data_type: TYPE_INT32 dims: [ 5 ] zero_data: true } } }
+    """
+    with pytest.raises(BackendError, match=r"the sample three failed: .*3 of \(1, 5\)"):
+        async with Pipeline(read(folder, config)):
+            pass
