@@ -15,7 +15,8 @@ def convert_command(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="An archive of TorchServe (.mar, .tar.gz, or its folder).",
+            help="A model repository of Triton's or the folder of one of its models, or an "
+            "archive of TorchServe (.mar, .tar.gz, or its folder).",
             exists=True,
         ),
     ],
@@ -48,3 +49,5 @@ def convert_command(
     for note in written.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {', '.join(map(str, written.files))}; next: {written.next}")
+    if written.problems:
+        fail(*map(str, written.problems))

@@ -8,6 +8,7 @@ from pathlib import Path
 from penstock.backends.errors import ConfigError, Problem
 
 from .torchserve import convert_archive, is_archive
+from .triton_models import convert_models, is_triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class Written:
     files: tuple[Path, ...]
     notes: tuple[str, ...]
     next: str
+    problems: tuple[Problem, ...] = ()
+    """Why some models of a repository were left out."""
 
 
 def convert(path: Path, output: Path, *, force: bool = False) -> Written:
@@ -32,5 +35,28 @@ def convert(path: Path, output: Path, *, force: bool = False) -> Written:
         return Written(
             (file,), tuple(converted.notes), f"penstock check {file}, penstock serve {output}"
         )
-    message = "expected an archive of TorchServe (.mar)"
+    if is_triton(path):
+        return _convert_repository(path, output, force=force)
+    message = (
+        "expected a model repository of Triton's, the folder of one of its models, or an archive "
+        "of TorchServe (.mar)"
+    )
     raise ConfigError([Problem(message, str(path))])
+
+
+def _convert_repository(path: Path, output: Path, *, force: bool) -> Written:
+    if output.resolve() == path.resolve() or path.resolve() in output.resolve().parents:
+        message = "it is in the repository itself: expected another folder"
+        raise ConfigError([Problem(message, str(output))])
+    converted, errors = convert_models(path)
+    problems = tuple(problem for error in errors for problem in error.problems)
+    if not converted:
+        raise ConfigError(problems)
+    for one in converted:
+        one.write(output, force=force)
+    return Written(
+        tuple(output / name for one in converted for name in one.texts),
+        tuple(note for one in converted for note in one.notes),
+        f"penstock check {output}, penstock serve {output}",
+        problems,
+    )

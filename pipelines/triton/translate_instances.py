@@ -26,7 +26,7 @@ def translate_instances(model: TritonModel, tables: Tables, node: dict[str, Any]
             devices += ["cpu"] * group.count
         else:
             devices += [""] * group.count  # the model places itself
-    if len(devices) != 1:
+    if len(devices) > 1:  # an ensemble has none
         node["instance_num"] = len(devices)
     if any(device.startswith("cuda") for device in devices):
         distinct = list(dict.fromkeys(devices))
