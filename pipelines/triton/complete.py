@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import complete_onnx
+from . import complete_onnx, complete_python
 from .messages import ModelConfig, new_config
 from .normalise import set_backend, set_defaults
 
@@ -19,5 +19,8 @@ def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
     set_backend(config, folder.resolve().name, folder / version)
     if config.backend == "onnxruntime":
         complete_onnx.complete(config, folder / version)
+    elif config.backend == "python":
+        set_defaults(config)  # the model may look at all of it
+        complete_python.complete(config, folder / version)
     set_defaults(config)
     return config

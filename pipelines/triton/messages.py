@@ -66,10 +66,13 @@ def as_json(message: Any) -> dict[str, Any]:
 
 
 def _with_numbers(value: dict[str, Any], descriptor: Any) -> dict[str, Any]:
-    """Turn the texts that protobuf's JSON has for 64-bit integers into numbers."""
+    """Turn the texts that protobuf's JSON has for 64-bit integers into numbers, and put the fields
+    in the order of their declaration.
+    """
     return {
-        name: _with_number(member, descriptor.fields_by_name[name])
-        for name, member in value.items()
+        field.name: _with_number(value[field.name], field)
+        for field in descriptor.fields
+        if field.name in value
     }
 
 

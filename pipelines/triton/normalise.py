@@ -71,6 +71,8 @@ def set_defaults(config: ModelConfig, gpus: tuple[int, ...] = ()) -> None:
             if not preferred and most > 0:
                 preferred.append(most)
     if config.HasField("ensemble_scheduling"):
+        if not config.HasField("model_transaction_policy"):
+            config.model_transaction_policy.SetInParent()
         return
     optimization = config.optimization
     for pinned in ("input_pinned_memory", "output_pinned_memory"):

@@ -245,6 +245,9 @@ def _sequence_id(value: Any) -> int | str:
 
 
 def _is_tensor(key: str, model: Model) -> bool:
+    """Return whether a parameter of this name would be taken for a tensor."""
+    if model.pipeline.config.positional:
+        return False
     return key in model.inputs_by_name or key in model.outputs_by_name
 
 
