@@ -31,7 +31,7 @@ from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
 from .trace.tracing import Tracing
-from .v2.models.metrics import TritonCollector
+from .v2.models.metrics import ModelMetricsCollector, TritonCollector
 
 PIPELINE_LABELS = ("pipeline", "version")
 NODE_LABELS = (*PIPELINE_LABELS, "node")
@@ -296,6 +296,7 @@ class Metrics:
             self.registry.register(TraceCollector(tracing))
         self.registry.register(PipelineCollector(repository, ready_when))
         self.registry.register(TritonCollector(repository))
+        self.registry.register(ModelMetricsCollector())
         ProcessCollector(registry=self.registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:

@@ -15,6 +15,9 @@ from typing import Literal, NamedTuple
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[tuple[str, str], ...]
 
+OWN_PREFIXES = ("penstock_", "process_", "nv_inference_", "nv_cache_")
+"""What the names of the server's own metrics begin with."""
+
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -64,6 +67,8 @@ class ModelMetrics:
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a metric: expected letters, digits, _ and :")
+        if name.startswith(OWN_PREFIXES):
+            raise ValueError(f"{name!r} is a name of the server's own metrics: choose another one")
         with self._lock:
             family = self._families.setdefault(name, Family(kind, description))
             if family.kind != kind:

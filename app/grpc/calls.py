@@ -27,6 +27,9 @@ ENCODED_BYTES = 3
 """The bytes of one that is percent-encoded, as all beyond printable ASCII are."""
 
 STATUS_BY_CODE = {
+    "already_exists": grpc.StatusCode.ALREADY_EXISTS,
+    "cancelled": grpc.StatusCode.CANCELLED,
+    "unknown": grpc.StatusCode.UNKNOWN,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }

@@ -22,13 +22,28 @@ from ..v2.models.model import Model
 from .messages import messages
 from .wire import varint
 
+Parameter = bool | int | float | str
+
+_PARAMETER_FIELDS = {
+    bool: "bool_param",
+    int: "int64_param",
+    float: "double_param",
+    str: "string_param",
+}
+
 _ID_TAG = b"\x1a"  # field 3, bytes
 _RAW_OUTPUT_CONTENTS_TAG = b"\x32"  # field 6, bytes
 
 
-def write_message(request: InferRequest, model: Model, chosen: Chosen, **parameters: bool) -> bytes:
+def write_message(
+    request: InferRequest, model: Model, chosen: Chosen, **parameters: Parameter
+) -> bytes:
     """Return the serialised ModelInferResponse. Raises what `encode` raises."""
-    pieces = _known(request, model, chosen, parameters)
+    pieces = None
+    if request.response_parameters:
+        parameters |= request.response_parameters
+    else:
+        pieces = _known(request, model, chosen, parameters)
     if pieces is not None:
         head, *tags = pieces
         blobs: Sequence[Any] = [value for _, value, _ in chosen]
@@ -46,7 +61,7 @@ def write_message(request: InferRequest, model: Model, chosen: Chosen, **paramet
 
 
 def _known(
-    request: InferRequest, model: Model, chosen: Chosen, parameters: dict[str, bool]
+    request: InferRequest, model: Model, chosen: Chosen, parameters: dict[str, Parameter]
 ) -> tuple[bytes, ...] | None:
     """Return what comes before the id, and before each tensor, of outputs that are as declared.
 
@@ -79,10 +94,10 @@ def _tag(blob: Any) -> bytes:
     return _RAW_OUTPUT_CONTENTS_TAG + varint(size)
 
 
-def _head(model: Model, outputs: list[dict[str, Any]], parameters: dict[str, bool]) -> bytes:
+def _head(model: Model, outputs: list[dict[str, Any]], parameters: dict[str, Parameter]) -> bytes:
     message = messages.ModelInferResponse(model_name=model.name, model_version=model.version)
     for key, value in parameters.items():
-        message.parameters[key].bool_param = value
+        setattr(message.parameters[key], _PARAMETER_FIELDS[type(value)], value)
     for output in outputs:
         tensor = message.outputs.add(
             name=output["name"], datatype=output["datatype"], shape=output["shape"]

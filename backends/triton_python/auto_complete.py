@@ -17,6 +17,7 @@ from ..errors import BackendError, ConfigError, Problem
 from ..process.environment import child_environment
 from . import model_file
 from .instance import describe
+from .instance_metrics import InstanceMetrics
 from .model_config import ModelConfig
 from .running import RunningModel
 
@@ -59,7 +60,7 @@ def completed_by(model: Path, config: str) -> dict[str, Any]:
     Return what `complete` reads: the config, or an error.
     """
     try:
-        cls = model_file.load(RunningModel(model.parent), model)
+        cls = model_file.load(RunningModel(model.parent, InstanceMetrics(None)), model)
         given: Any = ModelConfig(config)
         if hasattr(cls, "auto_complete_config"):
             given = cls.auto_complete_config(given)

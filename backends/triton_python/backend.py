@@ -18,7 +18,6 @@ from ..warm_up_samples import Sample, run_samples
 from .datatypes import TYPE_OF, DataType, datatype_named
 from .error import answer_of
 from .instance import ModelInstance, describe
-from .metrics import metrics_of
 from .request import (
     SEQUENCE_END,
     SEQUENCE_START,
@@ -250,7 +249,7 @@ class TritonPython(Backend):
                 else:
                     self._answer(item, request, response)
             asked = again
-        metrics_of(instance.running.server).flush()
+        instance.running.metrics.flush()
 
     def _responses(
         self, instance: ModelInstance, requests: list[InferenceRequest]

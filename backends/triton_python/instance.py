@@ -12,7 +12,7 @@ from ..errors import BackendError
 from ..text import message_of
 from . import model_file
 from .event_loop import EventLoop
-from .metrics import metrics_of
+from .instance_metrics import InstanceMetrics
 from .running import RunningModel
 
 logger = logging.getLogger("penstock.model")
@@ -31,7 +31,8 @@ class ModelInstance:
         self.name = arguments["model_instance_name"]
         self.loop = EventLoop(f"event loop of {self.name}")
         beside = () if context.alone else (str(file.parent), str(file.parent.parent))
-        self.running = RunningModel(file.parent, getattr(context, "server", None), beside)
+        server = getattr(context, "server", None)
+        self.running = RunningModel(file.parent, InstanceMetrics(server), server, beside)
         self._initialized = False
         cls = model_file.load(self.running, file)
         try:
@@ -66,7 +67,7 @@ class ModelInstance:
             logger.exception("model %s: finalize failed", self.name)
         finally:
             self.loop.close()
-            metrics_of(self.running.server).close()
+            self.running.metrics.close()
 
 
 def arguments_of(file: Path, config: dict[str, Any], context: Context) -> dict[str, str]:

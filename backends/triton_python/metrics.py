@@ -3,69 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from enum import IntEnum
-from itertools import count
 from typing import Any, ClassVar
-from uuid import uuid4
 
-from ..model_metrics import Kind, Labels, apply
-from ..server import Server
+from ..model_metrics import Kind, Labels
 from .error import TritonModelException
-from .running import server as current_server
-
-
-class InstanceMetrics:
-    """The metrics that one instance of a model holds in its server's process.
-
-    What the garbage collector finds is noted and let go of later: it may come while a message to
-    the server is being written.
-    """
-
-    def __init__(self, server: Server | None) -> None:
-        """`server`: None if the metrics of this process are meant."""
-        self._server = server
-        self._name = f"{uuid4()}/"
-        self._numbers = count()
-        self._lost: deque[tuple[str, Labels, str]] = deque()
-        self.used = False
-
-    def owner(self) -> str:
-        """Return a new owner."""
-        self.used = True
-        return f"{self._name}{next(self._numbers)}"
-
-    def apply(self, operation: str, *arguments: Any) -> float | None:
-        """Run an operation of `ModelMetrics`, and return or raise what it does."""
-        if self._server is None:
-            return apply(operation, *arguments)
-        result: float | None = self._server.run(apply, operation, *arguments)
-        return result
-
-    def lose(self, metric: tuple[str, Labels, str]) -> None:
-        """Note that nothing refers to a metric any more."""
-        self._lost.append(metric)
-
-    def flush(self) -> None:
-        """Let go of the metrics that nothing refers to."""
-        while self._lost:
-            self.apply("drop", *self._lost.popleft())
-
-    def close(self) -> None:
-        """Let go of all metrics of the instance."""
-        if self.used:
-            self.apply("release", self._name)
-
-
-_of_servers: weakref.WeakKeyDictionary[Server, InstanceMetrics] = weakref.WeakKeyDictionary()
-_of_process = InstanceMetrics(None)
-
-
-def metrics_of(server: Server | None) -> InstanceMetrics:
-    """Return the metrics of the instance whose server this is."""
-    if server is None:
-        return _of_process
-    return _of_servers.setdefault(server, InstanceMetrics(weakref.proxy(server)))
+from .running import current
 
 
 class MetricKind(IntEnum):
@@ -94,7 +37,10 @@ class MetricFamily:
         """Raises TritonModelException if there is one of that name and another kind."""
         if not isinstance(name, str) or not isinstance(description, str):
             raise TypeError("MetricFamily(name: str, description: str, kind: MetricFamily.COUNTER)")
-        self.instance = metrics_of(current_server())
+        model = current()
+        if model is None:
+            raise TritonModelException("MetricFamily: called outside of a model")
+        self.instance = model.metrics
         self.name = name
         self.kind = MetricKind(kind)
         try:

@@ -9,24 +9,38 @@ from .error import TritonModelException
 
 
 def checked(parameters: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a copy. Raises TritonModelException if a key is no text, or a value no text, number
-    or boolean.
+    """Return a copy. Raises TritonModelException if a key is no text, or a value no text, boolean
+    or number that fits into 64 bits.
     """
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
         raise TypeError(f"parameters: expected a dict, found {type(parameters).__name__}")
-    for key, value in parameters.items():
-        if not isinstance(key, str):
-            raise TritonModelException(
-                f"Expect parameters keys to have type str, found type '{type(key)}'"
-            )
-        if not isinstance(value, bool | int | float | str):
-            raise TritonModelException(
-                "Expect parameters values to have type bool/int/float/str, found type "
-                f"'{type(value)}'"
-            )
-    return dict(parameters)
+    return {_key(key): _value(key, value) for key, value in parameters.items()}
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TritonModelException(
+            f"Expect parameters keys to have type str, found type '{type(key)}'"
+        )
+    return str(key)
+
+
+def _value(key: object, value: object) -> bool | int | float | str:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise TritonModelException(f"parameter '{key}' is {value}: expected 64 bits at most")
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str(value)
+    raise TritonModelException(
+        f"Expect parameters values to have type bool/int/float/str, found type '{type(value)}'"
+    )
 
 
 def as_json(parameters: dict[str, Any]) -> str:

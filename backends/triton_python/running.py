@@ -12,6 +12,7 @@ from types import FrameType
 
 from ..server import Server
 from .error import TritonModelException
+from .instance_metrics import InstanceMetrics
 
 _of_thread = threading.local()
 
@@ -30,6 +31,7 @@ class RunningModel:
     """
 
     folder: Path
+    metrics: InstanceMetrics
     server: Server | None = None
     beside: tuple[str, ...] = ()
 

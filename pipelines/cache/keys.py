@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from penstock.backends.item import Item
+from penstock.backends.item import Item, RequestFacts
 
 ON_LOOP_BYTES = 1 << 18
 """An item of more bytes is hashed on a helper thread: more than 0.2 ms."""
@@ -165,6 +165,9 @@ def _add(value: Any, parts: list[Any], room: int | None, levels: int, key: str) 
             room = _add(name, parts, room, levels - 1, key)
             room = _add(member, parts, room, levels - 1, key)
         return room
+    if kind is RequestFacts:
+        parts.append(b"r:")
+        return _add(tuple(value), parts, room, levels - 1, key)
     if isinstance(value, BaseModel):
         name = f"{kind.__module__}.{kind.__qualname__}".encode()
         parts.append(b"m%d:%b" % (len(name), name))

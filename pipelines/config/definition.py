@@ -209,6 +209,15 @@ class PipelineConfig:
         """True if a node keeps states of sequences: then each request is a step of one."""
         return any(node.sequence is not None for node in self.nodes.values())
 
+    @property
+    def takes_request_facts(self) -> bool:
+        """True if a backend reads what a client of /v2 says of its request (`RequestFacts`)."""
+        return any(
+            group.spec.takes_request_facts
+            for node in self.nodes.values()
+            for group in node.instance_groups
+        )
+
     def alone(self, exposed: Exposed) -> PipelineConfig:
         """Return what callers see of an exposed node: a pipeline that has only this node."""
         node = self.nodes[self.nodes[exposed.node].shares or exposed.node]

@@ -160,7 +160,7 @@ def write_object(request: InferRequest, model: Model, chosen: Chosen) -> bytes:
     documents = {tensor.name: value for tensor, value, _ in chosen if _is_document(tensor, value)}
     tensors = [one for one in chosen if one[0].name not in documents]
     described, contents = encode(request, model, tensors)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = dict(request.response_parameters or {})
     for output, content in zip(described, contents, strict=True):
         single = prod(output["shape"]) == 1
         fields[output["name"]] = orjson.Fragment(content[1:-1] if single else content)

@@ -243,6 +243,7 @@ class InferCall:
         context = self.context
         if context is not None and isinstance(context, Traced) and context.wants_tensors:
             note_tensors(context, BACKEND_OUTPUT, self.model.values_of(item))
+        self.request.response_parameters = item.get("response_parameters")
         return choose(self.request, self.model, item)
 
     def write_arrays(self, chosen: Chosen) -> Written | None:

@@ -5,12 +5,12 @@ Everything is checked in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from penstock.backends.errors import InvalidRequest
-from penstock.backends.item import Item, may_come_from_network
+from penstock.backends.item import Item, RequestFacts, may_come_from_network
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
 from penstock.pipelines.sequences.step import Step
@@ -47,6 +47,8 @@ RESERVED_PARAMETERS = frozenset({"data", "result", "error", "context", "headers"
 
 PARAMETER_TYPES = frozenset({str, int, float, bool})
 
+_NO_FACTS = RequestFacts()
+
 MAX_PARAMETERS = 1024
 """The most parameters of a request. Each is a key of the item, which is copied at every node."""
 
@@ -62,7 +64,7 @@ class InferRequest:
     memory that outputs go to: release them when the request has been answered. `memory` is what the
     request holds. `json_limits` bounds inputs that are JSON texts. `step` says of which sequence
     the request is a step, if its pipeline has sequences. `is_shared`: an input is used where it is
-    in the memory of the client, which may change it.
+    in the memory of the client, which may change it. `response_parameters`: those of the answer.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class InferRequest:
         "memory",
         "outputs",
         "priority",
+        "response_parameters",
         "rows",
         "step",
         "timeout",
@@ -93,6 +96,7 @@ class InferRequest:
         self.step: Step | None = None
         self.is_shared = False
         self.leases: list[Slice] = []
+        self.response_parameters: Mapping[str, Any] | None = None
 
     def release(self) -> None:
         """Let go of the shared memory."""
@@ -126,14 +130,22 @@ def parse(
             )
         request.id = identity
     parameters = document.get("parameters")
+    facts = _NO_FACTS
     if parameters:
-        _read_parameters(request, parameters, model)
+        facts = _read_parameters(request, parameters, model)
     elif parameters is not None and type(parameters) is not dict:
         raise InvalidRequest("Unable to parse 'parameters': expected an object")
     _read_inputs(request, document.get("inputs"), blobs, model, regions)
     outputs = document.get("outputs")
     if outputs is not None:
         request.outputs = read_outputs(outputs, request.binary, model, regions, request.leases)
+    if model.takes_request_facts:
+        if request.outputs is not None:
+            names = tuple([wanted.name for wanted in request.outputs])
+            if set(names) != model.outputs_by_name.keys():
+                facts = facts._replace(requested_outputs=names)
+        if facts != _NO_FACTS:
+            request.item["request_facts"] = facts
 
 
 def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
@@ -182,7 +194,8 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
 # parameters
 
 
-def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> None:
+def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> RequestFacts:
+    """Read them into `request`, and return those that a backend may ask for."""
     if type(parameters) is not dict:
         raise InvalidRequest(
             f"Unable to parse 'parameters': expected an object, got a JSON {kind_of(parameters)}"
@@ -192,6 +205,7 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             f"the request has {len(parameters)} parameters, at most {MAX_PARAMETERS} are accepted"
         )
     identity: int | str = 0
+    timeout_us = 0
     flags: dict[str, bool] = {}
     for key, value in parameters.items():
         if type(value) not in PARAMETER_TYPES:
@@ -202,8 +216,8 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
         if key == "binary_data_output":
             request.binary = check_boolean(value, "parameter 'binary_data_output'")
         elif key == "timeout":
-            microseconds = check_unsigned(value, "parameter 'timeout'")
-            request.timeout = microseconds / 1e6 if microseconds else None
+            timeout_us = check_unsigned(value, "parameter 'timeout'")
+            request.timeout = timeout_us / 1e6 if timeout_us else None
         elif key == "priority":
             level = check_unsigned(value, "parameter 'priority'")
             entry_point = model.pipeline.plan.default
@@ -231,6 +245,8 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> No
             flags.get("sequence_end", False),
             strict=True,
         )
+    bits = flags.get("sequence_start", False) | flags.get("sequence_end", False) << 1
+    return RequestFacts(identity, bits, timeout_us)
 
 
 def _sequence_id(value: Any) -> int | str:

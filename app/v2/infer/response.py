@@ -124,7 +124,7 @@ def write(request: InferRequest, model: Model, chosen: Chosen) -> Written:
         if not as_text and (length := _length(content)):
             blobs.append(content)
             size += length
-    head = _head(request.id, model, outputs, texts)
+    head = _head(request, model, outputs, texts)
     return Written(head, blobs, len(head) + size)
 
 
@@ -190,9 +190,9 @@ def write_arrays(request: InferRequest, model: Model, chosen: Chosen) -> Written
     """Write outputs that are arrays of the declared datatypes, and small if they become JSON.
 
     That never takes long. The JSON around them is kept for their shapes. Returns None if there is
-    another one among them, or if the answer has an id: `write` then writes them.
+    another one among them, or if the answer has an id or parameters: `write` then writes them.
     """
-    if request.id:
+    if request.id or request.response_parameters:
         return None
     size = 0
     key: list[Any] = []
@@ -268,13 +268,16 @@ def _pieces_around(model: Model, chosen: Chosen) -> tuple[bytes, ...]:
 
 
 def _head(
-    identity: str | None,
+    request: InferRequest,
     model: Model,
     outputs: list[dict[str, Any]],
     texts: list[bytes | None],
 ) -> bytes:
     """Write the JSON of the answer. `texts` are the data of the outputs as JSON."""
     document: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if request.response_parameters:
+        document["parameters"] = request.response_parameters
+    identity = request.id
     if len(identity or "") + sum([len(text) for text in texts if text]) <= PIECE_BYTES:
         for output, text in zip(outputs, texts, strict=True):
             if text is not None:

@@ -6,11 +6,14 @@ They are made at each scrape from what pipelines count.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
+from penstock.backends.model_metrics import Series, model_metrics
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
@@ -107,6 +110,36 @@ class TritonCollector(Collector):
             pending.add_sample(PENDING_GAUGE, labels, waiting)
         yield from (family for family in families.values() if family.samples or not models)
         yield pending
+
+
+class ModelMetricsCollector(Collector):
+    """Collects the metrics that Triton Python models keep themselves."""
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for shown in model_metrics.shown():
+            # As a counter it would get a name that ends with _total, which Triton's does not.
+            kind = "unknown" if shown.kind == "counter" else shown.kind
+            family = Metric(shown.name, shown.description, kind)
+            for labels, series in shown.series:
+                _add_samples(family, dict(labels), series)
+            if family.samples:
+                yield family
+
+
+def _add_samples(family: Metric, labels: dict[str, str], series: Series) -> None:
+    if family.type != "histogram":
+        family.add_sample(family.name, labels, series.value)
+        return
+    counts = list(accumulate(series.counts))
+    bounds = [*map(floatToGoString, series.bounds), "+Inf"]
+    for bound, count in zip(bounds, counts, strict=True):
+        family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
+    family.add_sample(f"{family.name}_count", labels, counts[-1])
+    family.add_sample(f"{family.name}_sum", labels, series.value)
 
 
 def _of_cache(pipeline: Pipeline) -> Iterator[tuple[str, float]]:

@@ -60,6 +60,7 @@ class Model:
         "pipeline",
         "result_length",
         "streams",
+        "takes_request_facts",
         "version",
     )
 
@@ -73,6 +74,7 @@ class Model:
         self.name = pipeline.name
         self.version = config.version
         self.streams = pipeline.streams
+        self.takes_request_facts = config.takes_request_facts
         self.inputs = inputs.tensors
         self.inputs_by_name = {tensor.name: tensor for tensor in self.inputs}
         self.max_batch_size = inputs.max_batch_size

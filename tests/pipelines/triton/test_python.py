@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
-from penstock import create_app
+from penstock import Settings, create_app
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,10 +65,14 @@ class TritonPythonModel:
             "more": None if more is None else more.as_numpy().tolist()[0][0].decode(),
             "parameters": json.loads(request.parameters()),
             "id": request.request_id(),
+            "sequence": [request.correlation_id(), request.flags()],
+            "timeout": request.timeout(),
+            "outputs": sorted(request.requested_output_names()),
         }
         text = np.full((len(array), 1), json.dumps(seen), dtype=object)
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("TEXT", text), pb_utils.Tensor("OUT", array * 2)]
+            [pb_utils.Tensor("TEXT", text), pb_utils.Tensor("OUT", array * 2)],
+            parameters={"count": len(array), "kind": "plain", "good": True, "share": 0.5},
         )
 """
 
@@ -79,6 +85,7 @@ def write_model(repository: Path, name: str, config: str, model: str = MODEL) ->
     (folder / "1" / "helper.py").write_text(f"WORD = {name!r}")
 
 
+ADMIN = {"Authorization": "Bearer t"}
 THREAD = 'parameters { key: "PENSTOCK_EXECUTOR" value: { string_value: "thread" } }'
 
 
@@ -91,14 +98,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(repository)
+@asynccontextmanager
+async def served(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(
+        repository, settings=Settings(admin_token=SecretStr("t"), allow_model_control=True)
+    )
     transport = httpx.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with served(repository) as client:
         yield client
 
 
@@ -112,7 +127,8 @@ def request(*values: float, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model", ["process", "thread", "other"])
 async def test_a_model_sees_what_triton_shows_it(client: httpx.AsyncClient, model: str) -> None:
-    asked = request(4, 5, id="r-1", parameters={"a": 1, "b": "x", "c": True, "timeout": 9_000_000})
+    parameters = {"a": 1, "b": "x", "c": True, "timeout": 9_000_000, "sequence_id": 7}
+    asked = request(4, 5, id="r-1", parameters=parameters | {"sequence_end": True})
     asked["inputs"].append({"name": "MORE", "datatype": "BYTES", "shape": [1, 1], "data": ["é"]})
     answer = await client.post(f"/v2/models/{model}/infer", json=asked)
     assert answer.status_code == 200, answer.text
@@ -130,7 +146,27 @@ async def test_a_model_sees_what_triton_shows_it(client: httpx.AsyncClient, mode
         "more": "é",
         "parameters": {"a": 1, "b": "x", "c": True},
         "id": "r-1",
+        "sequence": [7, 2],
+        "timeout": 9_000_000,
+        "outputs": ["OUT", "TEXT"],
     }
+    assert answer.json()["parameters"] == ANSWERED
+
+
+ANSWERED = {"count": 1, "kind": "plain", "good": True, "share": 0.5}
+
+
+async def test_an_answer_has_the_outputs_asked_for_and_the_models_parameters(
+    client: httpx.AsyncClient,
+) -> None:
+    asked = request(4, 5, outputs=[{"name": "TEXT"}])
+    for _ in range(2):
+        answer = (await client.post("/v2/models/thread/infer", json=asked)).json()
+        assert [output["name"] for output in answer["outputs"]] == ["TEXT"]
+        assert json.loads(answer["outputs"][0]["data"][0])["outputs"] == ["TEXT"]
+        assert answer["parameters"] == ANSWERED
+    generated = await client.post("/v2/models/thread/generate", json={"IN": [4, 5]})
+    assert generated.json().items() >= ANSWERED.items()
 
 
 @pytest.mark.parametrize("model", ["process", "thread"])
@@ -142,3 +178,66 @@ async def test_a_models_errors_are_its_clients(client: httpx.AsyncClient, model:
     assert failed.json()["error"] == (
         f"Failed to process the request(s) for model '{model}_0', message: ValueError: I can't"
     )
+
+
+COUNTING = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        kinds = pb_utils.MetricFamily
+        self.calls = kinds("calls_of_models", "Calls.", kinds.COUNTER).Metric({"model": "m"})
+        self.last = kinds("last_value", "The last value.", kinds.GAUGE).Metric()
+        self.sizes = kinds("sizes", "Sizes.", kinds.HISTOGRAM).Metric(buckets=[1.0, 10.0])
+        self.refused = []
+        for call in (
+            lambda: self.calls.increment(-1),
+            lambda: self.calls.set(3),
+            lambda: kinds("last_value", "Now a counter.", kinds.COUNTER),
+            lambda: kinds("penstock_ready", "Ours.", kinds.GAUGE),
+            lambda: kinds("more_sizes", "No buckets.", kinds.HISTOGRAM).Metric(),
+        ):
+            try:
+                call()
+            except pb_utils.TritonModelException as error:
+                self.refused.append(str(error))
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            value = float(pb_utils.get_input_tensor_by_name(request, "IN").as_numpy().flat[0])
+            self.calls.increment(1)
+            self.last.set(value)
+            self.sizes.observe(value)
+            out = np.array([[self.calls.value(), len(self.refused)]], np.float32)
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", out)]))
+        return responses
+"""
+
+
+async def test_metrics_of_models_are_among_the_servers(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_model(tmp_path, name, CONFIG + THREAD, COUNTING)
+    async with served(tmp_path) as client:
+        counted = [
+            (await client.post(f"/v2/models/{name}/infer", json=request(value))).json()
+            for name, value in (("one", 5), ("two", 50))
+        ]
+        assert [answer["outputs"][0]["data"] for answer in counted] == [[1, 5], [2, 5]]
+        lines = set((await client.get("/metrics")).text.splitlines())
+        assert {
+            'calls_of_models{model="m"} 2.0',
+            "last_value 50.0",
+            'sizes_bucket{le="1.0"} 0.0',
+            'sizes_bucket{le="10.0"} 1.0',
+            'sizes_bucket{le="+Inf"} 2.0',
+            "sizes_sum 55.0",
+        } <= lines
+        assert (
+            await client.post("/v2/repository/models/two/unload", headers=ADMIN)
+        ).status_code == 200
+        assert "calls_of_models" in (await client.get("/metrics")).text
+        await client.post("/v2/repository/models/one/unload", headers=ADMIN)
+        assert "calls_of_models" not in (await client.get("/metrics")).text
