@@ -17,8 +17,9 @@ from .output import printable
 
 
 def print_reports(reports: Iterable[Report]) -> None:
-    """Print a line for each field, those that need a look first."""
+    """Print a line for each field in the order of the table, those that need a look first."""
     console = Console()
+    positions = {field: position for position, field in enumerate(FIELDS)}
     for report in reports:
         counts = Counter(field.treatment for field in report.fields)
         numbers = ", ".join(
@@ -27,6 +28,7 @@ def print_reports(reports: Iterable[Report]) -> None:
         lines = [f"{report.file} ({report.backend or 'no backend'}): {numbers or 'no fields'}"]
         for treatment in reversed(Treatment):
             fields = [field for field in report.fields if field.treatment is treatment]
+            fields.sort(key=lambda field: positions.get(field.field, len(positions)))
             lines += [f"  {treatment:<13} {line}" for line in dict.fromkeys(map(_line, fields))]
         console.print(Text("\n".join(lines) + "\n"), soft_wrap=True)
 

@@ -57,6 +57,10 @@ _PLACES = "it says where memory lies and is copied: answers are the same"
 _GPU_WORK = "it says when a GPU does its work: answers are the same"
 _TRITON_READS_IT_NOT = "Triton reads it for other backends only"
 _PYTHON_READS_IT_NOT = "Triton's Python backend does not read it"
+_DELAY = (
+    "a batch waits for more only while another one runs on its device, and starts at once if none "
+    "does: answers are the same"
+)
 _METRICS = "it says how metrics look: answers are the same"
 _RATES = (
     "Triton reads it only under --rate-limit=execution_count, where it says when instances run: "
@@ -69,6 +73,49 @@ _CPU_ACCELERATOR = "optimization.execution_accelerators.cpu_execution_accelerato
 _ACCELERATED = (
     "TensorRT runs the model where it is installed and all shapes are known, otherwise ONNX "
     "Runtime on the CPU"
+)
+_TENSORRT_TUNING = (
+    "trt_max_partition_iterations",
+    "trt_min_subgraph_size",
+    "trt_dla_core",
+    "trt_engine_cache_enable",
+    "trt_engine_cache_path",
+    "trt_engine_cache_prefix",
+    "trt_dump_subgraphs",
+    "trt_force_sequential_engine_build",
+    "trt_context_memory_sharing_enable",
+    "trt_timing_cache_enable",
+    "trt_timing_cache_path",
+    "trt_force_timing_cache",
+    "trt_detailed_build_log",
+    "trt_build_heuristics_enable",
+    "trt_sparsity_enable",
+    "trt_builder_optimization_level",
+    "trt_auxiliary_streams",
+    "trt_tactic_sources",
+    "trt_profile_opt_shapes",
+    "trt_cuda_graph_enable",
+    "trt_dump_ep_context_model",
+    "trt_ep_context_file_path",
+    "trt_ep_context_embed_mode",
+)
+_CUDA_TUNING = (
+    "arena_extend_strategy",
+    "cudnn_conv1d_pad_to_nc1d",
+    "cudnn_conv_algo_search",
+    "cudnn_conv_use_max_workspace",
+    "do_copy_in_default_stream",
+    "enable_cuda_graph",
+    "enable_skip_layer_norm_strict_mode",
+    "fuse_conv_bias",
+    "gpu_mem_limit",
+    "prefer_nhwc",
+    "sdpa_kernel",
+    "tunable_op_enable",
+    "tunable_op_max_tuning_duration_ms",
+    "tunable_op_tuning_enable",
+    "use_ep_level_unified_stream",
+    "use_tf32",
 )
 _ON_OPENVINO = "ONNX Runtime's own kernels run the model: answers differ by rounding alone"
 
@@ -287,10 +334,22 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         approximated("TensorRT chooses the precision of each layer", ONNX),
         ignored(_TRITON_READS_IT_NOT),
     ),
+    **{
+        f"{_GPU_ACCELERATOR}.parameters.{key}": (
+            ignored("it says how engines are built and kept: answers are the same", ONNX),
+            ignored(_TRITON_READS_IT_NOT),
+        )
+        for key in _TENSORRT_TUNING
+    },
+    **{
+        f"{_GPU_ACCELERATOR}.parameters.{key}": (
+            ignored("it tunes ONNX Runtime on CUDA: here ONNX models run on the CPU", ONNX),
+            ignored(_TRITON_READS_IT_NOT),
+        )
+        for key in _CUDA_TUNING
+    },
     f"{_GPU_ACCELERATOR}.parameters.*": (
-        ignored(
-            "it says how engines are built and kept, or is for CUDA: answers are the same", ONNX
-        ),
+        refused("no accelerator has such a parameter: remove it, or correct it", ONNX),
         ignored(_TRITON_READS_IT_NOT),
     ),
     _CPU_ACCELERATOR: (
@@ -320,7 +379,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
             "max_queue_delay_microseconds: answers are the same"
         ),
     ),
-    "dynamic_batching.max_queue_delay_microseconds": (honoured("how long a batch waits for more"),),
+    "dynamic_batching.max_queue_delay_microseconds": (approximated(_DELAY),),
     "dynamic_batching.preserve_ordering": (honoured("answers leave in the order of the requests"),),
     "dynamic_batching.priority_levels": (honoured("how many priorities there are"),),
     "dynamic_batching.default_priority_level": (
@@ -341,9 +400,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     # sequences
     "sequence_batching": (honoured("requests belong to sequences"),),
     "sequence_batching.direct": (honoured("a sequence keeps its slot of a batch"),),
-    "sequence_batching.direct.max_queue_delay_microseconds": (
-        honoured("how long a batch waits for more"),
-    ),
+    "sequence_batching.direct.max_queue_delay_microseconds": (approximated(_DELAY),),
     "sequence_batching.direct.minimum_slot_utilization": (
         approximated(
             "a batch starts when max_queue_delay_microseconds have passed, or all slots have a "
@@ -357,9 +414,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "sequence_batching.oldest.preferred_batch_size": (
         approximated("a batch takes what waits: answers are the same"),
     ),
-    "sequence_batching.oldest.max_queue_delay_microseconds": (
-        honoured("how long a batch waits for more"),
-    ),
+    "sequence_batching.oldest.max_queue_delay_microseconds": (approximated(_DELAY),),
     "sequence_batching.oldest.preserve_ordering": (
         ignored(
             "the steps of a sequence are always answered in their order, and each request has "
