@@ -28,6 +28,7 @@ from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import message_of
 
 from .cache.responses import ResponseCache
+from .composites.called_models import joined
 from .config.definition import PipelineConfig
 from .config.versions import version_key
 from .directory import (
@@ -466,6 +467,10 @@ class Repository:
             self._overrides[name] = own
             return pipeline
 
+    def _find_config(self, name: str, version: str) -> PipelineConfig | None:
+        versions = self._configs.get(name, {})
+        return versions.get(version) if version else next(reversed(versions.values()), None)
+
     def _own(self, name: str) -> list[PipelineConfig]:
         """Return the repository's own configurations of a name, not those of an override."""
         if name in self._overrides:
@@ -544,7 +549,7 @@ class Repository:
             for config in configs:
                 self._check_names(config)
             for config in configs:
-                pipeline = Pipeline(config)
+                pipeline = Pipeline(joined(config, self._find_config))
                 pipeline.others = self.get
                 pipeline.responses = self.responses
                 if self._notes_batches:

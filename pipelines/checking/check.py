@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from penstock.backends.errors import Problem
+from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.operators.labels import read_labels
 
+from ..composites.called_models import joined
 from ..config.definition import PipelineConfig
 from .callees import callee_findings
 from .finding import Finding
@@ -29,10 +30,22 @@ def check_pipelines(configs: Iterable[PipelineConfig], whole: bool) -> list[Open
             *_label_files(config),
             *Flow(opened).run(),
             *callee_findings(config, others, whole),
+            *_ensemble_findings(config, others, whole),
         ]
         opened.findings = list(dict.fromkeys(opened.findings))
         checked.append(opened)
     return checked
+
+
+def _ensemble_findings(
+    config: PipelineConfig, others: Mapping[str, PipelineConfig], whole: bool
+) -> Iterable[Finding]:
+    """Yield what keeps an ensemble from calling its models."""
+    try:
+        joined(config, lambda name, _: others.get(name))
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding(problem, warning=not whole)
 
 
 def _label_files(config: PipelineConfig) -> Iterable[Finding]:

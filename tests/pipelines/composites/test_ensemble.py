@@ -356,14 +356,15 @@ async def test_a_stream_of_streams() -> None:
         assert [part[0, 0] for part in await ask()] == [100, 101, 110, 111]
 
 
-async def test_an_ensemble_of_one_answer_refuses_a_step_of_many() -> None:
-    async def none(item: Item, call: Any) -> AsyncIterator[Any]:
-        yield item["data"]
-
-    async with serving(
-        model("none", none, ports("X"), ports("Y")), ensemble(step("none", "X=IN", "Y=OUT"))
-    ) as ask:
-        with pytest.raises(BackendError, match="in ensemble 'both', step of model 'none' answers"):
+async def test_an_ensemble_of_one_answer_refuses_a_step_of_many(double: PipelineConfig) -> None:
+    """The model was replaced by one that streams after the ensemble was loaded."""
+    async with serving(double, ensemble(step("double", "X=IN", "Y=OUT"))) as ask:
+        await ask.repository.load(
+            replace(model("parts", numbers, ports("X"), ports("Y")), name="double")
+        )
+        with pytest.raises(
+            BackendError, match="in ensemble 'both', step of model 'double' answers"
+        ):
             await ask()
 
 
@@ -402,3 +403,91 @@ def test_an_ensemble_says_what_it_takes_and_is_all_of_its_pipeline() -> None:
         load({"both": node})
     with pytest.raises(ConfigError, match="all of its pipeline: expected no other node"):
         load({"both": {**node, "next": "more"}, "more": {"backend": "Identity"}})
+
+
+async def test_an_ensemble_answers_in_parts_if_a_step_does(double: PipelineConfig) -> None:
+    """By way of another ensemble too."""
+
+    async def two(item: Item, call: Any) -> AsyncIterator[Any]:
+        yield item["data"]
+        yield item["data"] + 1
+
+    inner = model(
+        "inner",
+        "Ensemble",
+        ports("IN"),
+        ports("OUT"),
+        steps=[step("two", "X=IN", "Y=OUT")],
+    )
+    both = ensemble(step("double", "X=a", "Y=OUT"), step("inner", "IN=IN", "OUT=a"))
+    async with serving(model("two", two, ports("X"), ports("Y")), double, inner, both) as ask:
+        assert [part[0, 0] for part in await ask()] == [2, 4]
+
+
+async def numbers(item: Item, call: Any) -> AsyncIterator[Any]:
+    yield item["data"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([step("lost", "X=IN", "Y=OUT")], "contains models that are not available: lost"),
+        (
+            [step("double", "X=IN", "Y=OUT", version="7")],
+            "models that are not available: double (version 7)",
+        ),
+        (
+            [step("double", "Z=IN", "Y=OUT")],
+            "ensemble tensor 'IN' is mapping to non-existing input 'Z' in model 'double'",
+        ),
+        (
+            [step("double", "X=IN", "Z=OUT")],
+            "ensemble tensor 'OUT' is mapped from non-existing output 'Z' in model 'double'",
+        ),
+        (
+            [step("total", "B=IN", "C=OUT")],
+            "input 'A' in model 'total' is not mapped to any ensemble tensors",
+        ),
+        (
+            [step("whole", "X=IN", "Y=OUT")],
+            "ensemble tensor 'IN': inconsistent data type: FP32 is inferred from model 'both' "
+            "while INT32 is inferred from model 'whole'",
+        ),
+        (
+            [step("wide", "X=IN", "Y=a"), step("double", "X=a", "Y=OUT")],
+            "ensemble tensor 'a': inconsistent shape: [-1, 3] is inferred from model 'wide' while "
+            "[-1, 2] is inferred from model 'double'",
+        ),
+        (
+            [step("numbers", "X=IN", "Y=a"), step("total", "A=a,B=IN", "C=OUT")],
+            "step of model 'total' receives inputs originated from different decoupled models",
+        ),
+        (
+            [step("both", "IN=IN", "OUT=OUT")],
+            "circular dependency between ensembles: both -> both",
+        ),
+        (
+            [step("other", "IN=IN", "OUT=OUT")],
+            "circular dependency between ensembles: other -> both -> other",
+        ),
+    ],
+)
+async def test_steps_that_do_not_fit_their_models_are_refused(
+    double: PipelineConfig, total: PipelineConfig, steps: list[Any], message: str
+) -> None:
+    whole = {"X": {"kind": "tensor", "dtype": "INT32", "shape": [-1, 2]}}
+    other = model(
+        "other", "Ensemble", ports("IN"), ports("OUT"), steps=[step("both", "IN=IN", "OUT=OUT")]
+    )
+    models = [
+        double,
+        total,
+        model("whole", "Identity", whole, ports("Y")),
+        model("wide", "Identity", ports("X"), ports("Y", shape=(-1, 3))),
+        model("numbers", numbers, ports("X"), ports("Y")),
+        *([other] if steps[0]["model"] == "other" else []),
+    ]
+    with pytest.raises(ConfigError) as refused:
+        async with serving(*models, ensemble(*steps)):
+            pass
+    assert message in str(refused.value)
