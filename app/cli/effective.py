@@ -132,10 +132,15 @@ def _own_keys(node: NodeConfig) -> Iterator[str]:
             yield f"# {key} is not set: {rows} row{'s' * (rows != 1)}"
     yield _line("instance_num", _of_groups([group.instances for group in groups]))
     for name in (
-        "batching_timeout", "priority_levels", "retry", "stuck_after", "executor",
+        "batching_timeout", "combine", "priority_levels", "retry", "stuck_after", "executor",
     ):  # fmt: skip
         yield _line(name, getattr(node, name))
     yield _line("default_priority", node.default_priority if node.priority_levels else None)
+    for level, policy in enumerate(node.queue_policies, 1):
+        name = f"queue_policies.{level if node.priority_levels else 'default'}"
+        yield _line(f"{name}.max_queue_size", policy.max_queue_size)
+        yield _line(f"{name}.timeout", policy.timeout)
+        yield _line(f"{name}.on_timeout", "delay" if policy.delays else "reject")
     yield _line("device", ",".join(node.devices) or None)
 
 

@@ -40,6 +40,18 @@ class InstanceGroupConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How long requests of one priority level may wait at a node, and how many."""
+
+    max_queue_size: int | None = None
+    """The largest number of requests that may wait. None: no bound."""
+    timeout: float | None = None
+    """Seconds after which a request that waits is late. None: never."""
+    delays: bool = False
+    """A late request goes behind the others of its level. False: it fails."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One node of a pipeline."""
 
@@ -52,6 +64,10 @@ class NodeConfig:
     default_priority: int = 0
     """From 1 (highest) to `priority_levels`; 0 if `priority_levels` is 0. A file that does not set
     it gets the middle level."""
+    combine: bool = True
+    """False: each batch is one request."""
+    queue_policies: tuple[QueuePolicy, ...] = ()
+    """The policy of each priority level, the highest first. Empty: there are none."""
     retry: bool = True
     """Run the items of a failed batch one by one."""
     stuck_after: float = 60.0

@@ -31,6 +31,8 @@ NODE_TEXTS = {
     "min": "The least rows of a batch.",
     "max": "The most rows of a batch.",
     "instance_num": "Executors, each with its own instance of the backend.",
+    "combine": "Requests share batches. False: each batch is one request.",
+    "queue_policies": "Bounds of the queue of each priority level; `default` is for the others.",
     "batching_timeout": "Milliseconds that a batch may wait for more items.",
     "priority_levels": "How many priority levels there are; 0: none.",
     "default_priority": "The level of a request that names none; 1 is the highest.",

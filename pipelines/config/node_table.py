@@ -19,9 +19,16 @@ from penstock.backends.params import EngineParams
 from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
-from .definition import InstanceGroupConfig, NodeConfig
+from .definition import InstanceGroupConfig, NodeConfig, QueuePolicy
 from .sequences import check_sequence
-from .tables import GROUP_KEYS, NODE_KEYS, STRUCTURE_KEYS, NodeTable, validated
+from .tables import (
+    GROUP_KEYS,
+    NODE_KEYS,
+    STRUCTURE_KEYS,
+    NodeTable,
+    QueuePolicyTable,
+    validated,
+)
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -93,6 +100,8 @@ def build_node(
             else "priority_levels, without which there are no priorities"
         )
         problems.append(Problem(f"found {priority}, expected {expected}", key="default_priority"))
+    policies, wrong = _queue_policies(table.queue_policies, levels)
+    problems += wrong
     # A composite has no executor. An `executor` among the file's defaults is for the other nodes.
     executor = table.executor if composite is None else "thread"
     if executor == "auto" and (
@@ -124,6 +133,8 @@ def build_node(
         batching_timeout=table.batching_timeout,
         priority_levels=levels,
         default_priority=priority,
+        combine=table.combine,
+        queue_policies=policies,
         retry=table.retry,
         stuck_after=table.stuck_after,
         executor=executor,
@@ -131,6 +142,30 @@ def build_node(
         sequence=sequence,
     )
     return node, binding, problems
+
+
+def _queue_policies(
+    tables: Mapping[str, QueuePolicyTable], levels: int
+) -> tuple[tuple[QueuePolicy, ...], list[Problem]]:
+    """Return the policy of each priority level, and what is wrong with their tables."""
+    known = {"default": 0} | {str(level): level for level in range(1, levels + 1)}
+    most = f"'default' or a priority level from 1 to {levels}" if levels else "'default'"
+    problems = [
+        Problem(
+            f"found {name!r}: expected {most} (priority_levels = {levels})",
+            key=f"queue_policies.{name}",
+        )
+        for name in tables
+        if name not in known
+    ]
+    if not tables:
+        return (), problems
+    default = tables.get("default", QueuePolicyTable.model_validate({}))
+    chosen = [tables.get(str(level), default) for level in range(1, (levels or 1) + 1)]
+    return tuple(
+        QueuePolicy(table.max_queue_size, table.timeout, table.on_timeout == "delay")
+        for table in chosen
+    ), problems
 
 
 def _check_composite(spec: Spec, groups: int, keys: Mapping[str, Any]) -> list[Problem]:

@@ -375,6 +375,18 @@ class SequenceTable(_Table):
         )
 
 
+class QueuePolicyTable(_Table):
+    """One table of `[NODE.queue_policies]`."""
+
+    max_queue_size: int | None = Field(None, ge=1)
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    on_timeout: Literal["reject", "delay"] = "reject"
+
+
+MAX_PRIORITY_LEVELS = 1 << 16
+"""Each level is a queue of its own, and each batch looks at all of them."""
+
+
 class NodeTable(_Table):
     """The keys that a node itself understands.
 
@@ -385,8 +397,10 @@ class NodeTable(_Table):
     max: Highest | None = None
     instance_num: int = Field(1, ge=1, le=1024)  # each is a thread
     batching_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
-    priority_levels: int = Field(0, ge=0)
+    priority_levels: int = Field(0, ge=0, le=MAX_PRIORITY_LEVELS)
     default_priority: int | None = Field(None, ge=0)
+    combine: bool = True
+    queue_policies: dict[str, QueuePolicyTable] = {}
     retry: bool = True
     stuck_after: float = Field(60.0, gt=0)
     executor: Literal["auto", "thread", "process", "loop"] = "auto"
@@ -399,7 +413,7 @@ GROUP_KEYS = frozenset({"min", "max", "instance_num"})
 SHARED_KEYS = GROUP_KEYS | {"device"}
 """Keys of the node itself that also reach a backend that declares them."""
 NODE_KEYS = frozenset(NodeTable.model_fields)
-TABLE_KEYS = frozenset({"sequence"})
+TABLE_KEYS = frozenset({"sequence", "queue_policies"})
 """Keys of the node itself whose values are tables."""
 PARAMETER_TABLES = frozenset({"batch_axis", "model_config", "reshape"})
 """Parameters of backends whose values are tables. No node may have such a name."""

@@ -29,7 +29,7 @@ from penstock.backends.loaded_files import LoadedFiles
 from penstock.backends.process.failure import RestartError
 from penstock.backends.text import message_of
 
-from ..config.definition import NodeConfig, PipelineConfig
+from ..config.definition import NodeConfig, PipelineConfig, QueuePolicy
 from ..overload.door import Pressure
 from .executor import Executor
 from .inflow import Inflow
@@ -118,6 +118,8 @@ class Node:
             priority_levels=config.priority_levels,
             stuck_after=config.stuck_after,
             queue_timeout=pipeline.queue_timeout or NEVER,
+            queue_policies=config.queue_policies,
+            combine=config.combine,
             on_expired=self._expired,
             on_stuck=self._stuck,
         )
@@ -151,7 +153,10 @@ class Node:
         self.devices: dict[str, DeviceGroup] = {}
         self._watchers: list[Callable[[Batch], None]] = []
         self._shape_key = config.instance_groups[0].spec.shape_key
-        self._levels = config.priority_levels
+        delays = any(policy.delays for policy in config.queue_policies)
+        self._levels = config.priority_levels or int(delays)
+        self._level_step = 2 if delays else 1  # late entries have levels of their own
+        self._default_priority = max(config.default_priority, 1)
         self._restart_failed = False  # a replacement of an executor could not load
         self._refuses = False
         specs = [group.spec for group in config.instance_groups]
@@ -229,7 +234,17 @@ class Node:
         """Return the index of the level of requests with this priority; 0 is the most urgent."""
         if not self._levels:
             return 0
-        return min(priority or self.config.default_priority, self._levels) - 1
+        level = min(priority or self._default_priority, self._levels) - 1
+        return level * self._level_step
+
+    def is_of_level(self, entry: Entry, level: int) -> bool:
+        """Return whether a queued entry is of a level, late or not. `level`: as `level_of` says."""
+        return entry.priority - entry.priority % self._level_step == level
+
+    def policy_of(self, priority: int | None) -> QueuePolicy | None:
+        """Return the policy for requests of this priority; None if there is none."""
+        policies = self.config.queue_policies
+        return policies[self.level_of(priority) // self._level_step] if policies else None
 
     def ahead_of(self, priority: int | None) -> int:
         """Count the rows that would run before a request of this priority that arrives now.
@@ -324,7 +339,8 @@ class Node:
             return
         levels = self._levels
         if levels:
-            entry.priority = min(entry.wanted or self.config.default_priority, levels) - 1
+            level = min(entry.wanted or self._default_priority, levels) - 1
+            entry.priority = level * self._level_step
         item = entry.item
         if (
             self.counted is not None or (len(item) > 1 and "request_size" in item)
@@ -488,12 +504,19 @@ class Node:
 
     def _expired(self, entry: Entry) -> None:
         self.statistics.outcomes["expired"] += 1
-        limit = self._pipeline.queue_timeout
-        if limit is None or entry.deadline <= self._clock():
+        if entry.deadline <= self._clock():
             why = "the deadline passed while the request was queued"
         else:
-            why = f"the request was queued for longer than {limit:g} s (queue_timeout)"
+            why = f"the request was queued for longer than {self._longest_wait(entry)}"
         fail_all([entry], lambda: DeadlineExceeded(f"node {self.name!r}: {why}"))
+
+    def _longest_wait(self, entry: Entry) -> str:
+        limit, key = self._pipeline.queue_timeout or NEVER, "queue_timeout"
+        policy = self.policy_of(entry.wanted)
+        own = NEVER if policy is None or policy.timeout is None else policy.timeout
+        if policy is not None and not policy.delays and own < limit:
+            limit, key = own, "timeout in queue_policies"
+        return f"{limit:g} s ({key})"
 
     def _stuck(self, batch: Batch) -> None:
         """Answer the callers of a batch that hangs, and kill the child process that runs it.

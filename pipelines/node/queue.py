@@ -389,16 +389,40 @@ class Bucket:
         self.size = 0
         return taken, limit - room
 
-    def take_expired(self, now: float, queue_timeout: float = NEVER) -> list[Entry]:
-        """Remove and return the entries whose deadline has come, or that queued too long."""
+    def take_expired(self, now: float, patience: Sequence[float]) -> list[Entry]:
+        """Remove and return the entries whose deadline has come, or that queued too long.
+
+        `patience`: for each level, the seconds that an entry may queue.
+        """
         expired = [
             entry
             for entry in self
-            if entry.deadline <= now or entry.enqueued + queue_timeout <= now
+            if entry.deadline <= now or entry.enqueued + patience[entry.priority] <= now
         ]
         for entry in expired:
             self.remove(entry)
         return expired
+
+    def delay(self, entry: Entry) -> None:
+        """Put an entry that `take_expired` has removed behind the others of its level."""
+        entry.priority += 1
+        self.levels[entry.priority].append(entry)
+        self.size += entry.size
+
+
+class SingleBucket(Bucket):
+    """A bucket whose entries never share a batch."""
+
+    __slots__ = ()
+
+    def take(self, limit: int, fill: int | None = None) -> tuple[list[Entry], int]:
+        for level in self.levels:
+            while level:
+                entry = level.popleft()
+                self.size -= entry.size
+                if not entry.future.done():
+                    return [entry], entry.size
+        return [], 0
 
 
 def _leads(level: deque[Entry] | Turns[Entry]) -> bool:

@@ -8,15 +8,16 @@ docs/explanation/scheduling.md has the rules; comments here give their numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from penstock.backends.errors import BackendError
 
+from ..config.definition import QueuePolicy
 from ..overload.door import Pressure
 from ..overload.estimate import Estimate
 from .outflow import Outflow
-from .queue import NEVER, Batch, BatchStart, Bucket, Entry, fail_all
+from .queue import NEVER, Batch, BatchStart, Bucket, Entry, SingleBucket, fail_all
 
 
 class DeviceGroup:
@@ -55,7 +56,8 @@ class Startable(Protocol):
 class Scheduler:
     """The queue, the executors and the decision of one node.
 
-    `batching_timeout`, `stuck_after` and `queue_timeout` are seconds. Three functions are called
+    `batching_timeout`, `stuck_after` and `queue_timeout` are seconds. `queue_policies` has one for
+    each level, or is empty. `combine`: entries share batches. Three functions are called
     during a decision: `on_expired` with each entry whose deadline or `queue_timeout` came while it
     queued, `on_stuck` with each batch that has run for `stuck_after`, and `on_start` with each
     batch as it starts. They may queue more entries.
@@ -65,9 +67,12 @@ class Scheduler:
 
     __slots__ = (
         "_arrivals",
+        "_bucket_class",
+        "_delays",
         "_held",
         "_idle_at",
         "_keyless",
+        "_patience",
         "_spare",
         "_spare_at",
         "_taken",
@@ -103,6 +108,8 @@ class Scheduler:
         priority_levels: int = 0,
         stuck_after: float = 60.0,
         queue_timeout: float = NEVER,
+        queue_policies: Sequence[QueuePolicy] = (),
+        combine: bool = True,
         on_expired: Callable[[Entry], None],
         on_stuck: Callable[[Batch], None],
         on_start: Callable[[Batch], None] | None = None,
@@ -112,7 +119,22 @@ class Scheduler:
         self.levels = priority_levels or 1
         self.stuck_after = stuck_after
         self.queue_timeout = queue_timeout
-        self._times_out = queue_timeout < NEVER
+        self._bucket_class = Bucket if combine else SingleBucket
+        # By level: the seconds that an entry may queue.
+        self._patience = [queue_timeout] * self.levels
+        for level, policy in enumerate(queue_policies):
+            if policy.timeout is not None:
+                self._patience[level] = min(policy.timeout, queue_timeout)
+        # By level, True if late entries are delayed. Then each level has another one right behind
+        # it, for them: `Entry.priority` is odd there. Empty: no level delays any.
+        self._delays: list[bool] = []
+        if any(policy.delays for policy in queue_policies):
+            self._delays = [policy.delays for policy in queue_policies]
+            self.levels *= 2
+            self._patience = [
+                seconds for patience in self._patience for seconds in (patience, queue_timeout)
+            ]
+        self._times_out = min(self._patience) < NEVER
         self.on_expired = on_expired
         self.on_stuck = on_stuck
         self.on_start = on_start
@@ -123,7 +145,7 @@ class Scheduler:
         self.buckets: dict[Hashable, Bucket] = {}  # none of them empty
         # The bucket of nodes that share runs by no key, kept while it is empty: it costs each batch
         # of one request more to make another.
-        self._keyless = Bucket(None, self.levels)
+        self._keyless = self._bucket_class(None, self.levels)
         self.idle: list[Startable] = []  # the executor that ran last is last
         self.running: dict[Startable, Batch] = {}
         self.queued = 0  # sum of the queued entries' sizes
@@ -156,7 +178,7 @@ class Scheduler:
             if key is None and not self.takes_turns:
                 bucket = self._keyless
             else:
-                bucket = Bucket(key, self.levels)
+                bucket = self._bucket_class(key, self.levels)
                 if self.takes_turns:
                     bucket.take_turns(self.pressure)
             self.buckets[key] = bucket
@@ -171,7 +193,7 @@ class Scheduler:
         if entry.deadline < self.earliest:  # noqa: PLR1730  a call costs more
             self.earliest = entry.deadline
         if self._times_out:
-            self.earliest = min(self.earliest, now + self.queue_timeout)
+            self.earliest = min(self.earliest, now + self._patience[entry.priority])
 
     def discard(self, entry: Entry) -> bool:
         """Drop a queued entry whose caller left. Return whether the entry was queued."""
@@ -275,7 +297,7 @@ class Scheduler:
         turns = self.pressure.sorts
         if turns != self.takes_turns:
             self.takes_turns = turns
-            self._keyless = Bucket(None, self.levels)
+            self._keyless = self._bucket_class(None, self.levels)
             for bucket in self.buckets.values():
                 if turns:
                     bucket.take_turns(self.pressure)
@@ -429,15 +451,19 @@ class Scheduler:
         return best
 
     def _expire(self, now: float) -> None:
-        """Answer every queued entry that has reached its deadline (rule 5)."""
+        """Answer every queued entry that has reached its deadline (rule 5), and delay late ones."""
         self.earliest = NEVER
         expired: list[Entry] = []
         for bucket in list(self.buckets.values()):
             queued = bucket.size
-            expired += bucket.take_expired(now, self.queue_timeout)
+            for entry in bucket.take_expired(now, self._patience):
+                if self._is_delayed(entry, now):
+                    bucket.delay(entry)
+                else:
+                    expired.append(entry)
             self._settle(bucket, queued - bucket.size)
             for entry in bucket:
-                end = min(entry.deadline, entry.enqueued + self.queue_timeout)
+                end = min(entry.deadline, entry.enqueued + self._patience[entry.priority])
                 self.earliest = min(self.earliest, end)
         # Only now, because this may remove other entries from the buckets, or queue new ones.
         failure: Exception | None = None
@@ -448,6 +474,15 @@ class Scheduler:
                 failure = error
         if failure is not None:
             raise failure
+
+    def _is_delayed(self, entry: Entry, now: float) -> bool:
+        """Return whether an entry that has queued too long goes behind the others of its level."""
+        return (
+            bool(self._delays)
+            and entry.priority % 2 == 0
+            and self._delays[entry.priority // 2]
+            and now < min(entry.deadline, entry.enqueued + self.queue_timeout)
+        )
 
     def _next_wake(self, now: float) -> float:
         wake = self.earliest if self.buckets else NEVER

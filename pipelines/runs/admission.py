@@ -42,6 +42,7 @@ class Admission:
 
     __slots__ = (
         "_batches",
+        "_bounds_levels",
         "_chains",
         "_default_level",
         "_max_wait",
@@ -89,6 +90,11 @@ class Admission:
             for level in (range(1, levels + 1) if levels > 1 else (0,))
         }
         self._queue_size = config.queue_size
+        self._bounds_levels = any(
+            policy.max_queue_size is not None
+            for node in config.nodes.values()
+            for policy in node.queue_policies
+        )
         self.turns: Sized = ()  # the steps of sequences that wait for their turn
         # Each step of a sequence needs a ticket.
         self._sequences = any(node.sequence is not None for node in config.nodes.values())
@@ -144,7 +150,12 @@ class Admission:
     def _set_room(self) -> None:
         rates = self.rates
         rates.base = min(rates.base, self._unreserved)
-        if len(self._chains) > 1 or self._queue_size is not None or self._sequences:
+        if (
+            len(self._chains) > 1
+            or self._queue_size is not None
+            or self._sequences
+            or self._bounds_levels
+        ):
             self.room = 0
         elif self._max_wait is None:
             self.room = self.max_requests
@@ -186,6 +197,8 @@ class Admission:
             self._check_reserve(door, timeout, client, now)
         if self._queue_size is not None:
             self._check_queue(door, priority, self._queue_size, now)
+        if self._bounds_levels:
+            self._check_levels(door, priority, now)
         if timeout is None:
             if self._max_wait is not None:
                 self._check_rule(door, size, priority, client, now)
@@ -345,6 +358,30 @@ class Admission:
             self._refuse_full(
                 door, f"too many requests wait: {len(waiting) + turns} (queue_size = {most})", now
             )
+
+    def _check_levels(self, door: Door, priority: int | None, now: float) -> None:
+        """Raise `QueueFull` if a node's policy allows no more requests of this level to wait."""
+        for node in self.nodes:
+            policy = node.policy_of(priority)
+            if policy is None or policy.max_queue_size is None:
+                continue
+            level = node.level_of(priority)
+            room = node.scheduler.room
+            waiting = 0
+            for entry in node.scheduler:
+                if entry.future.done():
+                    continue
+                if room >= entry.size:
+                    room -= entry.size
+                elif node.is_of_level(entry, level):
+                    waiting += 1
+            if waiting >= policy.max_queue_size:
+                self._refuse_full(
+                    door,
+                    f"too many requests of this priority wait at node {node.name!r}: {waiting} "
+                    f"(max_queue_size = {policy.max_queue_size})",
+                    now,
+                )
 
     def _estimate(
         self,

@@ -186,6 +186,7 @@ class Run(Entry):
                 self.stages = [*(self.stages or ()), (batch, self.enqueued)]
                 self.item = outcome
                 self.size = self.asked
+                self.priority = 0  # the next node need not have the levels of this one
                 outflow = plan_node.outflow
                 # `charge_to` without a call for small items: this is the hot path.
                 if outflow is not None and (size := bytes_of(outcome)) >= SMALL_BYTES:

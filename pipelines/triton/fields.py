@@ -380,7 +380,12 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         ),
     ),
     "dynamic_batching.max_queue_delay_microseconds": (approximated(_DELAY),),
-    "dynamic_batching.preserve_ordering": (honoured("answers leave in the order of the requests"),),
+    "dynamic_batching.preserve_ordering": (
+        ignored(
+            "each request has its own answer, and those of a gRPC stream always come in the order "
+            "of its requests"
+        ),
+    ),
     "dynamic_batching.priority_levels": (honoured("how many priorities there are"),),
     "dynamic_batching.default_priority_level": (
         honoured("the priority of a request that has none"),
@@ -393,9 +398,17 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         for field, words in {
             "timeout_action": "whether a late request is refused, or goes behind the others",
             "default_timeout_microseconds": "how long a request may wait",
-            "allow_timeout_override": "whether a request may shorten its time-out",
             "max_queue_size": "how many requests may wait",
         }.items()
+    },
+    **{
+        f"dynamic_batching.{policy}.allow_timeout_override": (
+            approximated(
+                "the timeout of a request always counts, for its answer too: it is refused when "
+                "that has passed"
+            ),
+        )
+        for policy in ("default_queue_policy", "priority_queue_policy.*")
     },
     # sequences
     "sequence_batching": (honoured("requests belong to sequences"),),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from penstock.pipelines.node.queue import Batch, Bucket, Entry
+from penstock.pipelines.node.queue import NEVER, Batch, Bucket, Entry
 
 
 class Future:
@@ -97,7 +97,7 @@ def test_clear() -> None:
 
 def test_take_expired_takes_exactly_at_the_deadline() -> None:
     queued = bucket(entry("a", deadline=1.0), entry("b", 2, deadline=2.0), entry("c", deadline=2.1))
-    assert names(queued.take_expired(2.0)) == "ab"
+    assert names(queued.take_expired(2.0, [NEVER] * 3)) == "ab"
     assert (names(queued), queued.size) == ("c", 1)
 
 
