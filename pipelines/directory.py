@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from .config.source import fit_name, name_of, read
 from .config.versions import DEFAULT_VERSION, VersionPolicy, version_files, version_key
 from .triton.folders import CONFIG_FILE, ModelFolder, model_folder
 from .triton.read import read_version, served_versions, written_config
+
+READERS = 4
+"""So many models are read at the same time."""
 
 
 @dataclass(slots=True)
@@ -57,8 +61,8 @@ def read_directory(directory: Path) -> Read:
             unread.append((_name_and_version(file), file.name, error))
         else:
             unread += _add(config, file.name, found)
-    for folder in _folders(directory):
-        versions = _read_folder(folder)
+    folders = _folders(directory)
+    for folder, versions in zip(folders, _read_folders(folders), strict=True):
         for config in versions.configs:
             unread += _add(config, f"{folder.name}/{config.version}", found)
         for key, wrong in versions.unread.items():
@@ -116,6 +120,18 @@ def read_versions(folder: Path) -> Read:
     if not found.configs:
         raise ConfigError(found.problems)
     return found
+
+
+def _read_folders(folders: Sequence[Path]) -> Iterator[Read]:
+    """Yield what the folders hold. Models are read side by side: some take a process each."""
+    with ThreadPoolExecutor(READERS) as pool:
+        reading = {
+            folder: pool.submit(_read_folder, folder)
+            for folder in folders
+            if not version_files(folder)
+        }
+        for folder in folders:
+            yield reading[folder].result() if folder in reading else _read_folder(folder)
 
 
 def _read_folder(folder: Path) -> Read:
@@ -270,6 +286,8 @@ def read_source(source: Any, labels: str | os.PathLike[str] | None = None) -> Re
         path = Path(source)
         if path.suffix == ".onnx":
             return Read([from_model(path, labels)])
+        if path.name == CONFIG_FILE:
+            return read_versions(path.parent)
         if path.is_dir():
             found = read_directory(path)
             if not found.configs:

@@ -52,11 +52,7 @@ class Pipeline:
         self.config = config
         self.name = config.name
         # The keys of the final item that a network client gets.
-        outputs = () if config.positional else config.outputs
-        self.answer_keys = (
-            "result",
-            *(port.name for port in outputs if port.name != "result"),
-        )
+        self.answer_keys = ("result", *(port.name for port in config.key_ports))
         self.stream_input = config.stream_input
         self.plan = Plan(config.nodes, config.entry)
         self.nodes: tuple[Node, ...] = ()  # those with executors

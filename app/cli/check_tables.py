@@ -132,10 +132,9 @@ def _unanswered(config: PipelineConfig) -> Iterator[str]:
 
 
 def _answers(config: PipelineConfig) -> str:
-    declared = {port.name: port for port in config.outputs}
-    result = declared.pop("result", None)
+    result = config.result_port
     first = "result" if result is None else _port(result)
-    return ", ".join([first, *map(_port, declared.values())])
+    return ", ".join([first, *map(_port, config.key_ports)])
 
 
 def _port(port: Port) -> str:

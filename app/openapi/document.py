@@ -239,8 +239,8 @@ def schemas_of(config: PipelineConfig, version: str = "") -> dict[str, Schema]:
     carried = PortSchemas(config, key)
     bodies = body_schemas(config, key) | carried.components
     noun = _noun(config)
-    declared = {port.name: port for port in config.outputs}
-    result = declared.pop("result", None)
+    declared = {port.name: port for port in config.key_ports}
+    result = config.result_port
     without_result = "null if the pipeline ends without a result."
     properties: dict[str, Schema] = {"result": {"description": without_result}}
     if result is not None:

@@ -73,13 +73,12 @@ def _learnt(pipeline: Pipeline) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def _outputs(config: PipelineConfig, known: Mapping[str, Tensor]) -> list[Port]:
     """Return the members of an answer: `result`, then the others that the file declares."""
-    declared = {port.name: port for port in config.outputs}
-    result = declared.pop("result", None)
+    result = config.result_port
     if result is None:
         learnt = known.get("result")
         is_array = learnt is not None and learnt.datatype is not None
         result = Port("result", "tensor" if is_array else "json")
-    return [result, *declared.values()]
+    return [result, *config.key_ports]
 
 
 def _port(port: Port, known: Tensor | None = None) -> dict[str, Any]:

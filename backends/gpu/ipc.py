@@ -106,6 +106,14 @@ def _driver() -> _Driver:
     return _Driver()
 
 
+def gpu_count() -> int:
+    """Return how many GPUs this process sees."""
+    try:
+        return _driver().devices
+    except NoGpuError:
+        return 0
+
+
 @cache
 def _context(device: int) -> c_void_p:
     """Return the primary context of a device. The process keeps it, as torch does."""

@@ -210,6 +210,26 @@ class PipelineConfig:
         return next((port for port in self.inputs if port.stream), None)
 
     @property
+    def result_port(self) -> Port | None:
+        """What the file declares of `result`; None: nothing.
+
+        All outputs of a `positional` pipeline are in `result`: the one, or a list.
+        """
+        if not self.positional:
+            return next((port for port in self.outputs if port.name == "result"), None)
+        if len(self.outputs) == 1:
+            return replace(self.outputs[0], name="result")
+        names = ", ".join(port.name for port in self.outputs)
+        return Port("result", "list", description=f"The outputs in their order: {names}.")
+
+    @property
+    def key_ports(self) -> tuple[Port, ...]:
+        """The outputs that are keys of the item beside `result`."""
+        if self.positional:
+            return ()
+        return tuple(port for port in self.outputs if port.name != "result")
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The name of the pipeline, and those of its exposed nodes (`pipeline.node`)."""
         return (self.name, *(f"{self.name}.{exposed.node}" for exposed in self.exposed))

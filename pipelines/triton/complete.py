@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from penstock.backends.gpu.ipc import gpu_count
+
 from . import complete_onnx, complete_python
 from .messages import ModelConfig, new_config
 from .normalise import set_backend, set_defaults
+
+ON_GPU = frozenset({"pytorch", "tensorrt", "python"})
+"""The backends whose instances are on every GPU, if the configuration does not say where."""
 
 
 def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
@@ -17,10 +22,11 @@ def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
     config = new_config()
     config.CopyFrom(written)
     set_backend(config, folder.resolve().name, folder / version)
+    gpus = tuple(range(gpu_count())) if config.backend in ON_GPU else ()
     if config.backend == "onnxruntime":
         complete_onnx.complete(config, folder / version)
     elif config.backend == "python":
-        set_defaults(config)  # the model may look at all of it
+        set_defaults(config, gpus)  # the model may look at all of it
         complete_python.complete(config, folder / version)
-    set_defaults(config)
+    set_defaults(config, gpus)
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +18,20 @@ ModelConfig = Any
 """A `ModelConfig` message. protobuf makes the classes at import, so no type checker knows them."""
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def model_config_pb2() -> Any:
     """Return the module of the messages. Raises `ConfigError` if it isn't installed.
 
     It is read from its file: its package imports grpc, which serving a repository doesn't need.
     """
+    with _loading:  # each load would make classes of its own
+        return _load()
+
+
+@functools.cache
+def _load() -> Any:
     if MODULE in sys.modules:
         return sys.modules[MODULE]
     try:

@@ -10,6 +10,9 @@ from .model import TritonModel
 ON_CPU = frozenset({"onnxruntime"})
 """The backends whose engines run on the CPU, whatever kind of instances is asked for."""
 
+TAKES_GPU = frozenset({"pytorch"})
+"""The backends that take a GPU if they are told of no device."""
+
 
 def translate_instances(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
     """Set how many instances the node has, and their devices in turn."""
@@ -28,7 +31,8 @@ def translate_instances(model: TritonModel, tables: Tables, node: dict[str, Any]
             devices += [""] * group.count  # the model places itself
     if len(devices) > 1:  # an ensemble has none
         node["instance_num"] = len(devices)
-    if any(device.startswith("cuda") for device in devices):
+    # Without a device, engines take the first GPU.
+    if model.backend in TAKES_GPU or any(device.startswith("cuda") for device in devices):
         distinct = list(dict.fromkeys(devices))
         same = len({devices.count(device) for device in distinct}) == 1
         # Instances take the devices in turn.

@@ -146,6 +146,8 @@ async def test_the_names_of_tensors_are_free(tmp_path: Path) -> None:
         values = {"data": [[8]], "result": [[1]], "error": [[30]], "_hidden": [[10]]}
         plain = await client.post("/predict/named", json=values)
         assert plain.json() == {"result": [[[7.0]], [[20.0]]]}
+        schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
+        assert [*schemas["Prediction_named"]["properties"]] == ["result"]
 
 
 def test_a_batch_size_that_does_not_fit_the_model(tmp_path: Path, write_linear: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from pydantic import SecretStr
 
 from penstock import create_app
 from penstock.app.settings import Settings
+from penstock.backends.errors import ConfigError
 from penstock.pipelines.repository import Repository
+from penstock.pipelines.triton import messages
 
 LINEAR = """
 platform: "onnxruntime_onnx"
@@ -234,6 +238,30 @@ async def test_changes_of_the_repository_are_loaded(
     ).status_code == 200
     answer = await client.post("/v2/models/latest/infer", json=ROW)
     assert answer.status_code == 400 and "unknown model: 'latest'" in answer.text
+
+
+def test_other_ways_to_name_what_is_served(repository: Path, tmp_path: Path) -> None:
+    assert [*Repository.read(repository / "latest").configs] == ["latest"]
+    assert [*Repository.read(repository / "latest" / "config.pbtxt").configs] == ["latest"]
+    # Beside TOML files, a folder without a configuration holds the models that they name.
+    (repository / "plain.toml").write_text(
+        '[node]\nbackend = "OnnxTensor"\nmodel = "bare/3/model.onnx"'
+    )
+    (repository / "latest" / "10" / "pipeline.toml").write_text('[node]\nbackend = "Identity"')
+    found = Repository.read(repository)
+    assert {*found.configs} == {"linear", "latest", "plain", "sums"}
+    assert found.configs["latest"].model_config is None  # its own file counts
+
+
+def test_without_the_extra_it_is_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages._load.cache_clear()
+    monkeypatch.delitem(sys.modules, messages.MODULE, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    try:
+        with pytest.raises(ConfigError, match=r"pip install 'penstock-serve\[triton\]'"):
+            Repository.read(repository)
+    finally:
+        messages._load.cache_clear()
 
 
 async def test_a_reload_takes_what_has_changed(
