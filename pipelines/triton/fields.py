@@ -585,8 +585,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("expected thread or process, of a Python model"),
     ),
     "parameters.penstock_decode": (
-        honoured("images are decoded for this model", ENGINES),
-        refused("only the tensors of an engine's model may be decoded images"),
+        refused("Penstock does not decode images for Triton's models: let a Python model do it"),
     ),
     "parameters.EXECUTION_ENV_PATH": (
         refused(
