@@ -244,14 +244,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository") / "model"
     for version in ("1", "2"):
         (folder / version).mkdir(parents=True)
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["A", "B"], ["Y"]), helper.make_node("Sub", ["A", "B"], ["Z"])],
-        "both",
-        *(
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in names]
-            for names in ("AB", "YZ")
-        ),
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in names]
+        for names in ("AB", "YZ")
     )
+    nodes = [
+        helper.make_node("Add", ["A", "B"], ["Y"]),
+        helper.make_node("Sub", ["A", "B"], ["Z"]),
+    ]
+    graph = helper.make_graph(nodes, "both", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     for name in ("model.onnx", "other.onnx"):
         onnx.save(model, folder / "1" / name)
