@@ -14,6 +14,7 @@ from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from .onnx import OnnxTensor
 from .onnx_params import OnnxParams
+from .openvino import OpenvinoTensor
 from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
 from .tensorrt.library import find_library
@@ -29,6 +30,7 @@ ENGINE_BY_SUFFIX: dict[str, type[Backend]] = {
     ".engine": TensorrtTensor,
     ".pt": TorchScriptTensor,
     ".pt2": TorchExportTensor,
+    ".xml": OpenvinoTensor,
 }
 """The suffixes of files that only one engine reads."""
 
@@ -42,7 +44,7 @@ class ModelTensor(Backend):
 
     TensorrtTensor runs .onnx files on machines with a GPU and its library; elsewhere OnnxTensor
     runs them on the CPU. TensorrtTensor also runs .trt, .plan and .engine files. TorchScriptTensor
-    runs .pt files, and TorchExportTensor .pt2 files.
+    runs .pt files, TorchExportTensor .pt2 files, and OpenvinoTensor .xml files.
 
     `data`: an array or a torch tensor with the batch dimension first, N×..., for an item of N
     rows; or a list of them in the order of the model's inputs. `result`:

@@ -18,7 +18,7 @@ from .onnx_model import OnnxModel, moved
 from .onnx_params import OnnxParams
 from .onnx_ports import OnnxTensorInfo, shape_of
 from .onnx_reading import BatchMember, read
-from .onnx_session import config_error
+from .onnx_session import config_error, open_session
 from .postprocess import PostProcessing
 from .probe_rows import Row, first_rows, guesses, row_at
 from .processors import threads_per_instance
@@ -67,6 +67,9 @@ class OnnxTensor(Backend):
     blocks = "it runs a model"
     takes = gives = "array"
 
+    engine: ClassVar[str] = "OnnxTensor"
+    """The name of the backend, for messages."""
+
     model: OnnxModel
     proof: RowProof
 
@@ -106,29 +109,20 @@ class OnnxTensor(Backend):
             raise config_error(
                 context,
                 "device",
-                f"device is {context.device!r}, but OnnxTensor runs only on the CPU: "
+                f"device is {context.device!r}, but {self.engine} runs only on the CPU: "
                 'set device = "cpu", or use ModelTensor',
             )
-        if params.precision not in (None, "fp32") and context.instance == 0:
-            extra = {"pipeline": context.pipeline, "node": context.node}
-            logger.warning(
-                "node %r: OnnxTensor runs %s in the model's own precision: the key precision is "
-                "for GPUs",
-                context.node,
-                params.model,
-                extra=extra,
-            )
-        self._post = PostProcessing(params, context.node, "OnnxTensor")
-        threads = params.threads or threads_per_instance(context.instances)
-        self.model = model = OnnxModel(params, context, threads)
+        self._post = PostProcessing(params, context.node, self.engine)
+        session = self.open_session(params, context)
+        self.model = model = OnnxModel(session, params, context, self.engine)
         self._post.check([port.shape for port in model.outputs])
         if self._post.active and any(model.output_axes):
             message = f"{params.postprocessor} takes scores of shape NxK, with the batch on axis 0"
             raise config_error(context, "batch_axis", message)
         self._buffers: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
-        self._where = f"{context.node}: OnnxTensor"
+        self._where = f"{context.node}: {self.engine}"
         self._params, self._context = params, context
-        self._options = self._usual_options = _run_options(params)
+        self._options = self._usual_options = self.run_options(params)
         self._known_shapes = shapes_of_last_profile(params.max)
         self._decide(params, context)
         self.signature = Signature.of(
@@ -145,6 +139,38 @@ class OnnxTensor(Backend):
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
+
+    def open_session(self, params: OnnxParams, context: Context) -> Any:
+        """Open the model in the engine's library. Raises BackendError and ConfigError."""
+        if params.precision not in (None, "fp32") and context.instance == 0:
+            extra = {"pipeline": context.pipeline, "node": context.node}
+            logger.warning(
+                "node %r: OnnxTensor runs %s in the model's own precision: the key precision is "
+                "for GPUs",
+                context.node,
+                params.model,
+                extra=extra,
+            )
+        threads = params.threads or threads_per_instance(context.instances)
+        return open_session(context.resolve_input(params.model), params, context, threads)
+
+    def run_options(self, params: OnnxParams) -> Any:
+        """Return the options of each run; None for the library's own."""
+        if not params.shrink_mem_arena:
+            return None
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
+
+    def quiet_options(self) -> Any:
+        """Return the options of a run whose values the model may refuse."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4
+        return options
 
     def _bound(self, params: OnnxParams, context: Context) -> int:
         bounds = (params.declared_range(self.model.first_axis).max, context.max, self._fixed)
@@ -187,7 +213,7 @@ class OnnxTensor(Backend):
             self._fixed = None
 
     def _probe(self, rows: Sequence[Row]) -> list[NDArray[Any]]:
-        return self.model.probe(rows, self._fixed or len(rows))
+        return self.model.probe(rows, self._fixed or len(rows), self.quiet_options())
 
     def _probe_with(self, values: dict[str, NDArray[Any]] | None) -> str | None:
         """Probe with the rows of the values that the file gives for warm-up."""
@@ -212,8 +238,6 @@ class OnnxTensor(Backend):
         ONNX Runtime then has its memory before the first request. Nothing is run if the model
         leaves a size open and `max` does not give it. What the model refuses is a warning.
         """
-        import onnxruntime
-
         if self._params.warm_up is False or run_given_samples(
             self, self._params, self._context, most=self.max
         ):
@@ -223,8 +247,7 @@ class OnnxTensor(Backend):
             arrays = self._zeros() if values is None else self._given(values)
             if arrays is None:
                 return
-            self._options = onnxruntime.RunOptions()
-            self._options.log_severity_level = 4  # the model may refuse these values
+            self._options = self.quiet_options()
             try:
                 size = 1
                 while size < self._largest * 2:
@@ -301,7 +324,7 @@ class OnnxTensor(Backend):
                     self._run(sharing)
                 except Exception as error:
                     refuse_without_elements(
-                        "OnnxTensor",
+                        self.engine,
                         (array.shape for member in sharing for array in member.arrays),
                         (member.item for member in sharing),
                         error,
@@ -357,7 +380,7 @@ class OnnxTensor(Backend):
             if shape[:1] != (rows,):
                 name = model.outputs[0 if self._post.active else index].name
                 raise BackendError(
-                    f"OnnxTensor: output {name} has shape {shape_text(shape)} for a batch "
+                    f"{self.engine}: output {name} has shape {shape_text(shape)} for a batch "
                     f"of {rows}: the model does not keep items apart; set batched = false"
                 )
         start = 0
@@ -396,14 +419,3 @@ class OnnxTensor(Backend):
             start = stop
         buffer[start:rows] = 0 if port.dtype != np.object_ else ""
         return buffer[:rows]
-
-
-def _run_options(params: OnnxParams) -> Any:
-    """Return the options of each run; None for ONNX Runtime's own."""
-    if not params.shrink_mem_arena:
-        return None
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return options

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Context, TensorPort
-from .onnx_params import OnnxParams
+from ..params import EngineParams
 from .onnx_ports import OnnxTensorInfo, as_array, listed, optional_ports_of, ports_of
-from .onnx_session import open_session
 from .probe_rows import Row
 from .reshape import Reshaping
 from .shapes import batch_first, check_batch_axes, reorder
@@ -19,17 +18,21 @@ from .tensor_names import places
 
 
 class OnnxModel:
-    """A session of ONNX Runtime. Inputs and outputs are in the order that the file asks for.
+    """A session of ONNX Runtime, or one of OpenVINO. Inputs and outputs are in the order that the
+    file asks for.
 
     `axis` is the batch axis of each tensor by its name. `batch_size` is what the model fixes on
     that axis of its inputs, None if it is open.
     """
 
-    def __init__(self, params: OnnxParams, context: Context, threads: int) -> None:
-        """Open the model of `params`. Raises BackendError and ConfigError."""
-        path = context.resolve_input(params.model)
-        self.session = open_session(path, params, context, threads)
-        where = f"OnnxTensor: the model {path}"
+    def __init__(self, session: Any, params: EngineParams, context: Context, engine: str) -> None:
+        """Read the inputs and outputs of a session. Raises BackendError and ConfigError.
+
+        `engine` is the name of the backend, for messages.
+        """
+        self.session = session
+        self.engine = engine
+        where = f"{engine}: the model {context.resolve(params.model)}"
         required = reorder(
             ports_of(self.session.get_inputs(), "input", where),
             params.input_reorder,
@@ -125,12 +128,8 @@ class OnnxModel:
             shape = given[index] if index < len(given) else ()
             yield batch_first(shape if len(shape) == len(port.shape) > 1 else port.shape, axis)[1:]
 
-    def probe(self, rows: Sequence[Row], ran: int) -> list[NDArray[Any]]:
+    def probe(self, rows: Sequence[Row], ran: int, options: Any) -> list[NDArray[Any]]:
         """Run rows together, padded to `ran`, and return the outputs without the padding."""
-        import onnxruntime
-
-        quiet = onnxruntime.RunOptions()
-        quiet.log_severity_level = 4  # the model may refuse these rows
         feed = {}
         for index, port in enumerate(self.inputs):
             whole = np.zeros((ran, *rows[0][index].shape[1:]), port.dtype)
@@ -139,7 +138,7 @@ class OnnxModel:
             whole[: len(rows)] = np.concatenate([row[index] for row in rows])
             feed[port.name] = moved(whole, self.input_axes[index])
         outputs = self.rows_first(
-            [as_array(output) for output in self.session.run(self.output_names, feed, quiet)]
+            [as_array(output) for output in self.session.run(self.output_names, feed, options)]
         )
         return [
             output[: len(rows)] if output.ndim and len(output) == ran else output
@@ -164,7 +163,7 @@ class OnnxModel:
         return (
             [
                 output.reshape(
-                    self.reshape.output_shape(name, output.shape, f"OnnxTensor: output {name}")
+                    self.reshape.output_shape(name, output.shape, f"{self.engine}: output {name}")
                 )
                 if name in self.reshape
                 else output

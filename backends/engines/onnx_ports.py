@@ -67,7 +67,7 @@ def ports_of(nodes: Sequence[Any], kind: str, where: str) -> list[OnnxTensorInfo
         whole = TENSOR.fullmatch(node.type)
         if not whole and (kind == "input" or not OTHER_OUTPUTS.fullmatch(node.type)):
             raise BackendError(
-                f"{where}: {kind} {node.name} is {node.type}: OnnxTensor takes tensors, and gives "
+                f"{where}: {kind} {node.name} is {node.type}: this engine takes tensors, and gives "
                 f"tensors, sequences and maps: export the model with tensors as {kind}s"
             )
         for name in TENSOR.findall(node.type):

@@ -37,11 +37,11 @@ def read(item: Item, model: OnnxModel, batched: bool, most: int) -> BatchMember:
     for port, axis, value in zip(model.inputs, model.input_axes, values, strict=False):
         array = _array(model, port, value, axis if batched else None)
         if batched and array.shape[axis] != size:
-            raise wrong_rows(f"OnnxTensor: input {port.name}", item, array.shape, axis)
+            raise wrong_rows(f"{model.engine}: input {port.name}", item, array.shape, axis)
         if batched and size > most:
             raise InvalidInput(
-                f"OnnxTensor: input {port.name}: expected at most {most} rows (max), found shape "
-                f"{shape_text(array.shape)}"
+                f"{model.engine}: input {port.name}: expected at most {most} rows (max), found "
+                f"shape {shape_text(array.shape)}"
             )
         arrays.append(np.moveaxis(array, axis, 0) if axis and batched else array)
     optional = {
@@ -74,7 +74,7 @@ def _values(data: Any, model: OnnxModel) -> Sequence[Any]:
     listed = ", ".join(port.name for port in model.inputs)
     if model.optional_inputs:
         listed += f"; optional: {', '.join(port.name for port in model.optional_inputs)}"
-    raise InvalidInput(f"OnnxTensor: the model has {least} inputs ({listed}), but {problem}")
+    raise InvalidInput(f"{model.engine}: the model has {least} inputs ({listed}), but {problem}")
 
 
 def _array(
@@ -85,18 +85,18 @@ def _array(
     On `batch_axis` it may have any size, though the model fixes one.
     """
     if value is None:
-        raise InvalidInput(f"OnnxTensor: input {port.name} is missing: expected {port}")
+        raise InvalidInput(f"{model.engine}: input {port.name} is missing: expected {port}")
     if not hasattr(value, "__array__"):
         raise InvalidInput(
-            f"OnnxTensor: input {port.name}: expected {port}, found {type(value).__name__}"
+            f"{model.engine}: input {port.name}: expected {port}, found {type(value).__name__}"
         )
     array = to_numpy(value)
     if port.name in model.reshape:
-        label = f"OnnxTensor: input {port.name}"
+        label = f"{model.engine}: input {port.name}"
         array = array.reshape(model.reshape.input_shape(port.name, array.shape, label))
     if not dtype_fits(array.dtype, port.dtype) or not _shape_fits(array.shape, port, batch_axis):
         raise InvalidInput(
-            f"OnnxTensor: input {port.name}: expected {port}, "
+            f"{model.engine}: input {port.name}: expected {port}, "
             f"found {array.dtype} of shape {shape_text(array.shape)}"
         )
     if narrows(array.dtype, port.dtype):

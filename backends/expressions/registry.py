@@ -110,6 +110,7 @@ BUILTINS: dict[str, str] = {
     "CTCDecodeTensor": "penstock.backends.operators.ctc:CTCDecodeTensor",
     "YoloTensor": "penstock.backends.operators.yolo:YoloTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
+    "OpenvinoTensor": "penstock.backends.engines.openvino:OpenvinoTensor",
     "ModelTensor": "penstock.backends.engines.model:ModelTensor",
     "TorchScriptTensor": "penstock.backends.engines.torch.backend:TorchScriptTensor",
     "TorchExportTensor": "penstock.backends.engines.torch.backend:TorchExportTensor",
@@ -123,6 +124,7 @@ LOOP_BACKENDS = frozenset({"EventLoop", "Ring"})
 """torchpipe's backends for loops. Penstock has none: a pipeline loops as a whole."""
 
 EXTRAS = {
+    "openvino": ("openvino",),
     "torch": ("torch",),
     "tensorrt": ("tensorrt|tensorrt_rtx|tensorrt_rtx_bindings", "torch"),
 }

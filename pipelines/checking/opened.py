@@ -121,7 +121,7 @@ def _readable(spec: Spec) -> Spec:
     """
     name = spec.cls.__name__
     children = tuple(_readable(child) for child in spec.children)
-    is_read = is_operator(spec.name) or name == "OnnxTensor"
+    is_read = is_operator(spec.name) or name in {"OnnxTensor", "OpenvinoTensor"}
     if name == "ModelTensor" and spec.params.model.endswith(".onnx"):
         is_read = find_spec("torch") is None  # otherwise TensorRT may run it
     if is_read:

@@ -17,6 +17,7 @@ from .treatments import (
     ENGINES,
     ENSEMBLE,
     ONNX,
+    OPENVINO,
     PYTHON,
     TENSORRT,
     TORCH,
@@ -489,8 +490,8 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "instance_group.name": (ignored("logs have it, and nothing else"),),
     "instance_group.kind": (
         approximated(
-            "ONNX models run on the CPU: answers differ by rounding alone",
-            ONNX,
+            "models of this backend run on the CPU: answers differ by rounding alone",
+            (ONNX, OPENVINO),
             "KIND_GPU",
         ),
         refused(
@@ -508,7 +509,10 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     "instance_group.rate_limiter.resources.count": (ignored(_RATES),),
     "instance_group.rate_limiter.priority": (ignored(_RATES),),
     "instance_group.gpus": (
-        approximated("ONNX models run on the CPU: answers differ by rounding alone", ONNX),
+        approximated(
+            "models of this backend run on the CPU: answers differ by rounding alone",
+            (ONNX, OPENVINO),
+        ),
         honoured("the GPUs that instances run on"),
     ),
     "instance_group.secondary_devices": (
@@ -641,6 +645,39 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
         }.items()
     },
     "parameters.execution_context_allocation_strategy": (ignored(_PLACES, TENSORRT),),
+    **{
+        f"parameters.{key}": (honoured("threads of each instance", OPENVINO),)
+        for key in ("INFERENCE_NUM_THREADS", "CPU_THREADS_NUM")
+    },
+    **{
+        f"parameters.{key}": (
+            honoured("YES: the model computes in bfloat16", OPENVINO, ("YES", "NO")),
+            refused("expected YES or NO", OPENVINO),
+        )
+        for key in ("HINT_BF16", "ENFORCE_BF16")
+    },
+    **{
+        f"parameters.{key}": (
+            ignored("it says how work is spread over threads: answers are the same", OPENVINO),
+        )
+        for key in (
+            "COMPILATION_NUM_THREADS",
+            "NUM_STREAMS",
+            "CPU_THROUGHPUT_STREAMS",
+            "CPU_BIND_THREAD",
+        )
+    },
+    **{
+        f"parameters.{key}": (ignored("Penstock pads where the model needs it", OPENVINO),)
+        for key in ("SKIP_OV_DYNAMIC_BATCHSIZE", "SKIP_DYNAMIC_BATCHSIZE", "ENABLE_BATCH_PADDING")
+    },
+    "parameters.RESHAPE_IO_LAYERS": (
+        ignored("NO: nothing to do", OPENVINO, "NO"),
+        refused("the model would get other shapes: convert it with those of dims", OPENVINO),
+    ),
+    "parameters.CPU_EXTENSION_PATH": (
+        refused("kernels from a library of your own: wrap the model in a Python model", OPENVINO),
+    ),
     "parameters.*": (
         honoured("a parameter of the model: args has it", PYTHON),
         ignored("an ensemble reads no parameters, in Triton either", ENSEMBLE),

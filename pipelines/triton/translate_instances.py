@@ -7,7 +7,7 @@ from typing import Any
 from ..config.source import Tables
 from .model import TritonModel
 
-ON_CPU = frozenset({"onnxruntime"})
+ON_CPU = frozenset({"onnxruntime", "openvino"})
 """The backends whose engines run on the CPU, whatever kind of instances is asked for."""
 
 TAKES_GPU = frozenset({"pytorch"})
@@ -19,7 +19,7 @@ def translate_instances(model: TritonModel, tables: Tables, node: dict[str, Any]
     devices: list[str] = []
     for index, group in enumerate(model.config.instance_group):
         if group.kind == group.KIND_GPU and model.backend in ON_CPU:
-            message = "found KIND_GPU: Penstock runs ONNX models on the CPU"
+            message = "found KIND_GPU: Penstock runs models of this backend on the CPU"
             tables.warnings.append(model.problem(f"instance_group[{index}].kind", message))
             devices += ["cpu"] * group.count
         elif group.kind == group.KIND_GPU:

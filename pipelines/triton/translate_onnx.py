@@ -22,7 +22,6 @@ def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
     node["backend"] = "OnnxTensor"
     node["model"] = model.model_file
     node["batched"] = model.batched
-    node.pop("device", None)
     translate_tensors(model, node)
     check_tensors(model, tables, node)
     _translate_options(model, tables, node)
@@ -79,6 +78,9 @@ def _translate_tensorrt(model: TritonModel, tables: Tables, node: dict[str, Any]
         return
     node.update(keys)
     node["backend"] = "ModelTensor"
+    tables.warnings = [
+        warning for warning in tables.warnings if not (warning.key or "").endswith(".kind")
+    ]
     precision = wanted.parameters.get("precision_mode", "FP32").lower()
     if precision != "fp32":
         node["precision"] = precision

@@ -378,9 +378,9 @@ def measured_probes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     probe = OnnxModel.probe
 
-    def measured(self: Any, rows: Any, ran: int) -> Any:
+    def measured(self: Any, rows: Any, ran: int, options: Any) -> Any:
         sizes.append(len(rows))
-        return probe(self, rows, ran)
+        return probe(self, rows, ran, options)
 
     monkeypatch.setattr(OnnxModel, "probe", measured)
     return sizes

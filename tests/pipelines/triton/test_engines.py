@@ -187,6 +187,22 @@ async def test_a_scalar_has_shape_1_for_clients(tmp_path: Path) -> None:
         assert (await pipeline({"data": data}))["result"].tolist() == [1, 1]
 
 
+async def test_a_model_of_openvino(pair: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    network = openvino.convert_model(pair / "1" / "model.onnx")
+    openvino.save_model(network, pair / "1" / "model.xml", compress_to_fp16=False)
+    more = """
+    parameters { key: "INFERENCE_NUM_THREADS" value { string_value: "1" } }
+    parameters { key: "HINT_BF16" value { string_value: "NO" } }
+    """
+    config = read(pair, PAIR.replace("onnxruntime", "openvino") + more)
+    name, params = keys(config)
+    assert (name, params.model, params.threads) == ("OpenvinoTensor", "1/model.xml", 1)
+    async with Pipeline(config) as pipeline:
+        b, a = np.ones((1, 2, 1), np.float32), np.full((1, 2), 3, np.float32)
+        assert (await pipeline({"data": [b, a]}))["result"].tolist() == [[[2, 2]]]
+
+
 @pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 async def test_a_torchscript_model_with_its_parameters(tmp_path: Path) -> None:
