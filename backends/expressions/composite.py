@@ -129,6 +129,7 @@ class Ensemble(Logic):
     """
 
     parameters = EnsembleParams
+    takes_request_facts = True
 
 
 class EnsembleDecoupled(Ensemble):

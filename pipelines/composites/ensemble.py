@@ -21,17 +21,18 @@ from penstock.backends.errors import (
     PenstockError,
 )
 from penstock.backends.expressions.composite import Ensemble, EnsembleParams, EnsembleStep
-from penstock.backends.item import Item
+from penstock.backends.item import CONTROL_KEYS, Item, RequestFacts
 
 from ..config.definition import NodeConfig, PipelineConfig
 from ..named_tensors import fits, input_tensors, is_batched, item_of, tensors_of
 from ..runs.run import Submission
 from ..runs.stream import Parts
+from ..sequences.step import Step
 from .logic import CalledPipeline, LogicNode, NodeCaller
 
-OWN_KEYS = frozenset({"data", "result", "error", "request_size", "node_name"})
-"""The keys of an item that are not passed on to the steps. All others are: parameters of the
-request."""
+OWN_KEYS = CONTROL_KEYS | {"data", "result", "error"}
+"""The keys of an item that are not passed on to the steps as they are. All others are: parameters
+of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ class Tensor:
     value: Any
     rows: int
 
+
+NO_FACTS = RequestFacts()
+ABSENT = Tensor(None, 0)
 
 Tensors = dict[str, Tensor]
 
@@ -62,6 +66,8 @@ class EnsembleNode(LogicNode):
         spec = config.instance_groups[0].spec
         assert isinstance(spec.params, EnsembleParams)
         self._steps = spec.params.steps
+        # The steps that lead to some of the outputs, by the names of these.
+        self._leading: dict[tuple[str, ...], tuple[EnsembleStep, ...]] = {}
 
     async def start(self) -> None:
         logic = self.config.instance_groups[0].spec.cls()
@@ -71,7 +77,7 @@ class EnsembleNode(LogicNode):
 
     async def _answer(self, item: Item, call: NodeCaller) -> Any:
         """Run the steps for an item. Return its result."""
-        tensors, left = await self._advance(self._inputs(item), self._steps, item, call)
+        tensors, left = await self._advance(self._inputs(item), self._steps_for(item), item, call)
         if left:
             raise self._failed(
                 BackendError(
@@ -83,7 +89,8 @@ class EnsembleNode(LogicNode):
 
     async def _stream(self, item: Item, call: NodeCaller) -> AsyncGenerator[Any]:
         """Run the steps for an item. Yield a result for each that the last stream yields."""
-        async with aclosing(self._expand(self._inputs(item), self._steps, item, call)) as all_parts:
+        steps = self._steps_for(item)
+        async with aclosing(self._expand(self._inputs(item), steps, item, call)) as all_parts:
             async for tensors in all_parts:
                 yield self._result(tensors)
 
@@ -178,9 +185,34 @@ class EnsembleNode(LogicNode):
             )
             rows = request.get("request_size", 1) if is_batched(config) else 0
             keys = {key: value for key, value in item.items() if key not in OWN_KEYS}
-            return called, call.start_other(called, keys | request, None, None), rows
+            facts: RequestFacts = item.get("request_facts", NO_FACTS)
+            if facts is not NO_FACTS and config.takes_request_facts:
+                keys["request_facts"] = facts._replace(requested_outputs=None)
+            sequence = None
+            if facts.correlation_id and called.takes_sequences:
+                start, end = bool(facts.flags & 1), bool(facts.flags & 2)
+                sequence = Step(facts.correlation_id, start, end, strict=True)
+            return called, call.start_other(called, keys | request, None, sequence), rows
         except PenstockError as error:
             raise self._failed(error) from None
+
+    def _steps_for(self, item: Item) -> Sequence[EnsembleStep]:
+        """Return the steps that lead to the outputs that the request asks for."""
+        wanted = item.get("request_facts", NO_FACTS).requested_outputs
+        if wanted is None:
+            return self._steps
+        if wanted not in self._leading:
+            needed = {*wanted}
+            steps: list[EnsembleStep] = []
+            while more := [
+                step
+                for step in self._steps
+                if step not in steps and not needed.isdisjoint(step.outputs.values())
+            ]:
+                steps += more
+                needed.update(tensor for step in more for tensor in step.inputs.values())
+            self._leading[wanted] = tuple(step for step in self._steps if step in steps)
+        return self._leading[wanted]
 
     def _inputs(self, item: Item) -> Tensors:
         config = self._pipeline.config
@@ -201,7 +233,10 @@ class EnsembleNode(LogicNode):
         """Return the ensemble's outputs: one, or a list of them in the declared order."""
         config = self._pipeline.config
         batched = is_batched(config)
-        values = [_reshaped(tensors[port.name], port.shape, batched) for port in config.outputs]
+        values = [
+            _reshaped(tensors.get(port.name, ABSENT), port.shape, batched)
+            for port in config.outputs
+        ]
         return values[0] if len(values) == 1 else values
 
     def _failed(self, error: PenstockError) -> PenstockError:

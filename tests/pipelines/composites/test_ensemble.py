@@ -21,7 +21,7 @@ from penstock.backends.errors import (
     NotReady,
 )
 from penstock.backends.expressions.registry import register_backend
-from penstock.backends.item import Item
+from penstock.backends.item import Item, RequestFacts
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import load
 from penstock.pipelines.config.versions import VersionPolicy
@@ -267,6 +267,39 @@ async def test_parameters_of_the_request_reach_every_step() -> None:
         item = {"data": ROWS, "request_size": 2, "colour": "red"}
         await pipeline.submit_nowait(item, request_id="r1").future
     assert seen == [("red", "r1")] * 2
+
+
+async def test_steps_that_no_wanted_output_needs_do_not_run(double: PipelineConfig) -> None:
+    both = ensemble(
+        step("double", "X=IN", "Y=TWICE"),
+        step("double", "X=TWICE", "Y=four"),
+        step("double", "X=four", "Y=EIGHT"),
+        outputs=ports("TWICE", "EIGHT"),
+    )
+    async with serving(double, both) as ask:
+        for wanted, found, count in ((("TWICE",), [2, None], 1), (("EIGHT",), [2, 8], 3)):
+            Double.seen.clear()
+            answer = await ask(request_facts=RequestFacts(requested_outputs=wanted))
+            assert [None if array is None else array[0, 0] for array in answer] == found
+            assert len(Double.seen) == count
+
+
+async def test_a_step_that_keeps_states_gets_the_sequence_of_the_request() -> None:
+    class Count(Backend):
+        def forward(self, batch: list[Item]) -> None:
+            for item in batch:
+                sequence = item["sequence"]
+                sequence.state = (sequence.state or 0) + 1
+                item["result"] = np.full((1, 2), sequence.state, np.float32)
+
+    counting = model("count", Count, ports("X"), ports("Y"), sequence={})
+    both = ensemble(step("count", "X=IN", "Y=OUT"))
+    async with serving(counting, both) as ask:
+        for correlation_id, flags, count in ((7, 1, 1), (7, 0, 2), (8, 1, 1), (7, 2, 3)):
+            facts = RequestFacts(correlation_id=correlation_id, flags=flags)
+            assert (await ask(ROWS[:1], request_facts=facts))[0, 0] == count
+        with pytest.raises(InvalidInput, match=r"in ensemble 'both', .*sequence"):
+            await ask(ROWS[:1], request_facts=RequestFacts(correlation_id=7))
 
 
 async def test_the_error_of_a_step_is_that_of_the_ensemble(total: PipelineConfig) -> None:
