@@ -1,4 +1,4 @@
-"""`penstock convert`: models of other servers become pipeline files."""
+"""`penstock convert`: models of other servers become pipeline files, and these Triton's models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def convert_command(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="A model repository of Triton's or the folder of one of its models, or an "
-            "archive of TorchServe (.mar, .tar.gz, or its folder).",
+            help="A model repository of Triton's or the folder of one of its models; an archive of "
+            "TorchServe (.mar, .tar.gz, or its folder); or a pipeline file (.toml) or a directory "
+            "of them, for a repository of Triton's.",
             exists=True,
         ),
     ],
@@ -31,7 +32,7 @@ def convert_command(
         bool, typer.Option("--force", help="Write over files that are there.")
     ] = False,
 ) -> None:
-    """Convert a model of another server into a pipeline file and the files that it needs.
+    """Convert models of other servers into pipeline files, or pipeline files into Triton's models.
 
     Prints what it has written, and what differs from before. The files that it reads stay as they
     are.

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.backends.errors import ConfigError, Problem
+from penstock.pipelines.directory import sources_in
 
+from .to_triton import convert_pipelines
 from .torchserve import convert_archive, is_archive
 from .triton_models import convert_models, is_triton
+from .written import Converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +38,27 @@ def convert(path: Path, output: Path, *, force: bool = False) -> Written:
         return Written(
             (file,), tuple(converted.notes), f"penstock check {file}, penstock serve {output}"
         )
+    if path.is_dir() and path.resolve() in (output.resolve(), *output.resolve().parents):
+        message = f"it is {path} or in it: expected another folder"
+        raise ConfigError([Problem(message, str(output))])
     if is_triton(path):
-        return _convert_repository(path, output, force=force)
+        ends = f"penstock check {output}, penstock serve {output}"
+        return _written(convert_models(path), output, ends, force=force)
+    if path.suffix == ".toml" or (path.is_dir() and any(sources_in(path))):
+        ends = f"tritonserver --model-repository {output}"
+        return _written(convert_pipelines(path), output, ends, force=force)
     message = (
-        "expected a model repository of Triton's, the folder of one of its models, or an archive "
-        "of TorchServe (.mar)"
+        "expected a model repository of Triton's, the folder of one of its models, an archive of "
+        "TorchServe (.mar), or pipeline files (.toml) for a repository of Triton's"
     )
     raise ConfigError([Problem(message, str(path))])
 
 
-def _convert_repository(path: Path, output: Path, *, force: bool) -> Written:
-    if output.resolve() == path.resolve() or path.resolve() in output.resolve().parents:
-        message = "it is in the repository itself: expected another folder"
-        raise ConfigError([Problem(message, str(output))])
-    converted, errors = convert_models(path)
+def _written(
+    outcome: tuple[list[Converted], list[ConfigError]], output: Path, ends: str, *, force: bool
+) -> Written:
+    """Write what could be converted. Raises ConfigError if nothing could."""
+    converted, errors = outcome
     problems = tuple(problem for error in errors for problem in error.problems)
     if not converted:
         raise ConfigError(problems)
@@ -57,6 +67,6 @@ def _convert_repository(path: Path, output: Path, *, force: bool) -> Written:
     return Written(
         tuple(output / name for one in converted for name in one.texts),
         tuple(note for one in converted for note in one.notes),
-        f"penstock check {output}, penstock serve {output}",
+        ends,
         problems,
     )

@@ -24,7 +24,7 @@ from penstock.pipelines.triton.treatments import Treatment
 
 from .written import Converted
 
-FILE_KEYS = frozenset({"model", "labels", "warm_up", "initial"})
+FILE_KEYS = frozenset({"model", "labels", "warm_up", "data", "initial"})
 """Keys of a pipeline file that may name a file, relative to it."""
 
 
@@ -91,7 +91,7 @@ def _seen_from(tables: Tables, folder: Path) -> Tables:
             }
         if isinstance(value, (list, tuple)):
             return [moved(key, inner) for inner in value]
-        if key in FILE_KEYS and isinstance(value, str) and (tables.directory / value).exists():
+        if key in FILE_KEYS and isinstance(value, str) and (tables.directory / value).is_file():
             return os.path.relpath(tables.directory / value, start)
         return value
 

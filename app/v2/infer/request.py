@@ -188,7 +188,7 @@ def parse_raw(request: InferRequest, body: memoryview, model: Model) -> None:
     request.reserve(copied_bytes(datatype, len(view), whole, _dtype(expected)), "tensors")
     array = from_bytes(view, datatype, whole, expected.name, model.name)
     request.binary = True
-    set_values(request.item, {expected.name: _value(request, expected, array)}, model.inputs)
+    set_values(request.item, {expected.name: value_of(request, expected, array)}, model.inputs)
 
 
 # parameters
@@ -352,7 +352,7 @@ def _read_inputs(
             array = from_json(data, datatype, shape, name)
         else:
             raise _several_sources()
-        values[name] = _value(request, expected, array)
+        values[name] = value_of(request, expected, array)
     if position != len(blobs):
         raise InvalidRequest(f"unexpected additional input data for model '{model.name}'")
     if len(values) != len(model.inputs) and not all(
@@ -480,7 +480,7 @@ def held_bytes(item: Item) -> int:
     return sum([getattr(array, "nbytes", 0) for array in arrays])
 
 
-def _value(request: InferRequest, expected: Tensor, array: Array) -> Any:
+def value_of(request: InferRequest, expected: Tensor, array: Array) -> Any:
     """Return what the item holds for an input: an array, or the value of other kinds."""
     if expected.kind == "tensor":
         if expected.text:

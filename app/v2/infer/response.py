@@ -141,12 +141,7 @@ def encode(
     outputs: list[dict[str, Any]] = []
     contents: list[Any] = []
     for tensor, value, wanted in chosen:
-        if _is_rows(tensor, value, request, model):
-            datatype, array = DATATYPES["BYTES"], as_rows(value)
-        elif tensor.kind == "list" and isinstance(value, (list, tuple)):
-            datatype, array = _of_list(tensor, value)
-        else:
-            datatype, array = as_tensor(value, tensor.datatype, tensor.name)
+        datatype, array = tensor_of(tensor, value, request.rows, model)
         if wanted.classes:
             batched = model.max_batch_size > 0
             request.reserve(classified_bytes(array, wanted.classes, batched=batched), "classes")
@@ -178,6 +173,15 @@ def encode(
         outputs.append(output)
         contents.append(content)
     return outputs, contents
+
+
+def tensor_of(tensor: Tensor, value: Any, rows: int, model: Model) -> tuple[Datatype, Array]:
+    """Make a tensor of an output of a request with so many rows. Raises `BackendError`."""
+    if _is_rows(tensor, value, rows, model):
+        return DATATYPES["BYTES"], as_rows(value)
+    if tensor.kind == "list" and isinstance(value, (list, tuple)):
+        return _of_list(tensor, value)
+    return as_tensor(value, tensor.datatype, tensor.name)
 
 
 def _length(content: Any) -> int:
@@ -308,7 +312,7 @@ def _of_list(tensor: Tensor, values: Sequence[Any]) -> tuple[Datatype, Array]:
     return as_tensor(values, datatype, tensor.name)
 
 
-def _is_rows(tensor: Tensor, value: Any, request: InferRequest, model: Model) -> bool:
+def _is_rows(tensor: Tensor, value: Any, rows: int, model: Model) -> bool:
     """Return whether the output is a list with a value for each row, such as the maps of a ZipMap.
 
     It has a batch dimension then, as every tensor of the model does.
@@ -318,7 +322,7 @@ def _is_rows(tensor: Tensor, value: Any, request: InferRequest, model: Model) ->
         and tensor.datatype is DATATYPES["BYTES"]
         and tensor.kind == "tensor"
         and (model.max_batch_size > 0 or bool(model.batch_axes))
-        and len(value) == request.rows
+        and len(value) == rows
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,23 @@ def converted(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def both(
-    repository: Path, converted: Path, running: Callable[..., Any]
-) -> Iterator[tuple[httpx.Client, httpx.Client]]:
-    with running(create_app(repository)) as theirs, running(create_app(converted)) as ours:
-        yield theirs, ours
+def back(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository that the pipeline files become again."""
+    output = tmp_path_factory.mktemp("back") / "out"
+    result = run(converted, "--output", output)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+@pytest.fixture(scope="module")
+def clients(
+    repository: Path, converted: Path, back: Path, running: Callable[..., Any]
+) -> Iterator[list[httpx.Client]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(running(create_app(folder)))
+            for folder in (repository, converted, back)
+        ]
 
 
 TEXT = {"name": "TEXT", "datatype": "BYTES", "shape": [2, 1], "data": ["abba", "cab"]}
@@ -136,24 +149,35 @@ ROWS = {"name": "COUNTS", "datatype": "FP32", "shape": [1, 4], "data": [4, 2, 2,
         ("classify", TEXT),
     ],
 )
-def test_both_answer_alike(
-    both: tuple[httpx.Client, httpx.Client], model: str, tensor: dict[str, Any]
-) -> None:
+def test_all_answer_alike(clients: list[httpx.Client], model: str, tensor: dict[str, Any]) -> None:
     answers = [
         client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]}).json()
-        for client in both
+        for client in clients
     ]
-    assert answers[0]["outputs"] and answers[0] == answers[1]
+    assert answers[0]["outputs"] and answers[0] == answers[1] == answers[2]
 
 
-def test_labels_go_along(both: tuple[httpx.Client, httpx.Client]) -> None:
+def test_labels_go_along(clients: list[httpx.Client]) -> None:
     request = {
         "inputs": [ROWS],
         "outputs": [{"name": "SCORES", "parameters": {"classification": 1}}],
     }
-    answers = [client.post("/v2/models/linear/infer", json=request).json() for client in both]
-    assert answers[0] == answers[1]
+    answers = [client.post("/v2/models/linear/infer", json=request).json() for client in clients]
+    assert answers[0] == answers[1] == answers[2]
     assert answers[0]["outputs"][0]["data"][0].endswith(":2:blue")
+
+
+def test_triton_has_its_own_models_again(back: Path) -> None:
+    texts = {
+        folder.name: " ".join((folder / "config.pbtxt").read_text().split())
+        for folder in back.iterdir()
+    }
+    assert 'backend: "onnxruntime"' in texts["linear"]
+    assert 'backend: "python"' in texts["counts"] and 'string_value: "abc"' in texts["counts"]
+    assert 'platform: "ensemble"' in texts["classify"]
+    assert 'input_map { key: "TEXT" value: "TEXT" }' in texts["classify"]
+    assert sorted(file.name for file in (back / "counts" / "1").iterdir()) == ["model.py"]
+    assert (back / "linear" / "labels.txt").is_file()
 
 
 def test_the_file(converted: Path) -> None:
