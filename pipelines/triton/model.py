@@ -7,24 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.backends.errors import Problem
+from penstock.backends.item import RESERVED_KEYS
 
+from ..config.tables import PARAMETER_TABLES, STRUCTURE_KEYS, TABLE_KEYS
 from .messages import ModelConfig
 
 _NOT_IN_NODE_NAMES = re.compile(r"[^A-Za-z0-9_-]")
-_NO_NODE_NAMES = frozenset(
-    {
-        "pipeline",
-        "global",
-        "sequence",
-        "batch_axis",
-        "model_config",
-        "reshape",
-        "steps",
-        "data",
-        "result",
-    }
-    | {"error", "context"}
-)
+_NO_NODE_NAMES = RESERVED_KEYS | PARAMETER_TABLES | STRUCTURE_KEYS | TABLE_KEYS
 
 
 @dataclass(frozen=True, slots=True)
