@@ -189,6 +189,7 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     "input.allow_ragged_batch": (
         honoured("execute gets each request's own tensors, of any shapes", PYTHON),
+        ignored("an ensemble joins no requests, in Triton either", ENSEMBLE),
         refused(
             "rows of different sizes would be joined into one tensor: pad them, and set "
             "allow_ragged_batch to false"
@@ -677,6 +678,9 @@ FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     "parameters.CPU_EXTENSION_PATH": (
         refused("kernels from a library of your own: wrap the model in a Python model", OPENVINO),
+    ),
+    "parameters.execute_delay_ms": (
+        ignored("backends of Triton's own tests read it, onnxruntime does not", ONNX),
     ),
     "parameters.*": (
         honoured("a parameter of the model: args has it", PYTHON),
