@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from penstock.backends.errors import ConfigError, Problem
@@ -30,7 +30,7 @@ def check_pipelines(configs: Iterable[PipelineConfig], whole: bool) -> list[Open
             *_label_files(config),
             *Flow(opened).run(),
             *callee_findings(config, others, whole),
-            *_ensemble_findings(config, others, whole),
+            *_ensemble_findings(config, configs, whole),
         ]
         opened.findings = list(dict.fromkeys(opened.findings))
         checked.append(opened)
@@ -38,11 +38,12 @@ def check_pipelines(configs: Iterable[PipelineConfig], whole: bool) -> list[Open
 
 
 def _ensemble_findings(
-    config: PipelineConfig, others: Mapping[str, PipelineConfig], whole: bool
+    config: PipelineConfig, others: Iterable[PipelineConfig], whole: bool
 ) -> Iterable[Finding]:
     """Yield what keeps an ensemble from calling its models."""
+    found = {(other.name, key): other for other in others for key in ("", other.version)}
     try:
-        joined(config, lambda name, _: others.get(name))
+        joined(config, lambda *name_and_version: found.get(name_and_version))
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(problem, warning=not whole)

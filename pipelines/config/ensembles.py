@@ -17,7 +17,9 @@ def steps_of(node: NodeConfig) -> tuple[EnsembleStep, ...]:
     """Return the steps of an ensemble; none for any other node."""
     for group in node.instance_groups:
         if issubclass(group.spec.cls, Ensemble) and isinstance(group.spec.params, EnsembleParams):
-            return group.spec.params.steps
+            # Steps that are wrong leave none.
+            steps: tuple[EnsembleStep, ...] = getattr(group.spec.params, "steps", ())
+            return steps
     return ()
 
 

@@ -22,6 +22,7 @@ from penstock.backends.errors import (
 )
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.item import Item, RequestFacts
+from penstock.pipelines.checking.check import check_pipelines
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import load
 from penstock.pipelines.config.versions import VersionPolicy
@@ -524,3 +525,18 @@ async def test_steps_that_do_not_fit_their_models_are_refused(
         async with serving(*models, ensemble(*steps)):
             pass
     assert message in str(refused.value)
+
+
+def test_what_is_wrong_in_a_step_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"steps\.1\.model"):
+        ensemble(step("double", "X=IN", "Y=OUT"), step("", "X=OUT", "Y=a"))
+
+
+def test_check_finds_models_that_are_not_there(double: PipelineConfig) -> None:
+    """A wrong version too. One file alone may be served with others."""
+    both = ensemble(step("double", "X=IN", "Y=OUT", version="2"))
+    for whole in (True, False):
+        (opened, _) = check_pipelines([both, double], whole)
+        (finding,) = [one for one in opened.findings if one.problem.key == "steps"]
+        assert "models that are not available: double (version 2)" in finding.problem.message
+        assert finding.warning is not whole

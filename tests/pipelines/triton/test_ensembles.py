@@ -216,6 +216,14 @@ WHOLE = step("whole", "X=IN", "Y=OUT")
             "contains models that are not available",
         ),
         (ensemble(INPUT + OUTPUT, step("bad", "IN=IN", "OUT=OUT")), "circular dependency"),
+        (
+            ensemble(INPUT + OUTPUT, step("whole", "", "Y=OUT")),
+            "must specify 'input_map' in step 0",
+        ),
+        (
+            ensemble(INPUT + OUTPUT, step("", "X=IN", "Y=OUT")),
+            "must specify 'model_name' in step 0",
+        ),
         (ensemble(INPUT + OUTPUT, step("whole", "Z=IN", "Y=OUT")), "mapping to non-existing input"),
         (
             ensemble(INPUT + OUTPUT, step("whole", "X=IN", "Z=OUT")),
