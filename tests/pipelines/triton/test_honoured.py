@@ -17,6 +17,7 @@ A, B, Y, Z = (f'{{ name: "{name}" data_type: TYPE_FP32 dims: 4 }}' for name in "
 TENSORS = f"input [ {A}, {B} ] output [ {Y}, {Z} ]"
 ONNX = f'backend: "onnxruntime" max_batch_size: 8 {TENSORS}'
 TORCH = f'backend: "pytorch" max_batch_size: 8 {TENSORS}'
+OPENVINO = f'backend: "openvino" max_batch_size: 8 {TENSORS}'
 PYTHON = f'backend: "python" max_batch_size: 8 {TENSORS}'
 HIDDEN = f'backend: "onnxruntime" max_batch_size: 8 input {A} output {Y}'
 """A model whose input B and output Z are no client's."""
@@ -221,6 +222,15 @@ CASES: Mapping[str, Case] = {
         }.items()
     },
     **{
+        f"parameters.{key}": parameter(OPENVINO, key, value)
+        for key, value in {
+            "INFERENCE_NUM_THREADS": "3",
+            "CPU_THREADS_NUM": "3",
+            "ENFORCE_BF16": "YES",
+            "HINT_BF16": "YES",
+        }.items()
+    },
+    **{
         f"parameters.{key}": parameter(TORCH, key, value)
         for key, value in {
             "DISABLE_OPTIMIZED_EXECUTION": "true",
@@ -256,7 +266,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     for name in ("model.onnx", "other.onnx"):
         onnx.save(model, folder / "1" / name)
-    (folder / "1" / "model.pt").touch()
+    for name in ("model.pt", "model.xml"):
+        (folder / "1" / name).touch()
     (folder / "1" / "model.py").write_text("class TritonPythonModel:\n    pass\n")
     (folder / "labels.txt").write_text("a\nb\nc\nd\n")
     for name in ("warmup/in", "initial_state/state"):
