@@ -19,6 +19,7 @@ from pydantic import (
 
 from .item import Item
 from .loaded_files import LoadedFiles
+from .server import Server
 
 DataKind = Literal["", "file", "image", "tensor", "array", "scores", "value"]
 """What travels in `data` and `result`: the bytes of a file, an H×W×C image (NumPy), N×C×H×W pixels
@@ -156,6 +157,9 @@ class Context:
     """`penstock check`: `init` opens and checks its files, and runs no model."""
     alone: bool = False
     """The backend has a child process to itself (`executor = "process"`)."""
+    server: Server | None = field(default=None, compare=False, repr=False)
+    """What calls the other models of the server, for a backend that `takes_server`; None: nothing
+    serves it."""
 
     def resolve(self, path: str) -> Path:
         """Return the path of a file that a parameter names.
@@ -304,6 +308,9 @@ class Backend:
 
     The key is missing in items that came by another door, unless a call from Python brings it.
     """
+
+    takes_server: ClassVar[bool] = False
+    """`Context.server` is set, so that it may call other models while it runs."""
 
     blocks: ClassVar[str] = ""
     """Why it must not run on the event loop, as in "it runs a model"; "": it may.

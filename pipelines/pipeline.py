@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from penstock.backends.errors import InvalidRequest, MissingData, NotFound, NotReady, QueueFull
 from penstock.backends.item import Item, as_item
+from penstock.backends.loaded_files import LoadedFiles
+from penstock.backends.server import ModelCall, ModelOrder, Response
 
 from .cache.responses import ResponseCache
+from .called_models import request_of, response_of, step_of
 from .composites.composite import CompositeNode
 from .composites.logic import CallFuture
 from .config.load import PipelineConfig, load
@@ -62,6 +66,8 @@ class Pipeline:
         self.cache: PipelineCache | None = None
         # Finds the other pipelines that Python logic and ensembles call, by name and version.
         self.others: Callable[..., Pipeline] | None = None
+        # Carries out what backends order the repository to do.
+        self.orders: Callable[[ModelOrder], Awaitable[Response]] | None = None
         self.state = "created"  # then loading, ready, draining, closed
         # The exposed nodes, each a pipeline of one node. They live as long as this one.
         self.exposed = tuple(
@@ -163,8 +169,9 @@ class Pipeline:
         for pipeline in (self, *self.exposed):
             generation = None
             if responses.has_second:
-                files = [self._files, *(node.files for node in self.nodes)]
-                generation = await asyncio.to_thread(generation_of, pipeline.config, files)
+                generation = await asyncio.to_thread(
+                    generation_of, pipeline.config, self._all_files
+                )
             pipeline.cache = PipelineCache(
                 pipeline.name,
                 submit=pipeline.submit_nowait,
@@ -289,8 +296,12 @@ class Pipeline:
         They are its own file, the models, labels and weights, and the Python files that it names.
         Reads files that have changed: call it outside of the loop.
         """
-        files = [self._files, *(node.files for node in self.nodes)]
-        return sorted({path for loaded in files for path in loaded.changed()})
+        return sorted({path for loaded in self._all_files for path in loaded.changed()})
+
+    @property
+    def _all_files(self) -> list[LoadedFiles]:
+        nodes = [node.files for node in self.nodes]
+        return [self._files, *nodes, *(composite.files for composite in self.composites)]
 
     @property
     def in_flight(self) -> int:
@@ -749,6 +760,41 @@ class Pipeline:
             context=entry.context,
             sequence=sequence,
         )
+
+    def call_model(
+        self, call: ModelCall, future: CallFuture, parents: Sequence[Entry], deadline: float
+    ) -> tuple[Submission, Callable[[Item], Response]]:
+        """Start a request of another pipeline, or of this one, that a backend makes.
+
+        `parents` are the requests that it works on, `deadline` is the last of theirs. Returns what
+        makes a response of an answer, too. Raises what `submit_nowait` raises.
+        """
+        called = self.other(call.model, call.version)
+        item = request_of(call, called.config)
+        step = step_of(call, called.takes_sequences)
+        if called._graph.calls:  # its models may call this pipeline
+            for parent in parents:
+                self._graph.release_if_needed(parent, None)
+        first = parents[0] if parents else None
+        submission = called.submit_nowait(
+            item,
+            None,  # `deadline` has it
+            call.priority or None,
+            future,
+            client=None if first is None else first.client,
+            trace=None if first is None else self._graph.trace_of(first),
+            request_id=call.request_id or ("" if first is None else first.request_id),
+            until=deadline,
+            context=None if first is None else first.context,
+            sequence=step,
+        )
+        return submission, partial(response_of, called.config, call.outputs)
+
+    async def order_model(self, order: ModelOrder) -> Response:
+        """Carry out an order of a backend to the repository. Raises what that raises."""
+        if self.orders is None:
+            raise NotFound(f"pipeline {self.name!r} serves by itself, without a repository")
+        return await self.orders(order)
 
     def check_admission(
         self,

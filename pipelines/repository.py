@@ -19,11 +19,13 @@ from typing import Any, Literal, Self, TypeVar
 from penstock.backends.errors import (
     BackendError,
     ConfigError,
+    InvalidRequest,
     NotFound,
     NotReady,
     PenstockError,
     Problem,
 )
+from penstock.backends.server import ModelOrder, Response
 from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import message_of
 
@@ -91,6 +93,8 @@ class Repository:
         self._notes_batches = False
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
+        self.load_override: Callable[[str, str, Mapping[str, bytes]], Awaitable[None]] | None = None
+        """Loads a model with another configuration, and other files, for a backend."""
         self.on_close: set[Callable[[], None]] = set()
         """Each is called when `close` begins."""
         # All that follows is by name and then version, in order, or by both.
@@ -551,6 +555,7 @@ class Repository:
             for config in configs:
                 pipeline = Pipeline(joined(config, self._find_config))
                 pipeline.others = self.get
+                pipeline.orders = self.carry_out
                 pipeline.responses = self.responses
                 if self._notes_batches:
                     pipeline.note_batches()
@@ -645,11 +650,35 @@ class Repository:
             if version not in self._served.get(name, {}):
                 self._failed[name, version] = message_of(error)
 
-    async def unload(self, name: str, timeout: float = DRAIN_TIMEOUT_SECONDS) -> None:
+    async def carry_out(self, order: ModelOrder) -> Response:
+        """Carry out what a backend orders: to load or unload a model, or to say if it is ready.
+
+        An unload returns when the model gets no more requests: one of those that it still answers
+        may be the one that ordered it. Raises what `reload` and `unload` raise.
+        """
+        if order.action == "ready":
+            try:
+                ready = not self.get(order.model, order.version).not_ready
+            except (NotFound, NotReady):
+                ready = False
+            return Response({"ready": ready})
+        if order.action == "unload":
+            await self.unload(order.model, waits=False)
+        elif order.config or order.files:
+            if self.load_override is None:
+                raise InvalidRequest("load_model takes no config and no files here: no app serves")
+            await self.load_override(order.model, order.config, order.files)
+        else:
+            await self.reload(order.model, keep_override=False)
+        return Response({})
+
+    async def unload(
+        self, name: str, timeout: float = DRAIN_TIMEOUT_SECONDS, *, waits: bool = True
+    ) -> None:
         """Unload all versions of a pipeline, and return when their requests have ended.
 
-        New requests get `NotFound`, those in flight get `timeout` seconds. An override ends.
-        Raises `NotFound`.
+        New requests get `NotFound`, those in flight get `timeout` seconds; without `waits` it
+        returns before they have ended. An override ends. Raises `NotFound`.
         """
         async with self._lock(name):
             self._check_open()
@@ -670,9 +699,9 @@ class Repository:
             self._changed()
             logger.info("pipeline %s is unloaded", name, extra={"pipeline": name})
         self._unloading.update(pipelines)
-        await asyncio.shield(
-            asyncio.gather(*[self._drain(pipeline, timeout) for pipeline in pipelines])
-        )
+        draining = asyncio.gather(*[self._drain(pipeline, timeout) for pipeline in pipelines])
+        if waits:
+            await asyncio.shield(draining)
 
     async def wait_idle(self) -> None:
         """Wait for a moment in which no request is in flight and no pipeline is drained."""

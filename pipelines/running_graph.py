@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from typing import Protocol
 
 from penstock.backends.base import Context
 from penstock.backends.errors import NotReady
 from penstock.backends.expressions.composite import (
     BlockingLogic,
     CopySplit,
+    Decoupled,
     Ensemble,
     Jump,
     Logic,
@@ -20,9 +23,11 @@ from penstock.backends.expressions.composite import (
 
 from .composites.blocking_logic import BlockingLogicNode
 from .composites.composite import CompositeNode
+from .composites.decoupled import DecoupledNode
 from .composites.ensemble import EnsembleNode
 from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
 from .composites.logic import CalledPipeline, LogicNode
+from .composites.model_calls import ModelCalls, Models
 from .config.definition import NodeConfig, PipelineConfig
 from .node.loop_node import LoopNode, LoopTurn
 from .node.node import Node
@@ -56,6 +61,10 @@ def _import_numpy() -> None:
     import_module("numpy")
 
 
+class Caller(CalledPipeline, Models, Protocol):
+    """The pipeline, as those of its nodes need it that call."""
+
+
 class RunningGraph:
     """The nodes of a pipeline, joined as its plan says.
 
@@ -71,7 +80,7 @@ class RunningGraph:
         clock: Callable[[], float],
         on_batch: Callable[[float], None],
         pressure: Pressure,
-        caller: CalledPipeline,
+        caller: Caller,
         sequencer: Sequencer | None = None,
     ) -> None:
         self._name = config.name
@@ -84,6 +93,7 @@ class RunningGraph:
         self._takes_tensors = any(
             port.kind == "tensor" for port in (*config.inputs, *config.outputs)
         )
+        self.model_calls = ModelCalls(caller, loop, clock)
         running: dict[str, RunningNode] = {}
         self.composites: list[CompositeNode] = []
         nodes: list[Node] = []
@@ -92,7 +102,12 @@ class RunningGraph:
             if node.shares is not None:
                 continue
             cls = node.instance_groups[0].spec.cls
-            if issubclass(cls, Logic):
+            if issubclass(cls, Decoupled):
+                running[name] = decoupled = DecoupledNode(
+                    node, config, loop, clock, pipeline=caller, model_calls=self.model_calls
+                )
+                self.composites.append(decoupled)
+            elif issubclass(cls, Logic):
                 context = Context(pipeline=config.name, node=name, directory=config.directory)
                 node_cls = next(
                     (node_cls for kind, node_cls in LOGIC.items() if issubclass(cls, kind)),
@@ -121,6 +136,8 @@ class RunningGraph:
                     )
                 else:
                     executing = Node(node, config, loop, clock, on_batch, pressure=pressure)
+                if any(group.spec.takes_server for group in node.instance_groups):
+                    executing.make_link = partial(self.model_calls.link, executing)
                 running[name] = executing
                 nodes.append(executing)
         self.nodes = tuple(nodes)
@@ -169,8 +186,10 @@ class RunningGraph:
 
     @property
     def calls(self) -> bool:
-        """True if it has Python logic, which may call other pipelines."""
-        return any(isinstance(composite, LogicNode) for composite in self.composites)
+        """True if it has Python logic or models that may call other pipelines."""
+        return any(isinstance(composite, LogicNode) for composite in self.composites) or any(
+            node.make_link is not None for node in self.nodes
+        )
 
     def release_if_needed(self, entry: Entry, entry_point: EntryPoint | None) -> None:
         """Stop counting an item whose logic calls a graph, if that may wait for the count.
@@ -247,7 +266,9 @@ class RunningGraph:
         nodes: tuple[Node | CompositeNode, ...] = (*self.composites, *self.nodes)
         # All are abandoned before any is closed. Otherwise an item could go from a node that still
         # runs to one that is closed, and would never be answered.
-        self.abandon(f"pipeline {self._name!r} is closed")
+        reason = f"pipeline {self._name!r} is closed"
+        self.abandon(reason)
+        self.model_calls.close(reason)  # so that no thread waits for an answer
         await asyncio.gather(*[node.close(timeout) for node in nodes])
 
     def enter(self, entry_point: EntryPoint, run: Run, now: float) -> Submission:

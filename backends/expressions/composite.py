@@ -94,6 +94,17 @@ class Logic(CompositeBackend):
     """Set by `init`: takes the item and `call`, returns an awaitable or an async iterator."""
 
 
+class Decoupled(Logic):
+    """A model that answers a request with any number of responses, by `Server.respond`.
+
+    Its node has instances, each a thread or a child process, in which `forward` gets one item at a
+    time. The item has no result afterwards: the responses come when they like.
+    """
+
+    streams = True
+    takes_server = True
+
+
 class BlockingLogic(Logic):
     """A user's generator that is not async, made by `user.adapt`: it runs on a thread of its own.
 

@@ -91,6 +91,11 @@ class Spec:
         """True if a backend of the expression reads the item's `headers`."""
         return self.cls.takes_headers or any(child.takes_headers for child in self.children)
 
+    @property
+    def takes_server(self) -> bool:
+        """True if a backend of the expression may call other models."""
+        return self.cls.takes_server or any(child.takes_server for child in self.children)
+
     def blocking(self) -> Iterator[tuple[str, str]]:
         """Yield the backends of the expression that would hold the event loop, and why."""
         if self.cls.blocks:

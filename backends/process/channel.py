@@ -66,8 +66,8 @@ class Channel:
 
         Raises PeerGoneError, and whatever pickling raises; then nothing was sent.
         """
-        parcel = _Parcel()
-        _Pickler(parcel, protocol=5).dump(message)
+        parcel = Parcel()
+        Pickler(parcel, protocol=5).dump(message)
         head = pickle.dumps([(array.dtype, array.shape) for array in parcel.arrays], protocol=5)
         # Empty arrays have nothing to copy, and dtypes of size 0 can't be viewed as bytes.
         content = [array.reshape(-1).view(np.uint8).data for array in parcel.arrays if array.nbytes]
@@ -98,7 +98,7 @@ class Channel:
                 self._inbox,
                 [array.reshape(-1).view(np.uint8).data for array in arrays if array.nbytes],
             )
-            return _Unpickler(reader, arrays).load()
+            return Unpickler(reader, arrays).load()
         finally:
             if start + size > KEPT_BYTES:
                 os.ftruncate(self._inbox, 0)
@@ -116,7 +116,7 @@ class Channel:
         return bell
 
 
-class _Parcel:
+class Parcel:
     """The file that a pickler writes to.
 
     It keeps the chunks that it gets. Large bytes are still the caller's own: they are not copied.
@@ -136,8 +136,8 @@ class _Parcel:
         return len(self.arrays) - 1
 
 
-class _Pickler(pickle.Pickler):
-    def __init__(self, parcel: _Parcel, protocol: int) -> None:
+class Pickler(pickle.Pickler):
+    def __init__(self, parcel: Parcel, protocol: int) -> None:
         super().__init__(parcel, protocol)
         self._parcel = parcel
 
@@ -160,8 +160,8 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, reader: _Reader, arrays: list[np.ndarray]) -> None:
+class Unpickler(pickle.Unpickler):
+    def __init__(self, reader: Any, arrays: list[np.ndarray]) -> None:
         super().__init__(reader)
         self._arrays = arrays
 
@@ -178,7 +178,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _array(number: int) -> np.ndarray:
-    """Stand for an array in a pickle. `_Unpickler` replaces it by the array that it has read."""
+    """Stand for an array in a pickle. `Unpickler` replaces it by the array that it has read."""
     raise NotImplementedError
 
 

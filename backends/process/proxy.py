@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,13 @@ from ..item import Item
 from ..memory import Reservation, budget
 from ..sequences.definition import SequenceConfig
 from ..sequences.sequence import EndedSequences
+from ..server import Connect
 from ..text import message_of
 from .channel import Channel, PeerGoneError
+from .connection import RemoteListener
 from .environment import child_environment
 from .failure import Failure, ProcessDiedError, RestartError
+from .messages import Messages
 from .wire import Change, LoadedMessage, Order, SpecMessage, Wanted
 
 logger = logging.getLogger("penstock.process")
@@ -86,9 +90,17 @@ class ProcessBackend(Backend):
     executor's thread when one is replaced.
     """
 
-    def __init__(self, spec: Spec, sequence: SequenceConfig | None = None) -> None:
-        """`sequence`: how the node keeps states of sequences, which live in the child."""
+    def __init__(
+        self,
+        spec: Spec,
+        sequence: SequenceConfig | None = None,
+        connect: Connect | None = None,
+    ) -> None:
+        """`sequence`: how the node keeps states of sequences, which live in the child. `connect`:
+        makes the connection to the server for each child, if the backend `takes_server`.
+        """
         self.spec = spec
+        self._connect = connect
         self._sequence = sequence
         self._undecided = False
         self.ready = True  # False while a child that has died is being replaced
@@ -194,13 +206,13 @@ class ProcessBackend(Backend):
     def _start(self) -> None:
         context = self._context
         name = f"{context.pipeline}/{context.node}#{context.instance}"
-        child = self._child = Child(name, self.on_exit)
+        child = self._child = Child(name, self.on_exit, self._connect)
         if self._killed:  # while the child was being created
             child.kill()
         level = logging.getLogger("penstock").getEffectiveLevel()
         order = Order(
             SpecMessage.of(self.spec),
-            context,
+            replace(context, server=None),  # it has its own
             name,
             level,
             {"PYTHONPATH": os.environ.get("PYTHONPATH")},
@@ -274,12 +286,20 @@ def _reserved(memory: Reservation, wanted: Wanted) -> Failure | None:
 
 
 class Child:
-    """A child process, the channel to it, and a thread that waits for its end."""
+    """A child process, the channels to it, and a thread that waits for its end.
 
-    def __init__(self, name: str, on_exit: Callable[[], None]) -> None:
+    `remote` is its second channel, if it is made with `connect`.
+    """
+
+    def __init__(
+        self, name: str, on_exit: Callable[[], None], connect: Connect | None = None
+    ) -> None:
         self.exited = False
+        self.remote: RemoteListener | None = None
         self._on_exit = on_exit
         ours, theirs = socket.socketpair()
+        second = [] if connect is None else [*socket.socketpair()]  # ours and theirs
+        passed = [each.fileno() for each in second[1:]]
         self._files: list[int] = []
         try:
             self._files += [os.memfd_create(f"penstock {name} {way}") for way in ("in", "out")]
@@ -290,11 +310,11 @@ class Child:
                     "-P",
                     *(f"-W{option}" for option in sys.warnoptions),
                     *("-m", f"{__package__}.worker"),
-                    *map(str, (os.getpid(), theirs.fileno(), outbox, inbox)),
+                    *map(str, (os.getpid(), theirs.fileno(), outbox, inbox, *passed)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # our stdout may be a program's answer, or closed
-                pass_fds=(theirs.fileno(), inbox, outbox),
+                pass_fds=(theirs.fileno(), inbox, outbox, *passed),
                 # Ctrl-C is for us: we drain first. Not a session of its own: with autogroups the
                 # kernel compares nice values only within a session.
                 process_group=0,
@@ -302,13 +322,20 @@ class Child:
             )
         except BaseException:
             ours.close()
+            for each in second[:1]:
+                each.close()
             self._close_files()
             raise
         finally:
             theirs.close()
+            for each in second[1:]:
+                each.close()
         self.channel = Channel(ours, inbox, outbox, _counted_array)
         self.pid = self._process.pid
         self.name = f"process {self.pid}"
+        if connect is not None:
+            messages = Messages(second[0], _counted_array)
+            self.remote = RemoteListener(messages, connect, f"{name} {self.name}")
         self._watch = threading.Thread(
             target=self._wait, name=f"{name} waits for {self.name}", daemon=True
         )
@@ -343,6 +370,8 @@ class Child:
             self._watch.join(CLOSE_TIMEOUT_SECONDS)  # the kernel can take long to free the memory
         if self._watch.is_alive():
             logger.error("%s can't be killed and keeps running", self.name)
+        if self.remote is not None:
+            self.remote.close()
         self.channel.bell.close()
         self._close_files()
 
@@ -353,6 +382,8 @@ class Child:
             # A process that the backend started may hold the other end open: wake the thread that
             # waits for an answer.
             self.channel.bell.shutdown(socket.SHUT_RDWR)
+        if self.remote is not None:
+            self.remote.hang_up()
         self._on_exit()
 
     def _close_files(self) -> None:

@@ -27,10 +27,13 @@ from ..log_writer import QueuedHandler
 from ..memory import NO_LIMIT, budget
 from ..sequences.sequence import EndedSequences
 from ..sequences.stateful import with_sequences
+from ..server import Server
 from ..text import escape, marked
 from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
+from .connection import connector
 from .failure import Failure
+from .messages import Messages
 from .wire import Change, LoadedMessage, Order, Wanted
 
 _PR_SET_PDEATHSIG = 1
@@ -55,7 +58,8 @@ UNASKED_BYTES = 4 << 20
 def main(arguments: list[str]) -> None:
     """Run the child.
 
-    `arguments`: the parent's process id, then the descriptors of socket, outbox and inbox.
+    `arguments`: the parent's process id, then the descriptors of socket, outbox and inbox; and of
+    the socket of the second channel, if there is one.
     """
     parent, *descriptors = map(int, arguments)
     die_with(parent)
@@ -72,19 +76,24 @@ def main(arguments: list[str]) -> None:
     for descriptor in descriptors:
         # Processes that the backend starts must not keep the socket open.
         os.set_inheritable(descriptor, False)
-    bell, outbox, inbox = descriptors
+    bell, outbox, inbox, *second = descriptors
     with socket.socket(fileno=bell) as connection:
-        serve(Channel(connection, outbox, inbox))
+        messages = Messages(socket.socket(fileno=second[0])) if second else None
+        serve(Channel(connection, outbox, inbox), messages)
 
 
-def serve(channel: Channel) -> None:
-    """Load what the first message names, then run batches until the parent hangs up."""
+def serve(channel: Channel, messages: Messages | None = None) -> None:
+    """Load what the first message names, then run batches until the parent hangs up.
+
+    `messages`: the second channel, for a backend that `takes_server`.
+    """
     backend: Backend | None = None
+    server = None if messages is None else Server(connector(messages))
     try:
         try:
             order: Order = channel.receive()
             _prepare(order)
-            context = replace(order.context, alone=True)
+            context = replace(order.context, alone=True, server=server)
             backend = order.spec.bind(context).create(context)
             if order.sequence is not None:
                 backend = with_sequences(backend, order.sequence, context)
@@ -109,6 +118,8 @@ def serve(channel: Channel) -> None:
     finally:
         if backend is not None:
             backend.close()
+        if server is not None:
+            server.close()
 
 
 def answer(channel: Channel, backend: Backend) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from penstock.backends.base import Signature
 from penstock.backends.errors import BackendError, DeadlineExceeded, NotReady
+from penstock.backends.loaded_files import LoadedFiles
 
 from ..config.definition import NodeConfig
 from ..node.queue import NEVER, Batch, Entry, Outcome, Parts, fail_all, fail_undelivered
@@ -54,6 +55,7 @@ class CompositeNode:
         self.name = config.name
         self.notes = False  # True: its batches have the visits of their parts
         self.statistics = NodeStatistics()
+        self.files = LoadedFiles()  # those that it was made of
         self.waiting: dict[Entry, tuple[Batch, Callable[[], object]]] = {}
         self._loop = loop
         self._clock = clock

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import ConfigError, Problem
-from penstock.backends.expressions.composite import CompositeBackend
+from penstock.backends.expressions.composite import CompositeBackend, Decoupled
 from penstock.backends.expressions.expression import parse
 from penstock.backends.expressions.filters import is_builtin
 from penstock.backends.expressions.kinds import misfits
@@ -85,6 +85,8 @@ def build_node(
         (group.spec for group in groups if group and issubclass(group.spec.cls, CompositeBackend)),
         None,
     )
+    if composite is not None and issubclass(composite.cls, Decoupled):
+        composite = None  # it has instances, and threads or processes of its own
     if composite is not None:
         problems += _check_composite(composite, len(groups), keys)
     levels = table.priority_levels

@@ -7,7 +7,12 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from penstock.backends.errors import Problem
-from penstock.backends.expressions.composite import BlockingLogic, CompositeBackend, Logic
+from penstock.backends.expressions.composite import (
+    BlockingLogic,
+    CompositeBackend,
+    Decoupled,
+    Logic,
+)
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
 from penstock.backends.sequences.definition import SequenceConfig
@@ -23,6 +28,10 @@ def check_sequence(sequence: SequenceConfig, spec: Spec) -> Iterator[Problem]:
             f"{spec.name} is a generator that blocks, on any thread of its node, so it keeps no "
             "state: expected `async def` with `yield`"
         )
+        yield Problem(message, key="sequence")
+        return
+    if issubclass(spec.cls, Decoupled):
+        message = f"{spec.name} is a decoupled model: its node keeps no state of sequences"
         yield Problem(message, key="sequence")
         return
     if issubclass(spec.cls, CompositeBackend) and not is_logic:

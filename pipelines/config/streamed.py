@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from penstock.backends.errors import Problem
-from penstock.backends.expressions.composite import BlockingLogic, JumpParams, Logic
+from penstock.backends.expressions.composite import BlockingLogic, Decoupled, JumpParams, Logic
 
 from .definition import NodeConfig
 from .graph import Graph
@@ -52,7 +52,8 @@ def check_stream_input(
 def _is_logic(nodes: Mapping[str, NodeConfig], name: str) -> bool:
     node = nodes[nodes[name].shares or name]
     return any(
-        issubclass(group.spec.cls, Logic) and not issubclass(group.spec.cls, BlockingLogic)
+        issubclass(group.spec.cls, Logic)
+        and not issubclass(group.spec.cls, (BlockingLogic, Decoupled))
         for group in node.instance_groups
     )
 

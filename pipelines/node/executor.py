@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,10 +27,11 @@ from penstock.backends.gpu.order import keep_order
 from penstock.backends.item import Item
 from penstock.backends.process.failure import ProcessDiedError, RestartError, readable
 from penstock.backends.sequences.sequence import EndedSequences
+from penstock.backends.server import Connection, Listener
 from penstock.backends.text import message_of
 
 from .placement import device_of
-from .queue import Batch, Entry, log_failure
+from .queue import Batch, Entry, Outcome, log_failure
 from .scheduler import DeviceGroup
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ NEVER_RETRIED = (MemoryError, DeviceError)
 
 class _Signal(Enum):
     REVIVE = "the child process has ended"
+
+
+class Link(Protocol):
+    """What connects one instance of a backend with the server (composites/model_calls.py)."""
+
+    def connect(self, listener: Listener, /) -> Connection: ...
+    def begin(self, items: Sequence[Item], entries: Sequence[Entry]) -> None:
+        """Give the items of entries that run now their handles."""
+
+    def end(self, outcomes: Sequence[Outcome]) -> None:
+        """Forget what runs, and take the handles from the items."""
 
 
 class Owner(Protocol):
@@ -87,6 +99,7 @@ class Executor:
         "failures",
         "freed",
         "last",
+        "link",
         "loaded",
         "max",
         "min",
@@ -106,8 +119,11 @@ class Executor:
         owner: Owner,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.monotonic,
+        link: Link | None = None,
     ) -> None:
+        """`link`: for a backend that `takes_server`."""
         self.name = name
+        self.link = link
         self.device_group = device_group
         self.device = ""  # the accelerator that its backend took; set by the owner, as are the next
         self.freed = 0.0  # when it was loaded
@@ -250,8 +266,10 @@ class Executor:
                     continue
                 batch.begun = True
                 batch.started = batch.watched = self.clock()
-                device_error = run_batch(backend, batch, owner, self.clock)
+                device_error = run_batch(backend, batch, owner, self.clock, self.link)
                 batch.ended = self.clock()
+                if self.link is not None:
+                    self.link.end(batch.outcomes)
                 if batch.start is not None:
                     self._take_pieces(batch)
                 if timeline.recording is not None:
@@ -300,6 +318,8 @@ class Executor:
                 self.name,
                 extra={"pipeline": self._context.pipeline, "node": self._context.node},
             )
+        if self._context.server is not None:
+            self._context.server.close()
         # `keep_order` put a function there that refers to the backend: a cycle. Without it the
         # model's memory is free now, and not when the garbage collector runs.
         vars(backend).pop("forward", None)
@@ -330,7 +350,11 @@ class Executor:
 
 
 def run_batch(
-    backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]
+    backend: Backend,
+    batch: Batch,
+    owner: Owner,
+    clock: Callable[[], float],
+    link: Link | None = None,
 ) -> DeviceError | None:
     """Run the batch, and leave each entry's outcome in `batch.outcomes`.
 
@@ -342,6 +366,8 @@ def run_batch(
     `CancelledError` too: it ends no thread. Raises only `RestartError`, which ends the thread.
     """
     entries = batch.entries
+    if link is not None:
+        link.begin(batch.outcomes, entries)
     try:
         backend.forward(list(batch.outcomes))  # a new list, because a backend may change it
     except RestartError:
@@ -370,11 +396,15 @@ def run_batch(
         owner.retry_suspended = False
         return None
     # Outside of `except`, or this error would be the context of every error of an item alone.
-    return _run_singly(backend, batch, owner, clock)
+    return _run_singly(backend, batch, owner, clock, link)
 
 
 def _run_singly(
-    backend: Backend, batch: Batch, owner: Owner, clock: Callable[[], float]
+    backend: Backend,
+    batch: Batch,
+    owner: Owner,
+    clock: Callable[[], float],
+    link: Link | None,
 ) -> DeviceError | None:
     entries = batch.entries
     # Filled in place: if the thread dies on the way, what has run until then counts.
@@ -384,6 +414,8 @@ def _run_singly(
         if entry.future.done() or entry.deadline <= clock():
             continue  # the caller left, or the answer would be late
         item = entry.item.copy()
+        if link is not None:
+            link.begin([item], [entry])
         batch.alone, batch.watched = position, clock()
         try:
             backend.forward([item])

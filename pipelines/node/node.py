@@ -27,11 +27,12 @@ from penstock.backends.errors import (
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.loaded_files import LoadedFiles
 from penstock.backends.process.failure import RestartError
+from penstock.backends.server import Server
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig, PipelineConfig, QueuePolicy
 from ..overload.door import Pressure
-from .executor import Executor
+from .executor import Executor, Link
 from .inflow import Inflow
 from .outflow import Outflow
 from .placement import context_of
@@ -162,6 +163,8 @@ class Node:
         specs = [group.spec for group in config.instance_groups]
         self._takes_request_id = any(spec.takes_request_id for spec in specs)
         self._takes_traceparent = any(spec.takes_traceparent for spec in specs)
+        # Connects an instance whose backend `takes_server`. None: nothing serves it.
+        self.make_link: Callable[[], Link] | None = None
         self._takes_more = self._takes_request_id or self._takes_traceparent
 
     def __repr__(self) -> str:
@@ -727,10 +730,14 @@ class Node:
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
         own = self.config.instance_groups[instance_group].spec
         spec: Spec | ProcessBackend = own
+        link = self.make_link() if own.takes_server and self.make_link is not None else None
         if self.config.executor == "process":
             from penstock.backends.process.proxy import ProcessBackend  # imports numpy
 
-            spec = ProcessBackend(own, self.config.sequence)
+            connect = None if link is None else link.connect
+            spec = ProcessBackend(own, self.config.sequence, connect)
+        elif link is not None:
+            context = replace(context, server=Server(link.connect))
         executor = self.executor_class(
             name,
             spec,
@@ -739,6 +746,7 @@ class Node:
             owner=self,
             loop=self._loop,
             clock=self._clock,
+            link=link,
         )
         executor.failures = failures
         self._executors[executor] = instance_group, instance

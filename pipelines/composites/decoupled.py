@@ -1,0 +1,200 @@
+"""Decoupled models: backends that answer a request with any number of responses, when they like.
+
+Each instance of the node is a thread, and with `executor = "process"` a child too. The instance is
+taken while the model's `execute` runs, not until its last response: the model may go on in threads
+of its own. The responses come by the connection of the instance (model_calls.py) and wait in a
+`ResponseStream` for their client; a model that sends more than the client reads waits in its `send`
+(`Server.respond`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from penstock.backends.base import Backend, Context
+from penstock.backends.errors import BackendError
+from penstock.backends.expressions.composite import Logic
+from penstock.backends.item import Item
+from penstock.backends.server import HANDLE, Server
+from penstock.backends.text import message_of
+
+from ..config.definition import NodeConfig, PipelineConfig
+from ..node.placement import context_of
+from ..node.queue import Batch, Entry
+from .blocking_logic import Worker
+from .logic import CalledPipeline, LogicNode
+from .model_calls import InstanceLink, ModelCalls, ResponseStream
+
+if TYPE_CHECKING:
+    from penstock.backends.process.proxy import ProcessBackend  # it imports numpy
+
+logger = logging.getLogger("penstock.node")
+
+
+class Instance:
+    """One instance of the model: a thread that runs its `execute`.
+
+    `running` is the entry whose `execute` runs.
+    """
+
+    def __init__(self, worker: Worker, link: InstanceLink) -> None:
+        self.worker = worker
+        self.link = link
+        self.backend: Backend | None = None
+        self.process: ProcessBackend | None = None
+        self.server: Server | None = None
+        self.running: Entry | None = None
+
+
+class DecoupledNode(LogicNode):
+    """Runs a decoupled model: each of its responses is a part of the answer."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        pipeline_config: PipelineConfig,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        *,
+        pipeline: CalledPipeline,
+        model_calls: ModelCalls,
+    ) -> None:
+        context = Context(pipeline_config.name, config.name, pipeline_config.directory)
+        super().__init__(config, loop, clock, pipeline, context)
+        self._pipeline_config = pipeline_config
+        self._model_calls = model_calls
+        self._instances: list[Instance] = []
+        self._free: deque[Instance] = deque()
+        self._queue: deque[tuple[Entry, asyncio.Future[Instance]]] = deque()
+
+    async def start(self) -> None:
+        logic = self.config.instance_groups[0].spec.cls()
+        assert isinstance(logic, Logic)
+        self._logic = logic  # never loaded: its instances are
+        starting = [
+            self._start(group, number)
+            for group, config in enumerate(self.config.instance_groups)
+            for number in range(config.instances)
+        ]
+        for outcome in await asyncio.gather(*starting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        self._free.extend(self._instances)
+
+    async def _start(self, group: int, number: int) -> None:
+        context = context_of(self.config, self._pipeline_config, group, number, self.files)
+        spec = self.config.instance_groups[group].spec
+        name = f"{self._backend_context.pipeline}/{self.name}#{context.instance}"
+        link = self._model_calls.link(self)
+        instance = Instance(Worker(self._loop, name), link)
+        self._instances.append(instance)
+        create: Callable[[], Backend]
+        if self.config.executor == "process":
+            from penstock.backends.process.proxy import ProcessBackend  # imports numpy
+
+            process = ProcessBackend(spec, None, link.connect)
+            instance.process = process
+            create = partial(process.create, context)
+        else:
+            instance.server = Server(link.connect)
+            create = partial(spec.create, replace(context, server=instance.server))
+        backend, error = await instance.worker.run(create)
+        if error is not None:
+            raise BackendError(
+                f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
+            ) from error
+        instance.backend = backend
+        _, error = await instance.worker.run(backend.warm_up)
+        if error is not None:
+            raise BackendError(
+                f"node {self.name!r}: {type(error).__name__}: {message_of(error)}"
+            ) from error
+
+    async def _close_logic(self, timeout: float) -> None:
+        instances, self._instances = self._instances, []
+        closing = []
+        for instance in instances:
+            if instance.server is not None:
+                instance.server.close()  # wakes threads of the model that wait for it
+            closing.append(instance.worker.run(partial(_close, instance)))
+            instance.worker.stop()
+        await asyncio.gather(*[self._closed(closed, timeout) for closed in closing])
+        for instance, closed in zip(instances, closing, strict=True):
+            if not closed.cancelled():  # by the time-out
+                instance.worker.join()
+            elif instance.process is not None:
+                instance.process.kill()
+
+    async def values_of(self, item: Item, call: Any, batch: Batch) -> AsyncGenerator[Any]:
+        (entry,) = batch.entries
+        instance = await self._take(entry)
+        batch.started = self._clock()  # until now it queued
+        responses = ResponseStream(instance.link, entry)
+        given = {**item, HANDLE: responses.handle}
+        instance.running = entry
+        backend = instance.backend
+        assert backend is not None
+        executing = instance.worker.run(lambda: backend.forward([given]))
+        executing.add_done_callback(partial(self._executed, instance, responses))
+        try:
+            while True:
+                response = await responses.next()
+                if response.error is not None:
+                    raise response.error.as_exception()
+                if response.outputs is not None:
+                    yield response.outputs
+                if response.final:
+                    return
+        finally:
+            responses.close()
+
+    def _executed(
+        self, instance: Instance, responses: ResponseStream, executing: asyncio.Future[Any]
+    ) -> None:
+        """Free an instance whose `execute` has returned, and end the request if it failed."""
+        instance.running = None
+        error = None if executing.cancelled() else executing.result()[1]
+        if error is not None:
+            responses.fail(error)
+        while self._queue:
+            _, waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_result(instance)
+                return
+        self._free.append(instance)
+
+    async def _take(self, entry: Entry) -> Instance:
+        """Wait for an instance that is free."""
+        if self._free:
+            return self._free.popleft()
+        waiter: asyncio.Future[Instance] = self._loop.create_future()
+        self._queue.append((entry, waiter))
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # it was freed in this very iteration
+                self._free.append(waiter.result())
+            raise
+
+    def instances_for(self, entry: Entry) -> list[InstanceLink] | None:
+        """Return the instances that an entry waits for: the one that runs it, or all.
+
+        None if one is free, or if the entry waits for its responses alone.
+        """
+        for instance in self._instances:
+            if instance.running is entry:
+                return [instance.link]
+        if any(waiting is entry for waiting, _ in self._queue):
+            return [instance.link for instance in self._instances]
+        return None
+
+
+def _close(instance: Instance) -> None:
+    if instance.backend is not None:
+        instance.backend.close()
