@@ -45,6 +45,11 @@ ENGINES = (ONNX, TORCH, TENSORRT, OPENVINO)
 BACKENDS = (*ENGINES, PYTHON, ENSEMBLE)
 """The backends whose models are served. `ensemble` is a platform to Triton."""
 
+PLACES = "it says where memory lies and is copied: answers are the same"
+READ_FOR_OTHERS = "Triton reads it for other backends only"
+NOT_READ_BY_PYTHON = "Triton's Python backend does not read it"
+"""Reasons for which a field may be ignored."""
+
 Texts = str | tuple[str, ...]
 
 
