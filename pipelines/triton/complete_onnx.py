@@ -44,12 +44,24 @@ def complete(config: ModelConfig, version: Path) -> None:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     _complete_batch(config, [*inputs, *graph.output], file)
+    batched = config.max_batch_size > 0
+    given, kept = _of_sequences(config)
     if not config.input and not config.batch_input:
         for value in inputs:
-            _add(config.input, value, config.max_batch_size > 0, file)
+            if value.name not in given:
+                _add(config.input, value, batched, file)
     if not config.output:
-        for value in graph.output:
-            _add(config.output, value, config.max_batch_size > 0, file)
+        outputs = [value for value in graph.output if value.name not in kept]
+        for value in outputs or graph.output:
+            _add(config.output, value, batched, file)
+
+
+def _of_sequences(config: ModelConfig) -> tuple[set[str], set[str]]:
+    """Return the inputs that no client gives, and the outputs that are states of sequences."""
+    batching = config.sequence_batching
+    given = {tensor.name for tensor in batching.control_input}
+    given |= {state.input_name for state in batching.state}
+    return given, {state.output_name for state in batching.state}
 
 
 def _complete_batch(config: ModelConfig, values: list[Any], file: Path) -> None:

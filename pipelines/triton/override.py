@@ -16,16 +16,23 @@ CODE_PARAMETERS = ("EXECUTION_ENV_PATH",)
 """The parameters of backends that name code outside of the model's folder."""
 
 
-def read_override(config: ModelConfig, folder: ModelFolder) -> list[PipelineConfig]:
+def read_override(config: ModelConfig, folder: ModelFolder, file: str) -> list[PipelineConfig]:
     """Return the pipelines of the model in `folder` with `config` in place of its own.
 
-    Raises `ConfigError`, also for a configuration that names a file outside of the folder: whoever
-    may load models may not read or run any file.
+    `file` stands for the configuration's file in messages. Raises `ConfigError`, also for a
+    configuration that names code or a file outside of the folder: whoever may load models may not
+    read or run any file.
     """
-    file = f"configuration given for {folder.name}"
     if config.name not in ("", folder.name):
         message = f"found {config.name!r}: expected {folder.name!r}, or no name"
         raise ConfigError([Problem(message, file, key="name")])
+    return [
+        read_given(config, folder, version, file) for version in served_versions(config, folder)
+    ]
+
+
+def read_given(config: ModelConfig, folder: ModelFolder, version: str, file: str) -> PipelineConfig:
+    """Return the pipeline of one version, as `read_override` does."""
     problems = [
         Problem(f"found {path!r}: expected the name of a file in the model's folder", file, key=key)
         for key, path in _paths(config)
@@ -34,9 +41,7 @@ def read_override(config: ModelConfig, folder: ModelFolder) -> list[PipelineConf
     problems += _foreign_code(config, folder, file)
     if problems:
         raise ConfigError(problems)
-    return [
-        read_version(config, folder, version, file) for version in served_versions(config, folder)
-    ]
+    return read_version(config, folder, version, file)
 
 
 def _paths(config: ModelConfig) -> Iterator[tuple[str, str]]:

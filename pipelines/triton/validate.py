@@ -167,6 +167,8 @@ def _sequence_batching(batching: Any, most: int) -> Found:
                 yield f"{where}.kind", f"found {kind} twice: expected each kind once"
             seen_kinds.add(kind)
             yield from _control(control, kind, where)
+    for index, state in enumerate(batching.state):
+        yield from _state(state, f"{place}.state[{index}]")
     yield from _preferred(
         batching.oldest.preferred_batch_size, most, f"{place}.oldest.preferred_batch_size"
     )
@@ -188,6 +190,32 @@ def _control(control: Any, kind: str, path: str) -> Found:
         yield path, f"{found} for {kind}: expected one of {', '.join(_CONTROL_VALUES)}"
     elif len(values := getattr(control, given[0])) != 2:
         yield f"{path}.{given[0]}", f"found {len(values)} values: expected those of false and true"
+
+
+def _state(state: Any, path: str) -> Found:
+    for field in ("input_name", "output_name"):
+        if not getattr(state, field):
+            yield f"{path}.{field}", "it has no name: expected that of the model's tensor"
+    if not state.data_type:
+        yield f"{path}.data_type", "it has no data_type: expected one"
+    yield from _sizes(state.dims, f"{path}.dims")
+    if len(state.initial_state) > 1:
+        yield f"{path}.initial_state", f"found {len(state.initial_state)}: expected one at most"
+    for initial in state.initial_state:
+        place = f"{path}.initial_state"
+        if not initial.name:
+            yield f"{place}.name", "it has no name: expected one"
+        if initial.data_type != state.data_type:
+            yield f"{place}.data_type", "it differs from that of the state: expected the same"
+        if len(initial.dims) != len(state.dims) or any(
+            size == -1 or own not in (size, -1)
+            for size, own in zip(initial.dims, state.dims, strict=True)
+        ):
+            message = (
+                f"found {[*initial.dims]}: expected the state's {[*state.dims]}, with a size in "
+                "place of each -1"
+            )
+            yield f"{place}.dims", message
 
 
 def _enum(message: Any, field: str) -> str:

@@ -1,13 +1,15 @@
 """Overrides that a load may bring along: a configuration, and with it an ONNX model's files.
 
 The configuration has the shape of Triton's ModelConfig. It only sets bounds of a pipeline that the
-repository has, and can name no backend and no path. Files make a pipeline of one OnnxTensor in a
-directory of their own. So an override can't name Python, TorchScript, `.pt2`, or a file outside of
-that directory.
+repository has, and can name no backend and no path. That of a Triton model replaces its own
+(`pipelines/triton/override.py`). Files make a Triton model of ONNX Runtime in a directory of its
+own. So an override can't bring Python, TorchScript, `.pt2`, or name a file outside of that
+directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -19,11 +21,10 @@ from typing import Any, Self
 
 from penstock.backends.errors import ConfigError, InvalidRequest, NotFound
 from penstock.pipelines.config.definition import PipelineConfig
-from penstock.pipelines.config.load import build
-from penstock.pipelines.config.source import Tables
 from penstock.pipelines.pipeline import Pipeline
-from penstock.pipelines.triton.folders import model_folder
-from penstock.pipelines.triton.override import read_override
+from penstock.pipelines.triton.folders import ModelFolder, model_folder
+from penstock.pipelines.triton.override import read_given, read_override
+from penstock.pipelines.triton.read import served_versions
 from penstock.pipelines.triton.reading import parse_json_config
 
 from ...http.inputs.base64_text import decode_base64
@@ -31,7 +32,6 @@ from ...http.json_text import JsonLimits, kind_of, parse_json
 from .declared_tensors import check_tensors
 from .model import Model
 from .model_config import ACCEPTED_KEYS, KEYS_ACCEPTED_EMPTY, configure
-from .sequence_batching import table_of_model
 
 FILE_PARAMETER = re.compile(r"file:(\d{1,9})/([A-Za-z0-9_][A-Za-z0-9_.\-]{0,99})")
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -115,14 +115,12 @@ class Override:
 
         Takes long, so not for the event loop. Raises `InvalidRequest` and `ConfigError`.
         """
-        try:
-            written = parse_json_config(self.config)
-        except ConfigError as error:
-            raise _invalid_config(self.name, error.problems[0].message) from None
+        written = self._written()
         found = model_folder(folder)
         if found is None:
             raise NotFound(self.name)
-        return read_override(written, found)
+        with self._naming_mistakes():
+            return read_override(written, found, self._file)
 
     def applied_to(self, config: PipelineConfig, reported: int) -> PipelineConfig:
         """Return the pipeline with the batches and instances that the configuration sets.
@@ -140,20 +138,45 @@ class Override:
         if pipeline.config.model_config is None:
             check_tensors(self.config, Model(pipeline))
 
-    def materialise(self) -> FilesConfig:
-        """Write the files of the newest version, and return a pipeline of its model.
+    def materialise(self) -> list[PipelineConfig]:
+        """Write the files of the versions that the configuration chooses, and return a pipeline of
+        the model of each.
 
         Takes long, so not for the event loop. Raises `InvalidRequest` and `ConfigError`; then no
         file stays.
         """
-        self._check()
-        version = max(version for version, _ in self.files)
-        model = self.config.get("default_model_filename") or "model.onnx"
-        if (
-            not isinstance(model, str)
-            or not model.endswith(".onnx")
-            or (version, model) not in self.files
-        ):
+        if not MODEL_NAME.fullmatch(self.name):
+            raise InvalidRequest(
+                f"failed to load '{self.name[:100]}', expected a name of letters, digits, '_', '.' "
+                "and '-'"
+            )
+        written = self._written()
+        for key in ("backend", "platform"):
+            if getattr(written, key) not in ONNX_BACKENDS:
+                raise _invalid_config(
+                    self.name,
+                    f"'{key}' can't be set here to anything but onnxruntime: overrides name no "
+                    "other backend",
+                )
+        written.name, written.backend, written.platform = self.name, "onnxruntime", ""
+        versions = sorted({version for version, _ in self.files})
+        present = ModelFolder(Path(self.name), tuple(map(str, versions)), has_config=False)
+        made: list[PipelineConfig] = []
+        try:
+            made.extend(
+                self._materialised(written, int(version))
+                for version in served_versions(written, present)
+            )
+        except BaseException:
+            for config in made:
+                config.release()
+            raise
+        return made
+
+    def _materialised(self, written: Any, version: int) -> FilesConfig:
+        """Write the files of a version into a directory of its own."""
+        model = written.default_model_filename or "model.onnx"
+        if not model.endswith(".onnx") or (version, model) not in self.files:
             raise InvalidRequest(
                 f"failed to load '{self.name}', expected its model as 'file:{version}/model.onnx', "
                 "or under the name in 'default_model_filename': overrides bring ONNX models, and "
@@ -167,23 +190,41 @@ class Override:
         self._check_model(contents[model], contents)
         directory = Path(tempfile.mkdtemp(prefix="penstock-"))
         try:
+            (directory / str(version)).mkdir()
             for name, content in contents.items():
-                (directory / name).write_bytes(content)
-            node: dict[str, Any] = {"backend": "OnnxTensor", "model": model}
-            if (batching := self.config.get("sequence_batching")) is not None:
-                node["sequence"] = table_of_model(batching)
-            tables = Tables(
-                self.name,
-                {"model": node},
-                pipeline={"version": str(version)},
-                file=f"override of {self.name}",
-                directory=directory,
-            )
-            config = replace(configure(build(tables, self.name), self.config), source="")
+                (directory / str(version) / name).write_bytes(content)
+            folder = ModelFolder(directory, (str(version),), has_config=False)
+            with self._naming_mistakes():
+                config = read_given(written, folder, str(version), self._file)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        return FilesConfig(**{field.name: getattr(config, field.name) for field in fields(config)})
+        changed = {"source": "", "versions_folder": None, "version_policy": None}
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        return FilesConfig(**{**values, **changed})
+
+    @property
+    def _file(self) -> str:
+        """What messages say instead of a file's name."""
+        return f"configuration of {self.name}"
+
+    def _written(self) -> Any:
+        """Return the configuration as a ModelConfig. Raises `InvalidRequest`."""
+        try:
+            return parse_json_config(self.config)
+        except ConfigError as error:
+            raise _invalid_config(self.name, error.problems[0].message) from None
+
+    @contextlib.contextmanager
+    def _naming_mistakes(self) -> Iterator[None]:
+        """Say that what is wrong with the configuration is in what the load brought along."""
+        try:
+            yield
+        except ConfigError as error:
+            if any(problem.file != self._file for problem in error.problems):
+                raise
+            listed = "; ".join(str(replace(problem, file="")) for problem in error.problems)
+            raise _invalid_config(self.name, listed) from None
 
     def _check(self) -> None:
         for key, value in self.config.items():
@@ -199,14 +240,9 @@ class Override:
                     f"'{key}' can't be set here to anything but onnxruntime: overrides name no "
                     "other backend",
                 )
-        if self.config.get("default_model_filename") and not self.files:
+        if self.config.get("default_model_filename"):
             raise _invalid_config(
                 self.name, "'default_model_filename' can't be set here without the model's files"
-            )
-        if self.files and not MODEL_NAME.fullmatch(self.name):
-            raise InvalidRequest(
-                f"failed to load '{self.name[:100]}', expected a name of letters, digits, '_', '.' "
-                "and '-'"
             )
 
     def _decoded(self, version: int, name: str) -> bytes:

@@ -139,7 +139,7 @@ class RepositoryRoutes:
 
         async def make(own: list[PipelineConfig]) -> list[PipelineConfig]:
             if override.files:
-                return [await on_helper_thread(override.materialise)]
+                return await on_helper_thread(override.materialise)
             folder = await asyncio.to_thread(self._model_folder, name, own)
             if folder is not None:
                 return await on_helper_thread(override.of_model, folder)

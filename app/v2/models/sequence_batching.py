@@ -5,8 +5,7 @@
 * `oldest.max_candidate_sequences`: `max_sequences` by instance.
 * `control_input`: `controls`. `state`: `state`.
 
-A model whose file a load brings along gets all of them (`table_of_model`). Of any other pipeline
-the last two must be as the server reports them (`declared_tensors.py`).
+The last two can't be changed: they must be as the server reports them (`declared_tensors.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +26,11 @@ from penstock.backends.sequences.definition import (
 from penstock.pipelines.config.definition import NodeConfig, PipelineConfig
 from penstock.pipelines.pipeline import Pipeline
 
-from ...http.inputs.datatypes import DATATYPES, datatype_of
+from ...http.inputs.datatypes import datatype_of
 from .config_fields import (
     MAX_MICROSECONDS,
     invalid,
-    list_of,
     number_in,
-    number_of,
     table_of,
 )
 
@@ -52,14 +49,6 @@ FLAG_FIELDS: Mapping[str, tuple[str, Callable[[float], float]]] = {
 """By the dtype of a control's input: the field with its two values, and their type in JSON."""
 
 MAX_SEQUENCES = 2**31 - 1
-
-_KINDS = {name: kind for kind, name in CONTROL_KINDS.items()}
-_FLAGS_BY_FIELD = {field: dtype for dtype, (field, _) in FLAG_FIELDS.items()}
-
-MAX_DIMENSION = 2**31 - 1
-
-STATE_FIELDS = frozenset({"input_name", "output_name", "data_type", "dims", "initial_state"})
-INITIAL_FIELDS = frozenset({"name", "data_type", "dims", "zero_data"})
 
 FIELDS = frozenset({"max_sequence_idle_microseconds", "control_input", "state"})
 
@@ -198,72 +187,3 @@ def _check_fields(name: str, table: Mapping[str, Any], read: set[str] | frozense
         if key in read or (key in FIXED and value in (None, FIXED[key])):
             continue
         raise invalid(f"'{key[:100]}' of '{name}' can't be set here")
-
-
-def table_of_model(batching: Any) -> dict[str, Any]:
-    """Return `[NODE.sequence]` for a model that a load brings along: its controls and states.
-
-    `with_batching` sets the rest. Raises `InvalidRequest`.
-    """
-    batching = table_of(batching, "sequence_batching")
-    controls: dict[str, Any] = {}
-    for tensor in list_of(batching.get("control_input"), "control_input"):
-        _check_fields("control_input", tensor, {"name", "control"})
-        for control in list_of(tensor.get("control"), "control"):
-            kind = _KINDS.get(str(control.get("kind") or CONTROL_KINDS["start"]))
-            if kind is None or kind in controls:
-                raise invalid(
-                    f"'kind' of a control must be one of {', '.join(_KINDS)}, each of them once"
-                )
-            controls[kind] = {"input": _text_in(tensor, "name"), **_values(control)}
-    states = []
-    for state in list_of(batching.get("state"), "state"):
-        _check_fields("state", state, STATE_FIELDS)
-        for initial in list_of(state.get("initial_state"), "initial_state"):
-            _check_fields("initial_state", initial, INITIAL_FIELDS)
-        ports = {key: _text_in(state, f"{key}_name") for key in ("input", "output")}
-        states.append({**ports, **_dtype(state), **_shape(state)})
-    return {"controls": controls, "state": states}
-
-
-def _values(control: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dtype of a control, and its values for false and true."""
-    _check_fields("control", control, {"kind", "data_type", *_FLAGS_BY_FIELD})
-    for field, dtype in _FLAGS_BY_FIELD.items():
-        if values := control.get(field):
-            if not isinstance(values, list) or [type(value) for value in values] not in (
-                [bool, bool],
-                [int, int],
-                [float, float],
-            ):
-                raise invalid(f"'{field}' of a control must be an array of two values")
-            return {"dtype": dtype, "false": float(values[0]), "true": float(values[1])}
-    return _dtype(control)
-
-
-def _dtype(tensor: Mapping[str, Any]) -> dict[str, str]:
-    """Return the dtype of a tensor, if it has one."""
-    name = tensor.get("data_type")
-    if name in (None, "", "TYPE_INVALID"):
-        return {}
-    datatype = DATATYPES.get(str(name).removeprefix("TYPE_").replace("STRING", "BYTES"))
-    if datatype is None:
-        raise invalid(f"'data_type' {str(name)[:100]!r} is not known")
-    return {"dtype": datatype.name}
-
-
-def _shape(tensor: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the shape of a state, if it is whole."""
-    dims = tensor.get("dims") or []
-    if not isinstance(dims, list):
-        raise invalid("'dims' of a state must be an array of numbers")
-    if -1 in dims or "-1" in dims:
-        return {}
-    return {"shape": [number_of(size, "dims", MAX_DIMENSION) for size in dims]} if dims else {}
-
-
-def _text_in(table: Mapping[str, Any], key: str) -> str:
-    text = table.get(key)
-    if not isinstance(text, str) or not text:
-        raise invalid(f"'{key}' in 'sequence_batching' must be the name of a tensor")
-    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import shutil
@@ -188,6 +189,30 @@ async def test_a_given_configuration_replaces_that_of_the_file(
     own = (await client.get("/v2/models/latest/config")).json()
     assert own["max_batch_size"] == 16
     assert await scores(client, "latest") == [100.0] * 3
+
+
+async def test_files_make_a_triton_model(client: httpx.AsyncClient, repository: Path) -> None:
+    config = {
+        "platform": "onnxruntime_onnx",
+        "max_batch_size": 2,
+        "version_policy": {"all": {}},
+        "parameters": {"intra_op_thread_count": {"string_value": "1"}},
+    }
+    files = {
+        f"file:{version}/model.onnx": base64.b64encode(
+            (repository / "latest" / str(version) / "model.onnx").read_bytes()
+        ).decode()
+        for version in (1, 2)
+    }
+    body = {"parameters": {"config": json.dumps(config), **files}}
+    answer = await client.post("/v2/repository/models/brought/load", json=body, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    metadata = (await client.get("/v2/models/brought")).json()
+    assert (metadata["versions"], metadata["platform"]) == (["1", "2"], "onnxruntime_onnx")
+    assert await scores(client, "brought/versions/1") == [10.0] * 3
+    assert await scores(client, "brought") == [20.0] * 3
+    own = (await client.get("/v2/models/brought/config")).json()
+    assert (own["max_batch_size"], own["input"][0]["name"]) == (2, "COUNTS")
 
 
 @pytest.mark.parametrize(

@@ -669,7 +669,7 @@ def test_declared_tensors_of_files_are_compared_with_their_model(
     config = json.dumps({"max_batch_size": 8, "input": [given], "output": []})
     client.load_model("scale", config=config, files=files, headers=HEADERS)
     client.unload_model("scale", headers=HEADERS)
-    with pytest.raises(InferenceServerException, match="'dims' of input 'x' is"):
+    with pytest.raises(InferenceServerException, match=r"input\[0\].dims: found \[4\] for 'x'"):
         client.load_model(
             "scale", config=config.replace("[2]", "[4]"), files=files, headers=HEADERS
         )

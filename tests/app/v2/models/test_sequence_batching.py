@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,38 +138,54 @@ def override(batching: Any) -> Override:
     return Override.read("sum", parameters, JsonLimits(100, 1000))
 
 
+async def sums_of(pipeline: Pipeline) -> Any:
+    steps = ((7, 1), (8, 10), (7, 2), (8, 20))
+    return [
+        (await pipeline({"data": np.array([[value]], np.float32)}, sequence=sequence))[
+            "result"
+        ].tolist()
+        for sequence, value in steps
+    ]
+
+
+SUMS = [[[1, 7]], [[10, 8]], [[3, 7]], [[30, 8]]]
+
+
 async def test_a_model_comes_with_its_controls_and_state() -> None:
     change = override(
         {"control_input": CONTROLS, "state": [STATE], "max_sequence_idle_microseconds": 9_000_000}
     )
-    config = change.materialise()
+    (config,) = change.materialise()
     async with Pipeline(config) as pipeline:
         change.check_tensors(pipeline)
-        model = Model(pipeline)
-        reported, metadata = config_of(model), metadata_of(model, ["1"])
+        metadata = metadata_of(Model(pipeline), ["1"])
         with pytest.raises(InvalidRequest, match="whole numbers"):
             await pipeline({"data": np.array([[1]], np.float32)}, sequence="cam-7")
         assert pipeline.sequences is not None and pipeline.sequences.is_empty
-        sums = [
-            (await pipeline({"data": np.array([[value]], np.float32)}, sequence=sequence))[
-                "result"
-            ].tolist()
-            for sequence, value in ((7, 1), (8, 10), (7, 2), (8, 20))
-        ]
+        assert await sums_of(pipeline) == SUMS
+    assert [one["name"] for one in metadata["inputs"]] == ["X"]
+    assert [one["name"] for one in metadata["outputs"]] == ["Y"]
+
+
+async def test_controls_and_states_of_a_file_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "sum.onnx").write_bytes(running_sum())
+    state = {"input": "SUM", "output": "SUM_OUT"}
+    sequence = {"idle_timeout": 9, "controls": {"start": "START", "id": "ID"}, "state": [state]}
+    node = {"backend": "OnnxTensor", "model": str(tmp_path / "sum.onnx"), "sequence": sequence}
+    async with Pipeline.load({"node": node}) as pipeline:
+        reported = config_of(Model(pipeline))
+        assert await sums_of(pipeline) == SUMS
         other = override({"state": [{**STATE, "output_name": "Y"}]})
         with pytest.raises(InvalidRequest, match="'state' of 'sequence_batching'"):
             other.check_tensors(pipeline)
-    assert sums == [[[1, 7]], [[10, 8]], [[3, 7]], [[30, 8]]]
-    assert [one["name"] for one in metadata["inputs"]] == ["X"]
-    assert [one["name"] for one in metadata["outputs"]] == ["Y"]
     batching = as_message(reported).sequence_batching
     assert batching.max_sequence_idle_microseconds == 9_000_000
     start, identity = (one.control[0] for one in batching.control_input)
     assert list(start.int32_false_true) == [0, 1]
     assert identity.data_type == messages.TYPE_UINT64
-    (state,) = batching.state
-    assert (state.input_name, state.output_name, list(state.dims)) == ("SUM", "SUM_OUT", [1])
-    assert state.data_type == messages.TYPE_FP32 and state.initial_state[0].zero_data
+    (kept,) = batching.state
+    assert (kept.input_name, kept.output_name, list(kept.dims)) == ("SUM", "SUM_OUT", [1])
+    assert kept.data_type == messages.TYPE_FP32 and kept.initial_state[0].zero_data
 
 
 @pytest.mark.parametrize(
