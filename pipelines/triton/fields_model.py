@@ -192,7 +192,7 @@ MODEL_FIELDS: Mapping[str, tuple[Line, ...]] = {
         ),
     ),
     "response_cache": (honoured("whether answers are kept"),),
-    "response_cache.enable": (honoured("answers are kept, if the server has --cache-size"),),
+    "response_cache.enable": (honoured("answers are kept, in the memory of --cache-size"),),
     "model_metrics": (ignored(_METRICS),),
     "model_metrics.metric_control": (ignored(_METRICS),),
     "model_metrics.metric_control.metric_identifier": (ignored(_METRICS),),

@@ -73,8 +73,8 @@ SCHEDULING_FIELDS: Mapping[str, tuple[Line, ...]] = {
     "sequence_batching.direct.max_queue_delay_microseconds": (approximated(_DELAY),),
     "sequence_batching.direct.minimum_slot_utilization": (
         approximated(
-            "a batch starts when max_queue_delay_microseconds have passed, or all slots have a "
-            "request: answers are the same"
+            "a batch starts whatever share of the slots has a request, as with 0: answers are "
+            "the same"
         ),
     ),
     "sequence_batching.oldest": (honoured("batches of the sequences that began first"),),

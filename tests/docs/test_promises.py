@@ -36,5 +36,5 @@ def test_each_promise_names_tests_that_exist(row: str) -> None:
 
 def test_the_page_has_promises_of_every_kind() -> None:
     kinds = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
-    assert kinds == ["Memory", "Time", "Fairness", "Endings", "Versions", "Restrictions"]
+    assert kinds == ["Memory", "Time", "Fairness", "Endings", "Versions", "Restrictions", "Triton"]
     assert len(ROWS) > 5 * len(kinds)
