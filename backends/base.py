@@ -306,7 +306,9 @@ class Backend:
     """Items of predict requests come with a key `headers`: a dict of the request's headers, with
     names in lower case.
 
-    The key is missing in items that came by another door, unless a call from Python brings it.
+    A body that is a form and came as bytes brings `form` too: its fields by name, each a tuple of
+    its media type and its bytes. The keys are missing in items that came by another door, unless a
+    call from Python brings them.
     """
 
     takes_server: ClassVar[bool] = False

@@ -39,6 +39,7 @@ from .body import reserve_body, small_body
 from .compression import window_of
 from .errors import Problem, log_failure, problem
 from .events import wants_events
+from .inputs.form_body import form_of
 from .inputs.json_body import Link
 from .inputs.media import Media
 from .inputs.reader import InputReader
@@ -270,6 +271,9 @@ class PredictCall(Run):
         item = self.reader.read(body, self.media, self.memory, rules.json, rules.max_images)
         if self.reader.takes_headers:
             item["headers"] = self._headers()
+            if self.media.form == "raw":
+                most = rules.max_images
+                item["form"] = form_of(body, self.head.content_type, self.memory, most)
         return item
 
     def read_many(self, body: bytes) -> list[Item]:

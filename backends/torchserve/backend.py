@@ -36,9 +36,9 @@ class TorchServeHandlerParams(Params):
 class TorchServeHandler(Backend):
     """Runs TorchServe's `handle(data, context)`, with or without the package torchserve.
 
-    `data`: the body of a request, bytes, read as TorchServe reads it by the Content-Type in the
-    item's `headers`: a form has its fields, everything else is the field `body`. Any other value is
-    `body` as it is. The handler gets a list of such dicts, the requests of a batch.
+    `data`: the body of a request, bytes, read as TorchServe reads it by the item's `headers` and
+    `form`: a form has its fields, everything else is the field `body`. Any other value is `body` as
+    it is. The handler gets a list of such dicts, the requests of a batch.
 
     `result`: what the handler returns for the request. A text that it declares to be JSON
     (`set_response_content_type`) is parsed.
@@ -91,7 +91,7 @@ class TorchServeHandler(Backend):
         data, processors = [], []
         for item in batch:
             headers = item.get("headers") or {}
-            fields, types = fields_of(item["data"], headers)
+            fields, types = fields_of(item)
             data.append(fields)
             of_fields = {name: {"content-type": media} for name, media in types.items()}
             processors.append(RequestProcessor({**of_fields, **headers}))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qsl
 
 from penstock.backends.errors import InvalidRequest, PenstockError, TooLarge, UnsupportedMedia
+from penstock.backends.memory import Reservation
 
 from .declared import Tensor
 from .json_body import SHOWN_CHARACTERS
-from .media import charset_of, check_part, is_json, type_of
+from .media import HTML_FORM, boundary_of, charset_of, check_part, is_json, type_of
 from .multipart import Field, fields_of
 from .names import Names
 from .text import UTF_8
@@ -93,6 +95,36 @@ def several_items(
         }
         for index in range(count)
     ]
+
+
+def form_of(
+    body: bytes, content_type: bytes | None, memory: Reservation, most: int
+) -> dict[str, tuple[str, bytes]]:
+    """Return the fields of a form by name: the media type and the bytes of each, the last of
+    several; empty for a body that is no form.
+
+    `memory` is grown by them. Raises `InvalidRequest`, and `TooLarge` for more than `most` fields.
+    """
+    media_type = type_of(content_type)
+    if media_type not in {"multipart/form-data", HTML_FORM}:
+        return {}
+
+    def too_many() -> PenstockError:
+        return TooLarge(f"the form has more than {most} fields (max_images)")
+
+    memory.resize(memory.size + len(body), "a parsed body")
+    if media_type == HTML_FORM:
+        if b"=" not in body:
+            return {}
+        try:
+            pairs = parse_qsl(body, keep_blank_values=True, max_num_fields=most)
+        except ValueError:
+            raise too_many() from None
+        return {name.decode("utf-8", "replace"): ("", value) for name, value in pairs}
+    return {
+        field.name: ((field.content_type or b"").decode("latin-1"), field.data)
+        for field in fields_of(body, boundary_of(content_type or b""), most, too_many)
+    }
 
 
 def _by_input(

@@ -315,7 +315,7 @@ def test_text_classifier(client: httpx.Client) -> None:
         ),
         ({"files": {"data": b"xyz", "more": b""}}, {"fields": ["data", "more"], "value": 3}),
         ({"content": b'{"broken', "headers": {"content-type": "application/json"}}, {"value": 8}),
-        ({"data": {"data": "5"}}, {"fields": ["data"], "value": "555555"}),
+        ({"data": {"data": "5"}}, {"fields": ["data"], "type": "bytearray", "value": 1}),
     ],
 )
 def test_a_handler_gets_fields_headers_and_its_own_files(
