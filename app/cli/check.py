@@ -39,10 +39,12 @@ def check_command(
         ),
     ] = False,
 ) -> None:
-    """Check pipeline files, their models and labels. Without --load nothing is run.
+    """Check pipeline files, their models and labels. Without --load nothing is run but the
+    auto_complete_config of Triton's Python models.
 
     Prints the nodes, what /predict and /v2 take and answer, and all problems. Exits with 1 if there
-    are any; warnings alone don't count.
+    are any; warnings alone don't count. Of a Triton model repository, and of a config.pbtxt by
+    itself, it prints what is done with each field.
     """
     from penstock.backends.errors import ConfigError, PenstockError
     from penstock.pipelines.checking.check import check_pipelines
