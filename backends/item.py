@@ -20,13 +20,15 @@ class RequestFacts(NamedTuple):
 
     An item has it in `request_facts` for backends with `takes_request_facts`. `correlation_id`: the
     id of its sequence, 0 for none. `flags`: 1 if the sequence starts, 2 if it ends, 3 for both.
-    `timeout_us`: microseconds, 0 for none. `requested_outputs`: None for all.
+    `timeout_us`: microseconds, 0 for none. `requested_outputs`: None for all. `request_id`: the id
+    that the client gave the request, "" for none. No answer that is kept depends on it.
     """
 
     correlation_id: int | str = 0
     flags: int = 0
     timeout_us: int = 0
     requested_outputs: tuple[str, ...] | None = None
+    request_id: str = ""
 
 
 RESERVED_KEYS = CONTROL_KEYS | {

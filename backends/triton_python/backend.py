@@ -192,7 +192,6 @@ class TritonPython(Backend):
 
     parameters = TritonPythonParams
     blocks: ClassVar[str] = "it runs a model's code"
-    takes_request_id: ClassVar[bool] = True
     takes_traceparent: ClassVar[bool] = True
     takes_request_facts: ClassVar[bool] = True
 
@@ -298,7 +297,7 @@ class TritonPython(Backend):
         if sequence is not None:
             tensors += [control.tensor(identity, flags) for control in self._ports.controls]
         return InferenceRequest(
-            item.get("request_id", ""),
+            facts.request_id or item.get("request_id", ""),
             identity,
             tensors,
             facts.requested_outputs or self._ports.output_names,

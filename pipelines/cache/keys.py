@@ -167,7 +167,7 @@ def _add(value: Any, parts: list[Any], room: int | None, levels: int, key: str) 
         return room
     if kind is RequestFacts:
         parts.append(b"r:")
-        return _add(tuple(value), parts, room, levels - 1, key)
+        return _add(tuple(value._replace(request_id="")), parts, room, levels - 1, key)
     if isinstance(value, BaseModel):
         name = f"{kind.__module__}.{kind.__qualname__}".encode()
         parts.append(b"m%d:%b" % (len(name), name))
