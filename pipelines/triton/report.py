@@ -55,5 +55,7 @@ def _report(file: Path, config: ModelConfig, version: Path) -> Report:
 
 
 def is_config_file(path: Path) -> bool:
-    """Return whether a path is a configuration by itself, `config.pbtxt` or another `.pbtxt`."""
-    return path.suffix == Path(CONFIG_FILE).suffix
+    """Return whether a path is a configuration by itself: `config.pbtxt`, another `.pbtxt`, or a
+    template of one (`config.pbtxt.template`).
+    """
+    return Path(CONFIG_FILE).suffix in path.suffixes

@@ -63,7 +63,7 @@ def page_of(text: str) -> str:
 
 def _fields(first_names: tuple[str, ...]) -> Iterator[str]:
     """Yield the rows of a table: those of a field's lines, once for fields that have the same."""
-    yield "| field | for | | |"
+    yield "| field | for | | what it does, or why it has no effect |"
     yield "|---|---|---|---|"
     same: dict[tuple[Line, ...], list[str]] = {}
     for path, lines in FIELDS.items():

@@ -75,6 +75,14 @@ def test_a_refused_field_fails_and_the_other_models_are_shown(
     assert "identity: fine" in result.stdout
 
 
+def test_a_template_is_called_one(check: Callable[[Path], Result], tmp_path: Path) -> None:
+    file = tmp_path / "config.pbtxt.template"
+    file.write_text(CONFIG.replace("max_batch_size: 8", "max_batch_size: MOST"))
+    result = check(file)
+    assert result.exit_code == 1
+    assert f"{file}: this is a template: it holds MOST" in result.stderr
+
+
 @pytest.mark.parametrize(("more", "status"), [("", 0), ('runtime: "other.so"', 1), ("x: 1", 1)])
 def test_a_file_is_checked_by_itself(
     more: str, status: int, check: Callable[[Path], Result], tmp_path: Path
