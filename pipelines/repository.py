@@ -30,7 +30,7 @@ from penstock.backends.suggestions import did_you_mean
 from penstock.backends.text import message_of
 
 from .cache.responses import ResponseCache
-from .composites.called_models import joined
+from .composites.called_models import joined, models_of
 from .config.definition import PipelineConfig
 from .config.versions import version_key
 from .directory import (
@@ -308,7 +308,10 @@ class Repository:
         self._closing = None
         self._locks.clear()  # they belong to the loop that used them
         names = [*self._configs]
-        starting = [asyncio.ensure_future(self._start(name)) for name in names]
+        tasks: dict[str, asyncio.Future[None]] = {}
+        for name in names:
+            tasks[name] = asyncio.ensure_future(self._start(name, tasks))
+        starting = [*tasks.values()]
         try:
             errors = await asyncio.gather(*starting, return_exceptions=self._strict is False)
             self._leave_out(
@@ -342,9 +345,16 @@ class Repository:
             message = "pipeline %s can't be loaded and is left out: %s"
             logger.error(message, name, reason, extra={"pipeline": name})
 
-    async def _start(self, name: str) -> None:
-        """Load a pipeline that the repository has: its own, or an override from before `close`."""
+    async def _start(self, name: str, tasks: Mapping[str, asyncio.Future[None]]) -> None:
+        """Load a pipeline that the repository has: its own, or an override from before `close`.
+
+        An ensemble comes after the models that it calls, which `tasks` load.
+        """
         async with self._lock(name):
+            for config in self._configs[name].values():
+                # Where models call each other in a circle, they would wait for each other.
+                if models := models_of(config) if self._joined(config) is not None else []:
+                    await asyncio.wait([tasks[model] for model in models])
             unread = {version: error for (of, version), error in self.unread.items() if of == name}
             try:
                 await self._load(name, [*self._configs[name].values()], unread=unread)
@@ -372,8 +382,13 @@ class Repository:
         new are loaded too, and those whose files are gone are drained. An override ends once the
         files' pipeline serves. An override of a name that has no file is loaded again, or, without
         `keep_override`, there is nothing to load. Raises `NotFound`, `ConfigError`, and what `load`
-        raises; if only some versions fail, the others have been loaded.
+        raises; if only some versions fail, the others have been loaded. The models that an ensemble
+        calls are loaded before it if they are not.
         """
+        return await self._reload(name, keep_override, ())
+
+    async def _reload(self, name: str, keep_override: bool, callers: tuple[str, ...]) -> Pipeline:
+        """Do so. `callers`: the ensembles that wait for it, each for the one after it."""
         # Reading imports the modules that the file names: code of the user, which may take
         # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
         async with self._lock(name):
@@ -381,6 +396,12 @@ class Repository:
             if not own and keep_override and name in self._overrides:
                 return await self._load(name, [*self._configs[name].values()])
             found = await self._read_again(name, own)
+            found.configs = [self._joined(config) or config for config in found.configs]
+            for model in {model for config in found.configs for model in models_of(config)}:
+                # In a circle, one would wait for the other. It is refused when it loads.
+                if model not in self._served and model not in (*callers, name):
+                    with contextlib.suppress(NotFound):  # the ensemble is refused, and says so
+                        await self._reload(model, True, (*callers, name))
             unread = {version: error for (_, version), error in found.unread.items()}
             unchanged = await self._unchanged(name, found)
             changed = [config for config in found.configs if config.version not in unchanged]
@@ -471,6 +492,24 @@ class Repository:
             self._overrides[name] = own
             return pipeline
 
+    def _joined(self, config: PipelineConfig) -> PipelineConfig | None:
+        """Return an ensemble joined with the models that it calls. None if they don't fit."""
+        try:
+            return joined(config, self._find_config)
+        except ConfigError:
+            return None
+
+    def _check_called(self, config: PipelineConfig) -> None:
+        """Raise `ConfigError` if a model is not loaded that an ensemble calls."""
+        for model in models_of(config):
+            if model not in self._served:
+                message = (
+                    f"ensemble {config.name!r} depends on {model!r} which has no loaded version"
+                )
+                raise ConfigError(
+                    [Problem(message, config.source, next(iter(config.nodes)), "steps")]
+                )
+
     def _find_config(self, name: str, version: str) -> PipelineConfig | None:
         versions = self._configs.get(name, {})
         return versions.get(version) if version else next(reversed(versions.values()), None)
@@ -554,6 +593,7 @@ class Repository:
                 self._check_names(config)
             for config in configs:
                 pipeline = Pipeline(joined(config, self._find_config))
+                self._check_called(pipeline.config)
                 pipeline.others = self.get
                 pipeline.orders = self.carry_out
                 pipeline.responses = self.responses
@@ -702,6 +742,15 @@ class Repository:
         draining = asyncio.gather(*[self._drain(pipeline, timeout) for pipeline in pipelines])
         if waits:
             await asyncio.shield(draining)
+
+    def called_alone_by(self, name: str) -> list[str]:
+        """Return the loaded models that a loaded ensemble calls, and that no other one does."""
+        models = {
+            served: {model for one in versions.values() for model in models_of(one.config)}
+            for served, versions in self._served.items()
+        }
+        own = models.pop(name, set())
+        return sorted(own.intersection(self._served).difference(*models.values()))
 
     async def wait_idle(self) -> None:
         """Wait for a moment in which no request is in flight and no pipeline is drained."""

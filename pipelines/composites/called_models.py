@@ -32,7 +32,8 @@ def joined(config: PipelineConfig, find: Find) -> PipelineConfig:
     models = [_called(config, step, find) for step in steps]
     _check_circle(config, find)
     _check_tensors(config, steps, models)
-    if not _check_streams(config, steps, [_streams(model, find) for model in models]):
+    streams = _check_streams(config, steps, [_streams(model, find) for model in models])
+    if not streams or any(node.streams for node in config.nodes.values()):
         return config
     nodes = {
         name: replace(
@@ -72,14 +73,15 @@ def _check_circle(config: PipelineConfig, find: Find) -> None:
     ways = [[config.name]]
     for way in ways:  # it grows
         model = config if len(way) == 1 else find(way[-1], "")
-        for name in _models_of(model):
+        for name in models_of(model):
             if name in way:
                 circle = " -> ".join([*way[way.index(name) :], name])
                 _refuse(config, f"circular dependency between ensembles: {circle}")
             ways.append([*way, name])
 
 
-def _models_of(config: PipelineConfig | None) -> list[str]:
+def models_of(config: PipelineConfig | None) -> list[str]:
+    """Return the names of the models that an ensemble calls; none for another pipeline."""
     nodes = () if config is None else config.nodes.values()
     return list(dict.fromkeys(step.model for node in nodes for step in steps_of(node)))
 
@@ -88,7 +90,7 @@ def _streams(config: PipelineConfig | None, find: Find) -> bool:
     """Return whether a model answers in parts, an ensemble by way of the models that it calls."""
     return config is not None and (
         any(node.streams for node in config.nodes.values())
-        or any(_streams(find(name, ""), find) for name in _models_of(config))
+        or any(_streams(find(name, ""), find) for name in models_of(config))
     )
 
 

@@ -171,14 +171,17 @@ class RepositoryRoutes:
     async def unload(self, call: ProtocolCall) -> None:
         """Unload a model, and answer when its requests have ended.
 
-        An override ends with it. A pipeline's nodes are part of it, so `unload_dependents` has
-        nothing left to do.
+        An override ends with it. With `unload_dependents`, the models go too that no ensemble but
+        this one calls. A pipeline's nodes are part of it.
         """
         name = self._check(call)
         parameters = _parameters(await call.json())
-        check_boolean(parameters.get("unload_dependents", False), "'unload_dependents'")
-        with suppress(NotFound):  # none of that name is loaded, which is what the call asks for
-            await self._repository.unload(name, self._settings.drain_timeout)
+        names = [name]
+        if check_boolean(parameters.get("unload_dependents", False), "'unload_dependents'"):
+            names += self._repository.called_alone_by(name)
+        for unloaded in names:
+            with suppress(NotFound):  # none of that name is loaded, which is what the call asks for
+                await self._repository.unload(unloaded, self._settings.drain_timeout)
 
     def _check(self, call: ProtocolCall) -> str:
         """Return the name of the model to load or unload.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -540,3 +541,63 @@ def test_check_finds_models_that_are_not_there(double: PipelineConfig) -> None:
         (finding,) = [one for one in opened.findings if one.problem.key == "steps"]
         assert "models that are not available: double (version 2)" in finding.problem.message
         assert finding.warning is not whole
+
+
+async def test_an_ensemble_is_loaded_after_its_models_and_not_without_them(
+    double: PipelineConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Double):
+        def init(self, params: Any, context: Any) -> None:
+            raise ValueError("no weights")
+
+    both = ensemble(step("inner", "IN=IN", "OUT=OUT"))
+    inner = replace(ensemble(step("double", "X=IN", "Y=OUT")), name="inner")
+    async with serving(both, inner, double) as ask:
+        assert [*ask.repository.pipelines] == ["double", "inner", "both"]
+        assert ask.repository.called_alone_by("inner") == ["double"]
+    broken = model("double", Broken, ports("X"), ports("Y"))
+    repository = Repository([both, inner, broken, model("other", Double, ports("X"), ports("Y"))])
+    repository._strict = False  # as of a directory
+    await repository.start()
+    try:
+        assert [*repository.pipelines] == ["other"]
+        assert "ensemble 'inner' depends on 'double' which has no loaded version" in caplog.text
+        assert "ensemble 'both' depends on 'inner' which has no loaded version" in caplog.text
+    finally:
+        await repository.close()
+
+
+async def test_a_load_of_an_ensemble_loads_the_models_that_it_calls(tmp_path: Path) -> None:
+    tables = {
+        "double": ("X", "Y", 'backend = "Identity"'),
+        "both": (
+            "IN",
+            "OUT",
+            'backend = "Ensemble"\nsteps = [{ model = "double", inputs = { X = "IN" }, '
+            'outputs = { Y = "OUT" } }]',
+        ),
+    }
+    for name, (taken, given, node) in tables.items():
+        port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
+        (tmp_path / f"{name}.toml").write_text(
+            f"[pipeline.inputs]\n{taken} = {port}\n[pipeline.outputs]\n{given} = {port}\n"
+            f"[{name}]\n{node}\n"
+        )
+    repository = Repository.read(tmp_path)
+    await repository.start()
+    try:
+        for name in ("both", "double"):
+            await repository.unload(name)
+        await repository.reload("both")
+        assert [*repository.pipelines] == ["double", "both"]
+        await repository.unload("double")
+        (tmp_path / "double.toml").unlink()
+        with pytest.raises(ConfigError, match=r"double\.toml: there is no such file"):
+            await repository.reload("both")
+        assert "both" in repository.pipelines  # as it was
+        text = (tmp_path / "both.toml").read_text().replace('model = "double"', 'model = "both"')
+        (tmp_path / "both.toml").write_text(text.replace('X = "IN"', 'IN = "IN"'))
+        with pytest.raises(ConfigError, match="circular dependency"):
+            await repository.reload("both")
+    finally:
+        await repository.close()
