@@ -6,7 +6,7 @@ from pathlib import Path
 
 from penstock.backends.gpu.ipc import gpu_count
 
-from . import complete_onnx, complete_python
+from . import complete_onnx, complete_openvino, complete_python
 from .messages import ModelConfig, new_config
 from .normalise import set_backend, set_defaults
 
@@ -25,6 +25,8 @@ def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
     gpus = tuple(range(gpu_count())) if config.backend in ON_GPU else ()
     if config.backend == "onnxruntime":
         complete_onnx.complete(config, folder / version)
+    elif config.backend == "openvino":
+        complete_openvino.complete(config, folder / version)
     elif config.backend == "python":
         set_defaults(config, gpus)  # the model may look at all of it
         complete_python.complete(config, folder / version)

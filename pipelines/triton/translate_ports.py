@@ -8,9 +8,24 @@ from ..config.source import Tables
 from .datatypes import datatype_name
 from .model import TritonModel
 
+HAS_OWN = frozenset({"tensorrt", "openvino"})
+"""The backends whose engines know their tensors, and whose configurations may lack them."""
+
 
 def translate_ports(model: TritonModel, tables: Tables) -> None:
-    """Write the declared tensors, each with its batch dimension."""
+    """Write the declared tensors, each with its batch dimension.
+
+    If the configuration has none, even after it was completed, the engine says its own.
+    """
+    if model.backend in HAS_OWN and not (model.config.input and model.config.output):
+        return
+    if model.backend == "pytorch":
+        message = "it is empty, and a TorchScript model doesn't name its tensors: expected them"
+        tables.problems += [
+            model.problem(field, message)
+            for field in ("input", "output")
+            if not getattr(model.config, field)
+        ]
     tables.pipeline["inputs"] = {
         tensor.name: _port(tensor, model) | ({"optional": True} if tensor.optional else {})
         for tensor in model.config.input

@@ -14,6 +14,8 @@ def translate_tensors(model: TritonModel, node: dict[str, Any]) -> None:
     config = model.config
     controls = [control.name for control in config.sequence_batching.control_input]
     states = config.sequence_batching.state
+    if not (config.input and config.output):
+        return  # the engine's own
     node["inputs"] = [
         *(tensor.name for tensor in config.input),
         *controls,

@@ -104,13 +104,13 @@ def config_of(model: Model) -> dict[str, Any]:
     The fields are those of Triton's ModelConfig, with the values that pipelines have. A Triton
     model answers its own.
     """
-    if model.pipeline.config.model_config is not None:
-        return dict(model.pipeline.config.model_config)
-    labels = {
-        port.name: Path(port.labels).name
-        for port in model.pipeline.config.outputs
-        if port.labels is not None
-    }
+    own = model.pipeline.config.model_config
+    if own is not None:  # an engine may know tensors that it leaves out
+        return {
+            **own,
+            "input": own["input"] or _inputs(model),
+            "output": own["output"] or _outputs(model),
+        }
     config: dict[str, Any] = {
         "name": model.name,
         "platform": "",
@@ -118,26 +118,8 @@ def config_of(model: Model) -> dict[str, Any]:
         "runtime": "",
         "version_policy": version_policy_of(model.pipeline.config),
         "max_batch_size": model.max_batch_size,
-        "input": [
-            {
-                **_tensor_config(tensor, model),
-                "format": "FORMAT_NONE",
-                "is_shape_tensor": False,
-                "allow_ragged_batch": False,
-                "optional": tensor.optional,
-                "is_non_linear_format_io": False,
-            }
-            for tensor in model.inputs
-        ],
-        "output": [
-            {
-                **_tensor_config(tensor, model),
-                "label_filename": labels.get(tensor.name, ""),
-                "is_shape_tensor": False,
-                "is_non_linear_format_io": False,
-            }
-            for tensor in model.outputs
-        ],
+        "input": _inputs(model),
+        "output": _outputs(model),
         "batch_input": [],
         "batch_output": [],
         "optimization": {
@@ -178,6 +160,37 @@ def config_of(model: Model) -> dict[str, Any]:
             "priority_queue_policy": {},
         }
     return config
+
+
+def _inputs(model: Model) -> list[dict[str, Any]]:
+    return [
+        {
+            **_tensor_config(tensor, model),
+            "format": "FORMAT_NONE",
+            "is_shape_tensor": False,
+            "allow_ragged_batch": False,
+            "optional": tensor.optional,
+            "is_non_linear_format_io": False,
+        }
+        for tensor in model.inputs
+    ]
+
+
+def _outputs(model: Model) -> list[dict[str, Any]]:
+    labels = {
+        port.name: Path(port.labels).name
+        for port in model.pipeline.config.outputs
+        if port.labels is not None
+    }
+    return [
+        {
+            **_tensor_config(tensor, model),
+            "label_filename": labels.get(tensor.name, ""),
+            "is_shape_tensor": False,
+            "is_non_linear_format_io": False,
+        }
+        for tensor in model.outputs
+    ]
 
 
 def _at_most(value: float, most: int) -> int:

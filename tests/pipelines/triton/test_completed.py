@@ -164,6 +164,28 @@ def test_a_batch_size_that_does_not_fit_the_model(tmp_path: Path, write_linear: 
     assert (found["max_batch_size"], found["input"][0]["dims"]) == (0, [1, 4])
 
 
+def test_models_of_openvino_and_torch_without_a_configuration(
+    tmp_path: Path, write_linear: Any
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    file = write_linear(tmp_path / "from") / "1" / "model.onnx"
+    folder = tmp_path / "models" / "bare" / "1"
+    folder.mkdir(parents=True)
+    openvino.save_model(openvino.convert_model(file), folder / "model.xml")
+    (tmp_path / "models" / "script" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "script" / "1" / "model.pt").write_bytes(b"")
+    found = Repository.read(tmp_path / "models")
+    assert [str(problem) for problem in found.problems] == [
+        f"{tmp_path / 'models' / 'script'} {field}: it is empty, and a TorchScript model doesn't "
+        "name its tensors: expected them"
+        for field in ("input", "output")
+    ]
+    config = found.configs["bare"].model_config
+    assert config is not None and config["backend"] == "openvino"
+    assert (config["max_batch_size"], config["input"][0]["dims"]) == (4, [4])
+    assert config["output"][0]["data_type"] == "TYPE_FP32"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -70,7 +70,7 @@ def state(more: str = "", *, output: str = "Z") -> str:
 
 
 def initial(data: str) -> str:
-    return f"initial_state {{ data_type: TYPE_FP32 dims: 4 {data} }}"
+    return f'initial_state {{ name: "first" data_type: TYPE_FP32 dims: 4 {data} }}'
 
 
 START = control("START", "fp32_false_true: [0, 1]")
@@ -178,8 +178,10 @@ CASES: Mapping[str, Case] = {
         state(), state().replace("dims: 4", "dims: 5"), HIDDEN
     ),
     "sequence_batching.state.initial_state.dims": of_sequences(
-        state(initial("zero_data: true")),
-        state(initial("zero_data: true").replace("dims: 4", "dims: 5")),
+        state(initial("zero_data: true")).replace("dims: 4", "dims: -1", 1),
+        state(initial("zero_data: true").replace("dims: 4", "dims: 5")).replace(
+            "dims: 4", "dims: -1", 1
+        ),
         HIDDEN,
     ),
     "sequence_batching.state.initial_state.data_file": of_sequences(
