@@ -15,6 +15,7 @@ from penstock.backends.expressions.composite import Logic
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.sequences.definition import SequenceConfig
 
+from .decoding import Decoding
 from .json_schema import JsonSchema
 from .versions import DEFAULT_VERSION, VersionPolicy
 
@@ -117,6 +118,8 @@ class Port:
     """What the JSON must look like; None: anything."""
     media_types: tuple[str, ...] = ()
     """The media types that the input takes (`image/png`, `audio/*`). Empty: those of its kind."""
+    decode: Decoding | None = None
+    """How images that a client sends encoded become this tensor; None: they are refused."""
     stream: bool = False
     """An input that Python logic reads chunk by chunk while it arrives."""
 

@@ -17,6 +17,7 @@ from penstock.backends.item import may_come_from_network
 from penstock.backends.suggestions import did_you_mean
 
 from .answers import outputs_of_node, undeclared_outputs
+from .decoding import decoding_of
 from .definition import (
     DEFAULT_INPUTS,
     DEFAULT_MAX,
@@ -45,6 +46,7 @@ from .tables import (
     InputTable,
     PipelineTable,
     PortTable,
+    numpy_type,
     validated,
 )
 
@@ -270,6 +272,9 @@ class _Ports:
             None if table.items is None else self._port("", table.items, f"{path}.items"),
             None if table.json_schema is None else self._schema(table.json_schema, path, is_input),
             table.media_types if isinstance(table, InputTable) else (),
+            None
+            if not isinstance(table, InputTable) or table.decode is None
+            else decoding_of(table.decode, numpy_type(table.dtype), table.shape),
             isinstance(table, InputTable) and table.stream,
         )
 

@@ -36,6 +36,8 @@ from penstock.backends.sequences.definition import (
 )
 from penstock.backends.suggestions import did_you_mean
 
+from .decoding import decoding_of
+from .presets import PRESETS
 from .versions import DEFAULT_VERSION, VersionPolicy
 
 Kind = Literal["image", "bytes", "text", "integer", "number", "boolean", "tensor", "json", "list"]
@@ -147,6 +149,15 @@ class InputTable(PortTable):
     optional: bool = False
     media_types: tuple[MediaType, ...] = ()
     stream: bool = False
+    decode: Annotated[str, WithJsonSchema({"enum": list(PRESETS)})] | None = None
+
+    @model_validator(mode="after")
+    def _decode_images(self) -> InputTable:
+        if self.decode is not None:
+            if self.kind != "tensor":
+                raise ValueError(f'only kind = "tensor" is decoded, and the kind is "{self.kind}"')
+            decoding_of(self.decode, numpy_type(self.dtype), self.shape)
+        return self
 
     @model_validator(mode="after")
     def _media_types_of_a_file(self) -> InputTable:

@@ -27,7 +27,7 @@ PARAMETER_FIELDS: Mapping[str, tuple[Line, ...]] = {
         refused("expected thread or process, of a Python model"),
     ),
     "parameters.penstock_decode": (
-        refused("Penstock does not decode images for Triton's models: let a Python model do it"),
+        honoured("clients may send encoded images for its inputs of pixels"),
     ),
     "parameters.EXECUTION_ENV_PATH": (
         refused(

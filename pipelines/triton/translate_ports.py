@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.presets import COLORS
 from ..config.source import Tables
 from .datatypes import datatype_name
 from .model import TritonModel
@@ -30,6 +31,7 @@ def translate_ports(model: TritonModel, tables: Tables) -> None:
         tensor.name: _port(tensor, model) | ({"optional": True} if tensor.optional else {})
         for tensor in model.config.input
     }
+    _decode_images(model, tables)
     tables.pipeline["outputs"] = {
         tensor.name: _port(tensor, model)
         | ({"labels": tensor.label_filename} if tensor.label_filename else {})
@@ -43,3 +45,33 @@ def _port(tensor: Any, model: TritonModel) -> dict[str, Any]:
         port["dtype"] = datatype
     port["shape"] = [*([-1] if model.batched else []), *tensor.dims]
     return port
+
+
+DECODE_PARAMETER = "penstock_decode"
+"""The parameter that lets clients send encoded images: a preset for the model's one input of pixels
+(`imagenet`), or one for each of several (`LEFT=imagenet,RIGHT=raw`).
+"""
+
+
+def _decode_images(model: TritonModel, tables: Tables) -> None:
+    text = model.parameters.get(DECODE_PARAMETER)
+    if text is None:
+        return
+    ports = tables.pipeline["inputs"]
+    for piece in text.split(","):
+        name, equals, preset = piece.partition("=")
+        if not equals:
+            images = [name for name, port in ports.items() if _has_pixels(port["shape"])]
+            name, preset = (images[0] if len(images) == 1 else "", piece)
+        if name.strip() not in ports:
+            message = (
+                f"found {text!r}, expected a preset for the one input of pixels, or INPUT=preset "
+                f"with inputs of {', '.join(ports)}"
+            )
+            tables.problems.append(model.problem(f"parameters.{DECODE_PARAMETER}", message))
+            return
+        ports[name.strip()]["decode"] = preset.strip()
+
+
+def _has_pixels(shape: list[int]) -> bool:
+    return len(shape) >= 3 and (shape[-3] in COLORS or shape[-1] in COLORS)

@@ -22,6 +22,7 @@ from penstock.pipelines.config.json_schema import JsonSchema
 from penstock.pipelines.pipeline import Pipeline
 
 from .datatypes import DATATYPES, Datatype, datatype_of
+from .encoded_images import ImageDecoder
 
 SCALAR_DATATYPES = {
     "image": "BYTES",
@@ -52,7 +53,8 @@ class Tensor:
     that strings are `str` in the item, not `bytes`. `position` is the tensor's index in the item's
     `data` or `result`, which is a list if there are several; None if the tensor is a key of the
     item. A request may leave an `optional` input out: its key is then missing, or its place in the
-    list holds None. `items` describes the items of a list. `media_types` are those that the file
+    list holds None. `decoder` makes the tensor of encoded images, if it may be BYTES too. `items`
+    describes the items of a list. `media_types` are those that the file
     lists for the input. `schema` is what a JSON value must look like.
     """
 
@@ -67,6 +69,7 @@ class Tensor:
     items: Tensor | None = None
     media_types: tuple[str, ...] = ()
     schema: JsonSchema | None = None
+    decoder: ImageDecoder | None = None
 
 
 class Inputs(NamedTuple):
@@ -195,6 +198,7 @@ def of_port(port: Port, engine: TensorPort | None = None, position: int | None =
         known.text or port.dtype == "string" or port.kind == "text",
         position,
         optional=port.optional or known.optional,
+        decoder=None if port.decode is None else ImageDecoder(port.decode),
     )
 
 

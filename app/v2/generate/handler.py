@@ -43,7 +43,7 @@ class GenerateCall(InferCall):
 
     def take(self, text: bytes, blobs: memoryview) -> bool:
         self._arrived = time.monotonic()
-        if len(text) >= READ_OFF_LOOP_BYTES:
+        if len(text) >= READ_OFF_LOOP_BYTES or self.model.decodes:
             return False
         self.read(text, blobs)
         return True

@@ -376,6 +376,8 @@ class InferCall:
         """Return whether reading so many bytes of text and of tensors on the event loop would delay
         other requests notably.
         """
+        if self.model.decodes:
+            return True
         shared = self.rules.regions.largest
         if text >= READ_OFF_LOOP_BYTES or shared > COPY_OFF_LOOP_BYTES:
             return True

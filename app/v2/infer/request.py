@@ -301,7 +301,8 @@ def _read_inputs(
         if datatype is None or tensor.get("datatype") != datatype.name:
             datatype = _datatype(tensor.get("datatype"), expected, model)
         shape: Any = tensor.get("shape")
-        first = _check_shape(shape, expected, model)
+        encoded = expected.decoder is not None and not datatype.size
+        first = _check_shape(shape, expected, model, encoded=encoded)
         if model.max_batch_size or name in model.batch_axes:
             if rows not in {0, first}:
                 raise InvalidRequest(
@@ -371,6 +372,8 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
         raise InvalidRequest(
             f"invalid datatype for input '{expected.name}': expected one of {', '.join(DATATYPES)}"
         )
+    if expected.decoder is not None and name == "BYTES":
+        return datatype
     if expected.datatype is not None and not (
         name == "UINT8" and expected.kind == "tensor" and expected.datatype.kind == "f"
     ):
@@ -381,8 +384,10 @@ def _datatype(name: Any, expected: Tensor, model: Model) -> Datatype:
     return datatype
 
 
-def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
-    """Check the shape of an input, and return its rows: 1 if the model has no batch."""
+def _check_shape(shape: Any, expected: Tensor, model: Model, *, encoded: bool) -> int:
+    """Check the shape of an input, and return its rows: 1 if the model has no batch. `encoded`: it
+    has images as files, [N] or [N, 1].
+    """
     if type(shape) is not list:
         raise InvalidRequest(
             f"Unable to parse 'shape': input '{expected.name}' must have one, an array of "
@@ -395,6 +400,8 @@ def _check_shape(shape: Any, expected: Tensor, model: Model) -> int:
                 "unsigned-integer"
             )
     wanted = expected.shape
+    if encoded and wanted is not None:
+        wanted = (*wanted[: len(wanted) - 3], *(1,) * (len(shape) > len(wanted) - 3)) or (1,)
     if (
         wanted is not None
         and not _fits(shape, wanted)
@@ -483,6 +490,10 @@ def held_bytes(item: Item) -> int:
 def value_of(request: InferRequest, expected: Tensor, array: Array) -> Any:
     """Return what the item holds for an input: an array, or the value of other kinds."""
     if expected.kind == "tensor":
+        if expected.decoder is not None and array.dtype == object:
+            assert expected.datatype is not None and expected.shape is not None
+            batched = len(expected.shape) > 3
+            return expected.decoder.tensor(array, expected.datatype, expected.name, batched=batched)
         if expected.text:
             texts = array.reshape(-1)
             request.reserve(sum(map(decoded_bytes, texts)), "texts")

@@ -42,12 +42,14 @@ class Model:
     `max_batch_size` is 0 if the model has no batch dimension. With the batch on other axes than the
     first of all inputs it is 0 too, `batch_axes` has the axis of each input with a batch, and
     `max_rows` bounds a request.
-    `streams` says that its answers come in parts. infer/layout.py keeps `layouts`, the requests
+    `decodes` says that inputs may be encoded images, which takes milliseconds to read. `streams`
+    says that its answers come in parts. infer/layout.py keeps `layouts`, the requests
     that it has seen, and infer/response.py `heads`, the JSON of answers.
     """
 
     __slots__ = (
         "batch_axes",
+        "decodes",
         "heads",
         "inputs",
         "inputs_by_name",
@@ -76,6 +78,7 @@ class Model:
         self.streams = pipeline.streams
         self.takes_request_facts = config.takes_request_facts
         self.inputs = inputs.tensors
+        self.decodes = any(tensor.decoder is not None for tensor in self.inputs)
         self.inputs_by_name = {tensor.name: tensor for tensor in self.inputs}
         self.max_batch_size = inputs.max_batch_size
         self.max_rows = inputs.max_rows

@@ -118,6 +118,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
             {"Y": tensor("FP32", labels=str(folder / "labels.txt"))},
             max=4,
         ),
+        model(
+            "decoding",
+            {"data": {**tensor("FP32", [-1, 3, 4, 6]), "decode": "raw"}},
+            {"result": tensor("FP32", [-1, 3, 4, 6])},
+            max=4,
+        ),
         model("failing", {"X": tensor("FP32")}, {"Y": tensor("FP32")}, f"Python[{ops}:fail]"),
         model("gated", {"X": tensor("FP32")}, {"Y": tensor("FP32")}, "GrpcGate"),
         model("letters", {"data": {"kind": "text"}}, {}, f"Python[{ops}:letters]"),

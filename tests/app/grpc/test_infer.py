@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import cv2
 import grpc
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def test_raw_contents(served: Any, datatype: str) -> None:
         plain = served.client.infer(f"identity_{datatype}", [tensor])
         assert plain.as_numpy("OUTPUT0").tolist() == array.tolist()
         assert not plain.get_response().id
+
+
+def test_encoded_images(served: Any) -> None:
+    image = cv2.imencode(".png", np.full((8, 12, 3), 7, np.uint8))[1].tobytes()
+    tensor = one_input(np.array([[image], [image]], object), "BYTES", "data")
+    pixels = served.client.infer("decoding", [tensor]).as_numpy("result")
+    assert pixels.shape == (2, 3, 4, 6) and (pixels == 7).all()
 
 
 @pytest.mark.parametrize("datatype", CONTENTS_FIELDS)

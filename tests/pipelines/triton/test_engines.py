@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.errors import BackendError, ConfigError
 from penstock.pipelines.pipeline import Pipeline
@@ -20,12 +20,13 @@ FLOAT = TensorProto.FLOAT
 HAS_TORCH = find_spec("torch") is not None
 
 
-def onnx_model(path: Path, nodes: Any, inputs: Any, outputs: Any) -> None:
+def onnx_model(path: Path, nodes: Any, inputs: Any, outputs: Any, initializers: Any = ()) -> None:
     graph = helper.make_graph(
         [helper.make_node(*node) for node in nodes],
         "graph",
         [helper.make_tensor_value_info(*port) for port in inputs],
         [helper.make_tensor_value_info(*port) for port in outputs],
+        [numpy_helper.from_array(value, name) for name, value in initializers],
     )
     opset = helper.make_opsetid("", 17)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +186,36 @@ async def test_a_scalar_has_shape_1_for_clients(tmp_path: Path) -> None:
     async with Pipeline(config) as pipeline:
         data = [np.ones(1, np.float32), np.zeros(2, np.float32)]
         assert (await pipeline({"data": data}))["result"].tolist() == [1, 1]
+
+
+IMAGES = """
+backend: "onnxruntime" max_batch_size: 4
+input [ { name: "left" data_type: TYPE_FP32 dims: [ 3, 8, 8 ] },
+        { name: "scale" data_type: TYPE_FP32 dims: [ 1 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 3, 8, 8 ] } ]
+parameters { key: "penstock_decode" value { string_value: "imagenet" } }
+"""
+
+
+def test_images_may_come_encoded(tmp_path: Path) -> None:
+    onnx_model(
+        tmp_path / "images" / "1" / "model.onnx",
+        [("Mul", ["left", "wide"], ["y"]), ("Unsqueeze", ["scale", "axes"], ["wide"])][::-1],
+        [("left", FLOAT, ["n", 3, 8, 8]), ("scale", FLOAT, ["n", 1])],
+        [("y", FLOAT, ["n", 3, 8, 8])],
+        [("axes", np.array([2, 3]))],
+    )
+    left, scale = read(tmp_path / "images", IMAGES).inputs
+    assert left.decode.shape == (3, 8, 8) and left.decode.mean[0] == 123.675
+    assert scale.decode is None
+    named = IMAGES.replace('"imagenet"', '"left=unit"')
+    assert read(tmp_path / "images", named).inputs[0].decode.std == (255.0,)
+    for wrong in ("right=unit", "left=sepia", "scale=unit"):
+        with pytest.raises(ConfigError, match=r"penstock_decode|inputs\.(left|scale)"):
+            read(tmp_path / "images", IMAGES.replace('"imagenet"', f'"{wrong}"'))
+    two = IMAGES.replace("dims: [ 1 ]", "dims: [ 3, 2, 2 ]")
+    with pytest.raises(ConfigError, match=r"penstock_decode.*inputs of left, scale"):
+        read(tmp_path / "images", two)
 
 
 async def test_a_model_of_openvino(pair: Path) -> None:
