@@ -57,6 +57,8 @@ class ModelPorts:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.batched = int(config.get("max_batch_size", 0)) > 0
+        forced = config.get("parameters", {}).get("FORCE_CPU_ONLY_INPUT_TENSORS", {})
+        self._takes_gpu_tensors = forced.get("string_value") == "no"
         self.inputs = [_Port.of(tensor) for tensor in config.get("input", ())]
         self.controls = [
             _Control(control, batched=self.batched)
@@ -109,8 +111,12 @@ class ModelPorts:
 
     def _tensor(self, port: _Port, value: Any, *, copy: bool) -> Tensor:
         try:
-            if copy and isinstance(value, np.ndarray):
+            if getattr(value, "is_cuda", False) and not self._takes_gpu_tensors:
+                value = value.detach().cpu()
+            elif copy and isinstance(value, np.ndarray):
                 value = value.copy()
+            elif copy and hasattr(value, "clone"):  # a tensor of torch
+                value = value.clone()
             return Tensor.of_item(port.name, port.datatype, value)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"input '{port.name}' can't be read: {error}") from error

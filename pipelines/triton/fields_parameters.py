@@ -13,7 +13,6 @@ from .treatments import (
     TENSORRT,
     TORCH,
     Line,
-    approximated,
     honoured,
     ignored,
     refused,
@@ -39,7 +38,7 @@ PARAMETER_FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     "parameters.FORCE_CPU_ONLY_INPUT_TENSORS": (
         honoured("inputs are always on the CPU", PYTHON, "yes"),
-        approximated("inputs are on the CPU, even so: copy them to the GPU", PYTHON, "no"),
+        honoured("inputs that a step before left on a GPU stay there", PYTHON, "no"),
         refused("expected yes or no", PYTHON),
         refused("only Python models have it: remove it"),
     ),

@@ -107,6 +107,41 @@ def execute(self, requests):
     assert (given.tolist(), first.tolist(), second.tolist()) == ([[1]], [[2]], [[4]])
 
 
+class OnGpu:
+    """Stands for a tensor of torch on a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.shape = array.shape
+
+    def detach(self) -> OnGpu:
+        return self
+
+    def contiguous(self) -> OnGpu:
+        return self
+
+    def clone(self) -> OnGpu:
+        return self
+
+    def cpu(self) -> np.ndarray:
+        return self.array
+
+
+@pytest.mark.parametrize("cpu_only", ["yes", "no"])
+def test_where_inputs_are(make: Make, cpu_only: str) -> None:
+    backend = make(
+        """
+def execute(self, requests):
+    return [out(np.array([[input_of(request).is_cpu()]], np.float32)) for request in requests]
+""",
+        parameters={"FORCE_CPU_ONLY_INPUT_TENSORS": {"string_value": cpu_only}},
+    )
+    item = run(backend, OnGpu(row(1)))[0]
+    assert item["result"].tolist() == [[cpu_only == "yes"]]
+
+
 def test_an_item_that_is_not_the_models_fails_alone(make: Make) -> None:
     backend = make(
         """
