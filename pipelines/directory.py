@@ -19,7 +19,7 @@ from .config.definition import PipelineConfig
 from .config.load import build, from_model, load
 from .config.source import fit_name, name_of, read
 from .config.versions import DEFAULT_VERSION, VersionPolicy, version_files, version_key
-from .triton.folders import CONFIG_FILE, ModelFolder, model_folder
+from .triton.folders import CONFIG_FILE, ModelFolder, model_folder, own_name
 from .triton.read import read_version, served_versions, written_config
 
 READERS = 4
@@ -201,7 +201,7 @@ def sources_in(directory: Path) -> Iterator[tuple[str, Path]]:
 
 def name_of_folder(folder: Path) -> str:
     """Return the name of the pipeline whose versions are in a folder."""
-    return fit_name(folder.resolve().name)
+    return fit_name(own_name(folder))
 
 
 def read_again(

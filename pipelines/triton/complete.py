@@ -7,6 +7,7 @@ from pathlib import Path
 from penstock.backends.gpu.ipc import gpu_count
 
 from . import complete_onnx, complete_openvino, complete_python
+from .folders import own_name
 from .messages import ModelConfig, new_config
 from .normalise import set_backend, set_defaults
 
@@ -21,7 +22,7 @@ def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
     """
     config = new_config()
     config.CopyFrom(written)
-    set_backend(config, folder.resolve().name, folder / version)
+    set_backend(config, own_name(folder), folder / version)
     gpus = tuple(range(gpu_count())) if config.backend in ON_GPU else ()
     if config.backend == "onnxruntime":
         complete_onnx.complete(config, folder / version)

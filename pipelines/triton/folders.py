@@ -23,6 +23,11 @@ several, the first one here counts, as in Triton."""
 _VERSION = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
+def own_name(folder: Path) -> str:
+    """Return the name of a folder; of a link, its own and not that of where it leads."""
+    return folder.name if folder.is_symlink() else folder.resolve().name
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
     """The folder of a model. `versions` has those that are there, the oldest first."""
@@ -33,7 +38,7 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        return own_name(self.path)
 
     @property
     def config_file(self) -> Path:

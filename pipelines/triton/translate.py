@@ -51,13 +51,16 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
     model = TritonModel(folder, version, complete(written, folder, version), written, file)
     node: dict[str, Any] = {}
     tables = Tables(
-        fit_name(folder.resolve().name),
+        fit_name(model.name),
         {model.node: node},
         pipeline={"name": fit_name(model.name), "version": version, "positional": True},
         file=file,
         directory=folder.resolve(),
         model_config=as_json(model.config),
     )
+    if tables.name != model.name:
+        message = f"it is served as {tables.name!r}: other characters would break addresses"
+        tables.warnings.append(model.problem("name", message))
     tables.problems += validate(model)
     if tables.problems:  # what follows relies on a valid configuration
         return tables

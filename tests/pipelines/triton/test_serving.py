@@ -184,6 +184,9 @@ async def test_a_given_configuration_replaces_that_of_the_file(
     # One whose file is wrong can be loaded with another configuration, too.
     assert (await load(client, "wrong", {"backend": "onnxruntime"})).status_code == 200
     assert await scores(client, "wrong") == [10.0] * 3
+    # What the server reports can be sent back.
+    assert (await load(client, "latest", own)).status_code == 200
+    assert (await client.get("/v2/models/latest/config")).json() == own
     # Without parameters, the file counts again.
     assert (await load(client, "latest")).status_code == 200
     own = (await client.get("/v2/models/latest/config")).json()
@@ -268,6 +271,12 @@ async def test_changes_of_the_repository_are_loaded(
 def test_other_ways_to_name_what_is_served(repository: Path, tmp_path: Path) -> None:
     assert [*Repository.read(repository / "latest").configs] == ["latest"]
     assert [*Repository.read(repository / "latest" / "config.pbtxt").configs] == ["latest"]
+    (repository / "linked").symlink_to(tmp_path / "bare")
+    assert Repository.read(repository / "linked").configs["linked"].version == "3"
+    (repository / "linked").rename(repository / "two words")
+    (warning,) = Repository.read(repository / "two words").configs["two_words"].warnings
+    assert "it is served as 'two_words'" in warning
+    (repository / "two words").unlink()
     # Beside TOML files, a folder without a configuration holds the models that they name.
     (repository / "plain.toml").write_text(
         '[node]\nbackend = "OnnxTensor"\nmodel = "bare/3/model.onnx"'
