@@ -7,6 +7,7 @@ rules; below /v2 they are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from penstock.backends.errors import BackendError, InvalidRequest
@@ -136,7 +137,7 @@ def _is_tensor(port: Port) -> bool:
 
 def _check(config: PipelineConfig, port: Port, tensor: Any) -> None:
     declared = numpy_type(port.dtype)
-    dtype = _dtype(tensor)
+    dtype = _name_of(tensor.dtype)
     # A BF16 tensor is float32 wherever it comes from a client.
     if declared not in {None, dtype} and (dtype, declared) != ("float32", "bfloat16"):
         raise InvalidRequest(
@@ -151,9 +152,10 @@ def _check(config: PipelineConfig, port: Port, tensor: Any) -> None:
         )
 
 
-def _dtype(tensor: Any) -> str:
-    """Return the name of an array's data type, NumPy's or torch's."""
-    name = str(tensor.dtype).removeprefix("torch.")
+@lru_cache(64)
+def _name_of(dtype: Any) -> str:
+    """Return the name of a data type, NumPy's or torch's. To ask for it takes microseconds."""
+    name = str(dtype).removeprefix("torch.")
     return "string" if name == "object" or name[:2] in {"<U", "|S"} else name
 
 

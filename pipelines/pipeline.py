@@ -475,6 +475,11 @@ class Pipeline:
             submission.leave()
 
     @property
+    def priority_levels(self) -> int:
+        """The priority levels of requests that name no node; 0 if they have none."""
+        return 0 if self.plan.default is None else self.plan.default.root.config.priority_levels
+
+    @property
     def streams(self) -> bool:
         """True if the answer to an item that names no node comes in parts."""
         return self.plan.default is not None and self.plan.default.stream is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,7 +192,10 @@ class EnsembleNode(LogicNode):
             if facts.correlation_id and called.takes_sequences:
                 start, end = bool(facts.flags & 1), bool(facts.flags & 2)
                 sequence = Step(facts.correlation_id, start, end, strict=True)
-            return called, call.start_other(called, keys | request, None, sequence), rows
+            priority = call.priority
+            if priority is not None and priority > called.priority_levels:
+                priority = None  # the model's default
+            return called, call.start_other(called, keys | request, priority, sequence), rows
         except PenstockError as error:
             raise self._failed(error) from None
 
@@ -256,7 +259,8 @@ async def _first_of(running: dict[asyncio.Future[Item], Any]) -> Sequence[asynci
     if len(running) == 1:
         (future,) = running
         if not future.done():
-            await asyncio.wait((future,))
+            with suppress(Exception):  # the caller looks at it again
+                await future
         return (future,)
     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     return [future for future in running if future in done]

@@ -66,6 +66,11 @@ class CalledPipeline(Protocol):
     takes_sequences: bool
 
     @property
+    def priority_levels(self) -> int:
+        """The priority levels of requests that name no node; 0: it has none."""
+        ...
+
+    @property
     def streams(self) -> bool:
         """True if its answers come in parts."""
         ...
@@ -152,6 +157,11 @@ class NodeCaller:
     def request_id(self) -> str:
         """The id of the request, which logs and answers have; "" for a request from Python."""
         return self._entry.request_id
+
+    @property
+    def priority(self) -> int | None:
+        """The priority of the request, 1 is the highest; None if it names none."""
+        return self._entry.wanted
 
     @property
     def traceparent(self) -> str:

@@ -13,6 +13,7 @@ from penstock.backends.errors import InvalidRequest
 from penstock.backends.item import Item, RequestFacts, may_come_from_network
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
+from penstock.pipelines.config.ensembles import steps_of
 from penstock.pipelines.sequences.step import Step
 
 from ...http.inputs.datatypes import DATATYPES, Array, Datatype
@@ -221,9 +222,12 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> Re
         elif key == "priority":
             level = check_unsigned(value, "parameter 'priority'")
             entry_point = model.pipeline.plan.default
-            levels = entry_point.root.config.priority_levels if entry_point is not None else 0
-            # As in Triton, any other level stands for the model's default.
-            request.priority = level if 0 < level <= levels else None
+            root = None if entry_point is None else entry_point.root.config
+            levels = 0 if root is None else root.priority_levels
+            # As in Triton, any other level stands for the model's default. An ensemble passes it
+            # on to models that may have it.
+            known = level <= levels or (root is not None and bool(steps_of(root)))
+            request.priority = level if level and known else None
         elif key == "sequence_id":
             identity = _sequence_id(value)
         elif key in SEQUENCE_FLAGS:

@@ -601,3 +601,27 @@ async def test_a_load_of_an_ensemble_loads_the_models_that_it_calls(tmp_path: Pa
             await repository.reload("both")
     finally:
         await repository.close()
+
+
+async def test_steps_have_the_priority_of_the_request_where_they_have_levels() -> None:
+    seen: dict[str, list[int | None]] = {"few": [], "many": []}
+    models = [
+        model("few", "Identity", ports("X"), ports("Y"), priority_levels=2),
+        model("many", "Identity", ports("X"), ports("Y"), priority_levels=5),
+    ]
+    both = ensemble(step("few", "X=IN", "Y=a"), step("many", "X=a", "Y=OUT"))
+    async with serving(*models, both) as ask:
+        for name, priorities in seen.items():
+            called = ask.repository.pipelines[name]
+
+            def spy(
+                *given: Any, submit: Any = called.submit_nowait, to: Any = priorities, **keys: Any
+            ) -> Any:
+                to.append(given[2])
+                return submit(*given, **keys)
+
+            called.submit_nowait = spy  # type: ignore[method-assign]
+        pipeline = ask.repository.pipelines["both"]
+        for priority in (None, 1, 4):
+            await pipeline({"data": ROWS, "request_size": 2}, priority=priority)
+    assert seen == {"few": [None, 1, None], "many": [None, 1, 4]}
