@@ -22,7 +22,8 @@ class OnnxModel:
     file asks for.
 
     `axis` is the batch axis of each tensor by its name. `batch_size` is what the model fixes on
-    that axis of its inputs, None if it is open.
+    that axis of its inputs, None if it is open. `mixed_order`: optional inputs stand before others
+    in `data`. `reshaped_names`: the tensors that have another shape in items.
     """
 
     def __init__(self, session: Any, params: EngineParams, context: Context, engine: str) -> None:
@@ -57,6 +58,8 @@ class OnnxModel:
         )
         self.reshape = Reshaping(params, context)
         self.reshape.check([port.name for port in (*self.data_order, *self.outputs)])
+        self.reshaped_names = frozenset(params.reshape)
+        self.mixed_order = self.data_order[len(self.inputs) :] != self.optional_inputs
         self.output_names = [port.name for port in self.outputs]
         ports = (*self.inputs, *self.outputs)
         check_batch_axes(
@@ -67,11 +70,6 @@ class OnnxModel:
         self.output_axes = [self.axis[port.name] for port in self.outputs]
         self._sizes = {self._batch_size(port) for port in self.inputs}
         self.batch_size = next(iter(self._sizes)) if len(self._sizes) == 1 else None
-
-    @property
-    def mixed_order(self) -> bool:
-        """True if optional inputs stand before others in `data`."""
-        return self.data_order[len(self.inputs) :] != self.optional_inputs
 
     @property
     def first_axis(self) -> int:
@@ -165,11 +163,11 @@ class OnnxModel:
                 output.reshape(
                     self.reshape.output_shape(name, output.shape, f"{self.engine}: output {name}")
                 )
-                if name in self.reshape
+                if name in self.reshaped_names
                 else output
                 for name, output in zip(self.output_names, outputs, strict=True)
             ]
-            if self.reshape
+            if self.reshaped_names
             else outputs
         )
 

@@ -91,7 +91,7 @@ def _array(
             f"{model.engine}: input {port.name}: expected {port}, found {type(value).__name__}"
         )
     array = to_numpy(value)
-    if port.name in model.reshape:
+    if port.name in model.reshaped_names:
         label = f"{model.engine}: input {port.name}"
         array = array.reshape(model.reshape.input_shape(port.name, array.shape, label))
     if not dtype_fits(array.dtype, port.dtype) or not _shape_fits(array.shape, port, batch_axis):

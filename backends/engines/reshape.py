@@ -23,9 +23,6 @@ class Reshaping:
         self._has_batch = params.batched is not False
         self._context = context
 
-    def __bool__(self) -> bool:
-        return bool(self._tables)
-
     def __contains__(self, name: str) -> bool:
         return name in self._tables
 

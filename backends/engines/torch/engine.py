@@ -374,7 +374,7 @@ class TorchEngine(TorchRunner):
             label = self.label(position)
             read = as_texts if position in self.texts else as_tensor
             given: Input = read(value, label)
-            if self.reshape and isinstance(given, torch.Tensor):
+            if self.params.reshape and isinstance(given, torch.Tensor):
                 name = names[position] if names else self.input_name(position)
                 if name in self.reshape:
                     shape = self.reshape.input_shape(name, tuple(given.shape), label)

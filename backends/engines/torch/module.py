@@ -142,7 +142,7 @@ class TorchModule(TorchEngine):
             if self.output_count is not None and max(self._order) >= self.output_count:
                 message = f"{', '.join(params.outputs)} are wanted, but the model has "
                 raise self._wrong("outputs", f"{message}{self.output_count}")
-        if self.reshape:
+        if params.reshape:
             inputs = params.inputs or self.inputs
             count = self.output_count or len(params.outputs)
             outputs = [self.output_name(position) for position in range(count)]

@@ -274,7 +274,7 @@ class TorchRunner(Backend):
                 else share[index]
                 for position, share in enumerate(shares)
             ]
-            if self.reshape:
+            if self.params.reshape:
                 results = [
                     self._reshaped(result, position) for position, result in enumerate(results)
                 ]

@@ -245,7 +245,7 @@ def test_backends(run: Run) -> None:
         rows["cvtColorMat"] == "yes another name for CvtColorMat"
         and rows["S"] == "yes another name for Sequential"
     )
-    assert "OpenvinoTensor" not in rows
+    assert "NcnnTensor" not in rows
     lines = [line.strip() for line in answer.stdout.splitlines()]
     assert [line for line in lines if line in GROUPS] == [*GROUPS]
     assert {group_of(name) for name in registry.BUILTINS} == {*GROUPS}
@@ -270,8 +270,8 @@ def test_backends_name_the_missing_extra(run: Run, monkeypatch: pytest.MonkeyPat
         "TensorrtTensor (not here: needs penstock-serve[tensorrt])"
         in run("backends", "TensorrtTensor").stdout
     )
-    answer = run("backends", "OpenvinoTensor")
-    assert answer.exit_code == 1 and "there is no backend 'OpenvinoTensor'" in answer.stderr
+    answer = run("backends", "NcnnTensor")
+    assert answer.exit_code == 1 and "there is no backend 'NcnnTensor'" in answer.stderr
     listed = " ".join(run("backends").stdout.split())
     assert "TensorrtTensor no needs penstock-serve[tensorrt]" in listed
 
