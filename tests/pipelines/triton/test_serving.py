@@ -218,26 +218,24 @@ async def test_files_make_a_triton_model(client: httpx.AsyncClient, repository: 
     assert (own["max_batch_size"], own["input"][0]["name"]) == (2, "COUNTS")
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"max_batch_size": "many"}, "Invalid config override"),
-        ({"batch": 3}, "Invalid config override"),
-        ({"name": "other"}, "expected 'linear'"),
-        ({"default_model_filename": "../../latest/1/model.onnx"}, "file in the model's folder"),
-        ({"default_model_filename": "/etc/passwd"}, "file in the model's folder"),
-        (
-            {"backend": "python", "parameters": {"EXECUTION_ENV_PATH": {"string_value": "x.tar"}}},
-            "can't be changed by a load",
-        ),
-        ({"version_policy": {"specific": {"versions": [9]}}}, "no version that version_policy"),
-    ],
-)
-async def test_configurations_that_are_refused(
-    client: httpx.AsyncClient, config: Any, message: str
-) -> None:
-    answer = await load(client, "linear", config)
-    assert answer.status_code == 400 and message in answer.json()["error"]
+REFUSED: list[tuple[Any, str]] = [
+    ({"max_batch_size": "many"}, "Invalid config override"),
+    ({"batch": 3}, "Invalid config override"),
+    ({"name": "other"}, "expected 'linear'"),
+    ({"default_model_filename": "../../latest/1/model.onnx"}, "file in the model's folder"),
+    ({"default_model_filename": "/etc/passwd"}, "file in the model's folder"),
+    (
+        {"backend": "python", "parameters": {"EXECUTION_ENV_PATH": {"string_value": "x.tar"}}},
+        "can't be changed by a load",
+    ),
+    ({"version_policy": {"specific": {"versions": [9]}}}, "no version that version_policy"),
+]
+
+
+async def test_configurations_that_are_refused(client: httpx.AsyncClient) -> None:
+    for config, message in REFUSED:
+        answer = await load(client, "linear", config)
+        assert answer.status_code == 400 and message in answer.json()["error"], answer.text
     assert await scores(client, "linear") == [20.0] * 3
 
 
