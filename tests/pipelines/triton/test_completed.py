@@ -17,7 +17,9 @@ from onnx import TensorProto, helper
 from penstock import create_app
 from penstock.backends.errors import ConfigError
 from penstock.pipelines.repository import Repository
+from penstock.pipelines.triton import complete
 from penstock.pipelines.triton.reading import parse_config
+from penstock.pipelines.triton.translate import translate
 
 ECHO = """
 import triton_python_backend_utils as pb_utils
@@ -201,3 +203,43 @@ def test_models_of_openvino_and_torch_without_a_configuration(
 def test_errors_name_the_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(text, "m")
+
+
+@pytest.mark.parametrize(
+    ("backend", "groups", "gpus", "keys"),
+    [
+        ("pytorch", "", 0, {"device": "cpu"}),
+        ("pytorch", "", 2, {"instance_num": 2, "device": "cuda:0,cuda:1"}),
+        ("pytorch", "{ kind: KIND_CPU count: 3 }", 2, {"instance_num": 3, "device": "cpu"}),
+        ("pytorch", "{ count: 2 gpus: [ 1 ] }", 2, {"instance_num": 2, "device": "cuda:1"}),
+        (
+            "pytorch",
+            "{ kind: KIND_GPU gpus: [ 0 ] }, { kind: KIND_CPU count: 2 }",
+            1,
+            {"instance_num": 3, "device": "cuda:0,cpu,cpu"},
+        ),
+        ("python", "", 0, {}),
+        ("python", "", 2, {"instance_num": 2, "device": "cuda:0,cuda:1"}),
+        ("onnxruntime", "", 2, {"instance_num": 2}),
+        ("onnxruntime", "{ count: 1 }", 2, {}),
+    ],
+)
+def test_instances_are_where_triton_has_them(
+    tmp_path: Path,
+    write_linear: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    groups: str,
+    gpus: int,
+    keys: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(complete, "gpu_count", lambda: gpus)
+    folder = write_linear(tmp_path)
+    (folder / "1" / "model.py").write_text("")
+    (folder / "1" / "model.pt").write_bytes(b"")
+    tensors = (folder / "config.pbtxt").read_text().partition("max_batch_size")[2]
+    text = f'backend: "{backend}"\ninstance_group [ {groups} ]\nmax_batch_size{tensors}'
+    tables = translate(parse_config(text), folder, "1")
+    assert tables.problems == []
+    node = tables.nodes["linear"]
+    assert {key: node[key] for key in ("instance_num", "device") if key in node} == keys
