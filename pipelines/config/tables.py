@@ -394,7 +394,7 @@ class QueuePolicyTable(_Table):
     on_timeout: Literal["reject", "delay"] = "reject"
 
 
-MAX_PRIORITY_LEVELS = 1 << 16
+MOST_PRIORITY_LEVELS = 1 << 16
 """Each level is a queue of its own, and each batch looks at all of them."""
 
 
@@ -408,7 +408,7 @@ class NodeTable(_Table):
     max: Highest | None = None
     instance_num: int = Field(1, ge=1, le=1024)  # each is a thread
     batching_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
-    priority_levels: int = Field(0, ge=0, le=MAX_PRIORITY_LEVELS)
+    priority_levels: int = Field(0, ge=0, le=MOST_PRIORITY_LEVELS)
     default_priority: int | None = Field(None, ge=0)
     combine: bool = True
     queue_policies: dict[str, QueuePolicyTable] = {}

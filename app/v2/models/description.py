@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import NotReady
+from penstock.pipelines.config.definition import QueuePolicy
 from penstock.pipelines.node.node import Node
 
 from ...http.inputs.datatypes import DATATYPES, Datatype
@@ -140,7 +141,7 @@ def config_of(model: Model) -> dict[str, Any]:
     sequences = sequence_batching_of(model.pipeline)
     if sequences is not None:  # instead of the other one: ModelConfig has one of them
         config["sequence_batching"] = sequences
-    elif entry_point is not None:
+    elif entry_point is not None and entry_point.root.config.combine:
         # Of models without a batch too: ModelConfig has the queue's policy nowhere else.
         entry_node, pipeline = entry_point.root.config, model.pipeline.config
         config["dynamic_batching"] = {
@@ -149,17 +150,27 @@ def config_of(model: Model) -> dict[str, Any]:
             "preserve_ordering": False,
             "priority_levels": entry_node.priority_levels,
             "default_priority_level": entry_node.default_priority,
-            "default_queue_policy": {  # 0: no bound
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": _at_most(
-                    (pipeline.queue_timeout or 0) * 1e6, 2**53
-                ),
-                "allow_timeout_override": True,
-                "max_queue_size": _at_most(pipeline.queue_size or 0, 2**31 - 1),
+            "default_queue_policy": _queue_policy(
+                entry_node.queue_policies[0]
+                if entry_node.queue_policies and not entry_node.priority_levels
+                else QueuePolicy(pipeline.queue_size, pipeline.queue_timeout)
+            ),
+            "priority_queue_policy": {
+                str(level): _queue_policy(policy)
+                for level, policy in enumerate(entry_node.queue_policies, 1)
+                if entry_node.priority_levels
             },
-            "priority_queue_policy": {},
         }
     return config
+
+
+def _queue_policy(policy: QueuePolicy) -> dict[str, Any]:
+    return {  # 0: no bound
+        "timeout_action": "DELAY" if policy.delays else "REJECT",
+        "default_timeout_microseconds": _at_most((policy.timeout or 0) * 1e6, 2**53),
+        "allow_timeout_override": True,
+        "max_queue_size": _at_most(policy.max_queue_size or 0, 2**31 - 1),
+    }
 
 
 def _inputs(model: Model) -> list[dict[str, Any]]:

@@ -407,6 +407,11 @@ def _batching(node: NodeConfig, batching: Mapping[str, Any]) -> NodeConfig:
         else number_of(given, "max_queue_delay_microseconds", MAX_MICROSECONDS) / 1000
     )
     levels = number("priority_levels", MAX_PRIORITY_LEVELS, node.priority_levels)
+    if node.queue_policies and levels != node.priority_levels:
+        raise invalid(
+            f"'priority_levels' of node '{node.name}' can't be changed, expected "
+            f"{node.priority_levels}: each level has a queue policy"
+        )
     # A level that stays makes no sense without levels.
     now = node.default_priority if levels else 0
     level = number("default_priority_level", MAX_PRIORITY_LEVELS, now)

@@ -191,6 +191,34 @@ def test_fields_without_a_value_are_there(described: Any) -> None:
     }
 
 
+async def test_how_requests_queue() -> None:
+    """Without `combine` there is no dynamic batching; each level has its policy."""
+    policies: dict[str, Any] = {
+        "default": {"max_queue_size": 3},
+        "2": {"timeout": 0.5, "on_timeout": "delay"},
+    }
+    nodes: dict[str, dict[str, Any]] = {
+        "alone": {"combine": False},
+        "levels": {"priority_levels": 2, "queue_policies": policies},
+        "late": {"queue_policies": {"default": policies["2"]}},
+    }
+    repository = Repository(
+        [load({name: {"backend": "Identity", **keys}}, name=name) for name, keys in nodes.items()]
+    )
+    await repository.start()
+    try:
+        models = Models(repository)
+        alone, levels, late = (config_of(models.get(name)) for name in nodes)
+    finally:
+        await repository.close()
+    assert "dynamic_batching" not in alone
+    bounded, delayed = levels["dynamic_batching"]["priority_queue_policy"].values()
+    assert (bounded["timeout_action"], bounded["max_queue_size"]) == ("REJECT", 3)
+    assert (delayed["timeout_action"], delayed["default_timeout_microseconds"]) == ("DELAY", 500000)
+    assert late["dynamic_batching"]["default_queue_policy"] == delayed
+    assert levels["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == 0
+
+
 def test_a_model_can_declare_that_it_has_no_batch_dimension(described: Any) -> None:
     """Shapes stay as declared, and a request of several rows is one item."""
     for name in ("whole", "whole.node"):

@@ -254,6 +254,20 @@ def test_no_field_is_accepted_and_ignored(grouped: Any, override: Any, message: 
         configure(grouped, override, 8)
 
 
+def test_levels_that_have_queue_policies_stay() -> None:
+    policies = {"default": {"max_queue_size": 3}, "2": {"timeout": 0.5, "on_timeout": "delay"}}
+    node = {"backend": "Identity", "priority_levels": 2, "queue_policies": policies}
+    config = load({"node": node})
+    batching = {"priority_levels": 2, "max_queue_delay_microseconds": 1000}
+    changed = configure(config, {"dynamic_batching": batching}).nodes["node"]
+    assert (changed.batching_timeout, changed.queue_policies) == (
+        1.0,
+        config.nodes["node"].queue_policies,
+    )
+    with pytest.raises(InvalidRequest, match="'priority_levels' of node 'node' can't be changed"):
+        configure(config, {"dynamic_batching": {"priority_levels": 3}})
+
+
 def test_fields_with_the_values_that_hold_anyway_are_accepted(grouped: Any) -> None:
     fixed = {
         "preserve_ordering": False,
