@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI
@@ -43,6 +43,9 @@ from .v2.call import error_answer
 from .v2.router import protocol_router
 from .v2.routes import ProtocolApp, protocol_app
 
+if TYPE_CHECKING:  # few servers shadow another
+    from .shadow.shadow import Shadow
+
 logger = logging.getLogger("penstock")
 
 
@@ -75,6 +78,23 @@ def create_app(
     host.mount("/models", models)
     ```
     """
+    return make_app(source, settings=settings, labels=labels, title=title, middleware=middleware)
+
+
+def make_app(
+    source: Any = None,
+    *,
+    settings: Settings | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    title: str = "Penstock",
+    middleware: Sequence[Middleware] = (),
+    shadow: Callable[[Repository, Settings], Shadow] | None = None,
+) -> FastAPI:
+    """Do what `create_app` does.
+
+    `shadow`: makes the shadow of a running Triton, which answers the paths below /v2 until the
+    switch. It is `app.state.shadow`.
+    """
     settings = _settings_of_environment() if settings is None else settings
     repository = _repository(source, labels, settings)
     history = _history(settings, repository)
@@ -84,6 +104,7 @@ def create_app(
     metrics = Metrics(repository, settings.ready_when, tracing)
     protected = settings.api_key is not None
     restriction = restriction_of(settings.restricted_api)
+    shadowed = None if shadow is None else shadow(repository, settings)
     page = Pages(page_assets(protected) if settings.page else {})
     docs = Pages(docs_assets(protected, settings.page, restriction))
     checks: list[Middleware] = []
@@ -112,14 +133,14 @@ def create_app(
     app: _App = _App(
         title=title,
         version=penstock.__version__,
-        lifespan=_lifespan(repository, settings, protocol, metrics, tracing),
+        lifespan=_lifespan(repository, settings, protocol, metrics, tracing, shadow=shadowed),
         middleware=[
             *middleware,
             *checks,
             Middleware(
                 HotRoutes,
                 predict=predict,
-                protocol=protocol,
+                protocol=protocol if shadowed is None else shadowed.front(protocol),
             ),
         ],
         docs_url=None,
@@ -133,6 +154,7 @@ def create_app(
     app.state.history = history
     app.state.tracing = tracing
     app.state.protocol = protocol
+    app.state.shadow = shadowed
     install_handlers(app)
     _guard_document(app, restriction)
     docs.lead(app.router, "/docs", "/docs/", "/docs/assets/{file:path}")
@@ -140,6 +162,10 @@ def create_app(
     app.include_router(
         routes(repository, settings, predict, metrics=metrics, status=status, history=history)
     )
+    if shadowed is not None:
+        from .shadow.routes import shadow_routes
+
+        app.include_router(shadow_routes(shadowed, settings))
     page.follow(app.router)
     app.openapi = OpenAPI(app, repository, settings)  # type: ignore[method-assign]
     return app
@@ -332,6 +358,8 @@ def _lifespan(
     protocol: ProtocolApp,
     metrics: Metrics,
     tracing: Tracing | None,
+    *,
+    shadow: Shadow | None = None,
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[None]:
@@ -339,7 +367,12 @@ def _lifespan(
             if tracing is not None:
                 stack.push_async_callback(_close_tracing, tracing)
             grpc = grpc_server(
-                protocol, repository, settings, metrics.registry, settings.max_connections
+                protocol,
+                repository,
+                settings,
+                metrics.registry,
+                settings.max_connections,
+                front=None if shadow is None else shadow.grpc_front(),
             )
             if grpc is not None:
                 await grpc.start()
@@ -353,6 +386,9 @@ def _lifespan(
                 await repository.start()
                 stack.push_async_callback(_close, repository, settings.drain_timeout)
             stack.enter_context(limited(settings.max_memory))
+            if shadow is not None:
+                shadow.start()
+                stack.push_async_callback(shadow.end)
             yield
 
     return run

@@ -28,6 +28,7 @@ from .convert import convert_command
 from .init import init_command
 from .options import Labels, Source, read_repository, with_image, with_settings
 from .output import fail
+from .shadow import shadow_command
 from .signals import hold_signals_back
 from .why import why_command
 
@@ -201,6 +202,7 @@ def _standard_input() -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": with_settings(with_image(serve)),
+    "shadow": with_settings(with_image(shadow_command)),
     "check": with_image(check_command),
     "graph": with_image(graph),
     "schema": schema,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from prometheus_client.registry import CollectorRegistry
 
@@ -40,6 +42,22 @@ MAX_STREAMS = 1024
 """The most calls of a connection at a time. More wait in the client."""
 
 
+class Handler(Protocol):
+    """A generic handler, as `grpc.aio.Server` takes it."""
+
+    def service(self, details: Any) -> Any: ...
+
+
+class Front(Handler, Protocol):
+    """Stands before all services, and hands calls on to them or answers them itself."""
+
+    def end_streams(self) -> None:
+        """End the streams that are open. Their clients may keep them open for ever."""
+
+
+MakeFront = Callable[[Sequence[Handler], Uploads], Front]
+
+
 class GrpcServer:
     """Serves an app's protocol by gRPC. Make it in the event loop that serves."""
 
@@ -50,9 +68,11 @@ class GrpcServer:
         settings: Settings,
         registry: CollectorRegistry,
         max_connections: int | None = None,
+        *,
+        front: MakeFront | None = None,
     ) -> None:
         """`registry` gets the metrics of calls while it serves. `max_connections`: None for any
-        number.
+        number. `front`: makes what stands before all services, if there is something.
         """
         self._registry = registry
         self._settings = settings
@@ -65,7 +85,14 @@ class GrpcServer:
         self._inference = InferenceService(protocol, settings, uploads)
         self._health = HealthService(is_ready, protocol.guard, uploads)
         reflection = ReflectionService(protocol.guard, settings, uploads)
-        handlers = (self._inference.handler(), self._health.handler(), reflection.handler())
+        handlers: tuple[Handler, ...] = (
+            self._inference.handler(),
+            self._health.handler(),
+            reflection.handler(),
+        )
+        self._front = None if front is None else front(handlers, uploads)
+        if self._front is not None:
+            handlers = (self._front,)
         self._server = Http2Server(handlers, _limits(settings, max_connections))
 
     async def start(self) -> None:
@@ -97,6 +124,8 @@ class GrpcServer:
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait `grace` seconds for those in flight, and cancel the rest."""
+        if self._front is not None:
+            self._front.end_streams()
         self._inference.end_streams()
         self._health.end_watches()
         await self._server.stop(grace)

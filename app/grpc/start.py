@@ -13,7 +13,7 @@ from ..v2.routes import ProtocolApp
 from .errors import GrpcError
 
 if TYPE_CHECKING:  # it needs an extra
-    from .server import GrpcServer
+    from .server import GrpcServer, MakeFront
 
 
 def grpc_server(
@@ -22,11 +22,14 @@ def grpc_server(
     settings: Settings,
     registry: CollectorRegistry,
     max_connections: int | None = None,
+    *,
+    front: MakeFront | None = None,
 ) -> GrpcServer | None:
     """Return a server that has not started; None without a `grpc_port`.
 
     Call it in the event loop that serves. `registry` gets the metrics of calls. `max_connections`:
-    None for any number. Raises `GrpcError` if the extra is not installed.
+    None for any number. `front`: as `GrpcServer` takes it. Raises `GrpcError` if the extra is not
+    installed.
     """
     if settings.grpc_port is None:
         return None
@@ -38,4 +41,4 @@ def grpc_server(
         raise GrpcError(
             f"grpc_port needs the extra grpc: pip install 'penstock-serve[grpc]' ({error})"
         ) from None
-    return GrpcServer(protocol, repository, settings, registry, max_connections)
+    return GrpcServer(protocol, repository, settings, registry, max_connections, front=front)

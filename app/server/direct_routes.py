@@ -89,4 +89,6 @@ def routes_of(app: Any, root_path: str = "") -> DirectRoutes | None:
     """
     find = getattr(app, "hot_routes", None)
     hot = cast("HotRoutes | None", find()) if find is not None else None
-    return None if hot is None else DirectRoutes(hot, root_path)
+    if hot is None or not isinstance(hot.protocol, ProtocolApp):  # it shadows another server
+        return None
+    return DirectRoutes(hot, root_path)

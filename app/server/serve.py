@@ -33,7 +33,7 @@ from penstock.backends.memory import set_limit
 from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
-from ..factory import create_app
+from ..factory import make_app
 from ..grpc.errors import GrpcError
 from ..grpc.start import grpc_server
 from ..http.tls import TlsError, tls_context
@@ -48,8 +48,9 @@ from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
 from .switch_interval import SwitchInterval
 
-if TYPE_CHECKING:  # it needs an extra
+if TYPE_CHECKING:  # one needs an extra, and few servers shadow another
     from ..grpc.server import GrpcServer
+    from ..shadow.shadow import Shadow
 
 logger = logging.getLogger("penstock.serve")
 
@@ -63,8 +64,14 @@ LAST_STANDARD_DESCRIPTOR = 2
 """That of stderr. stdin and stdout are 0 and 1."""
 
 
-def serve(repository: Repository, settings: Settings) -> int:
+def serve(
+    repository: Repository,
+    settings: Settings,
+    shadow: Callable[[Repository, Settings], Shadow] | None = None,
+) -> int:
     """Serve until a signal comes.
+
+    `shadow`: makes the shadow of a running Triton, if there is one.
 
     Returns the exit code of the process: 0 after a drain, 1 if a pipeline could not be loaded.
     """
@@ -88,7 +95,7 @@ def serve(repository: Repository, settings: Settings) -> int:
             logger.warning("%s", warning, extra={"pipeline": configuration.name})
     connections = Connections(settings)
     try:
-        app = create_app(repository, settings=settings)
+        app = make_app(repository, settings=settings, shadow=shadow)
     except ConfigError as error:  # what the settings ask for is not installed
         logger.error("%s", error)
         return 1
@@ -119,8 +126,10 @@ def serve(repository: Repository, settings: Settings) -> int:
         settings,
         app.state.metrics.registry,
         connections.max_connections,
+        front=None if shadow is None else app.state.shadow.grpc_front(),
     )
     server.shares_listeners = bool(inherited)
+    server.shadow = app.state.shadow
     try:
         server.run(listeners)
     finally:
@@ -149,6 +158,7 @@ class Server(uvicorn.Server):
         """Another process listens at the same sockets: what waits in them is left to it."""
         self.make_grpc: Callable[[], GrpcServer | None] = lambda: None
         self._grpc: GrpcServer | None = None
+        self.shadow: Shadow | None = None
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
         self._repository = repository
@@ -207,6 +217,8 @@ class Server(uvicorn.Server):
                 page = f", page on {where}/" if self._settings.page else ""
                 pages = f"{page}, docs on {where}/docs"
             logger.info("listening on %s%s", where, pages)
+            if self.shadow is not None:
+                self.shadow.start()
             await self._start_grpc()
             if (
                 self._settings.api_key is None
@@ -345,6 +357,8 @@ class Server(uvicorn.Server):
             self._settings.drain_timeout,
         )
         self._connections.drain()
+        if self.shadow is not None:
+            await self.shadow.end()
         if not self._loading.done():
             self._loading.cancel()
             await asyncio.wait([self._loading])

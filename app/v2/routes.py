@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from starlette.types import Receive, Scope, Send
 
@@ -141,6 +142,12 @@ class ProtocolApp:
         unread = call is None or not call.body_was_read
         late = call is not None and call.body_was_late
         await respond(scope, send, answer, close=unread and (must_close(scope) or late))
+
+    def check(self, scope: Scope) -> None:
+        """Raise what the guard raises for a request; nothing if no route has its path."""
+        with suppress(_NoRoute):
+            route, _ = self._find(scope["method"], path_of(scope))
+            self.guard(route.group, scope)
 
     def route(self, method: str, pattern: str) -> Route:
         """Return the route of a method and a pattern, for calls that do not come by HTTP."""

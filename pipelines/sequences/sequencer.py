@@ -258,6 +258,11 @@ class Sequencer:
             self._break_off(sequence, "departure", _departed(sequence))
             self._go_on(sequence, self._clock())
 
+    def depart_newest(self, identity: int | str) -> None:
+        """End the sequence of this id that new steps would belong to, if there is one."""
+        if (sequence := self._newest.get(identity)) is not None:
+            self.depart(sequence)
+
     def lose(self, sequences: Iterable[TrackedSequence], why: str) -> None:
         """End sequences of which a node has lost the state."""
         for sequence in list(sequences):

@@ -1,0 +1,1 @@
+"""`penstock shadow`: serve beside a running Triton, compare the answers, and take over."""

@@ -1,0 +1,94 @@
+"""What has to be known of a request before it is forwarded: its sequence, and what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from penstock.backends.errors import PenstockError
+from penstock.backends.memory import Reservation, budget
+
+from ..http.helper_thread import PARSE_OFF_LOOP_BYTES, on_helper_thread
+from ..http.json_text import JsonLimits, parse_json
+
+_KEYS = (b"sequence_id", b"shared_memory_region", b"classification")
+"""What the JSON of a request holds that has any of these facts. Most have none, and are not parsed
+for them.
+"""
+
+
+class Facts(NamedTuple):
+    """`sequence`: the id of the sequence that the request is a step of; None for no step.
+
+    `shared`: it uses shared memory. `classes`: the outputs that it wants as so many best classes.
+    """
+
+    sequence: int | str | None = None
+    start: bool = False
+    end: bool = False
+    shared: bool = False
+    classes: Mapping[str, int] = {}
+
+
+NO_FACTS = Facts()
+
+
+async def facts_of_json(text: bytes, limits: JsonLimits) -> Facts:
+    """Return the facts of an infer request, of the JSON in its body.
+
+    There are none in what is not JSON: Triton refuses that.
+    """
+    if not any(key in text for key in _KEYS):
+        return NO_FACTS
+    memory = Reservation(budget)
+    try:
+        if len(text) < PARSE_OFF_LOOP_BYTES:
+            document = parse_json(text, limits, memory)
+        else:
+            document = await on_helper_thread(parse_json, text, limits, memory)
+        return _facts(document)
+    except (PenstockError, TypeError, AttributeError):
+        return NO_FACTS
+    finally:
+        memory.close()
+
+
+def _facts(document: Any) -> Facts:
+    parameters = document.get("parameters") or {}
+    tensors = [*(document.get("inputs") or ()), *(document.get("outputs") or ())]
+    given = [(tensor.get("name"), tensor.get("parameters") or {}) for tensor in tensors]
+    return Facts(
+        parameters.get("sequence_id") or None,  # 0 and "" stand for no sequence
+        parameters.get("sequence_start") is True,
+        parameters.get("sequence_end") is True,
+        any("shared_memory_region" in one for _, one in given),
+        {name: one["classification"] for name, one in given if "classification" in one},
+    )
+
+
+def facts_of_message(text: bytes, request: Any) -> Facts:
+    """Return the facts of a ModelInferRequest, of its bytes without raw contents.
+
+    `request`: the message's class.
+    """
+    if not any(key in text for key in _KEYS):
+        return NO_FACTS
+    message = request.FromString(text)
+    parameters = {name: _chosen(value) for name, value in message.parameters.items()}
+    tensors = (*message.inputs, *message.outputs)
+    return Facts(
+        parameters.get("sequence_id") or None,
+        parameters.get("sequence_start") is True,
+        parameters.get("sequence_end") is True,
+        any("shared_memory_region" in tensor.parameters for tensor in tensors),
+        {
+            tensor.name: _chosen(tensor.parameters["classification"])
+            for tensor in message.outputs
+            if "classification" in tensor.parameters
+        },
+    )
+
+
+def _chosen(value: Any) -> Any:
+    field = value.WhichOneof("parameter_choice")
+    return None if field is None else getattr(value, field)

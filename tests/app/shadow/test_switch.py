@@ -1,0 +1,239 @@
+"""This server takes over, and no request fails in it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import httpx
+import numpy as np
+import tritonclient.grpc
+
+from .conftest import Shadowing, Theirs, models, step, their_server, two_inputs
+
+INFER = "/v2/models/simple/infer"
+TOTAL = "/v2/models/total/infer"
+
+
+def client_of(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=60, verify=False, headers={"connection": "close"})
+
+
+@contextmanager
+def load(*send: Callable[[], None]) -> Iterator[None]:
+    """Call functions again and again, each in a thread, until the end of the block."""
+    end, failures = threading.Event(), list[BaseException]()
+
+    def run(one: Callable[[], None]) -> None:
+        try:
+            while not end.is_set():
+                one()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(one,)) for one in send]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join(60)
+    assert not failures
+
+
+def simple(url: str) -> Callable[[], None]:
+    client = client_of(url)
+
+    def send() -> None:
+        got = client.post(INFER, json=two_inputs())
+        assert (got.status_code, got.json()["outputs"][0]["data"]) == (200, [5, 5, 5, 5])
+
+    return send
+
+
+def sequences(url: str, number: int) -> Callable[[], None]:
+    client = client_of(url)
+
+    def send() -> None:
+        for value in range(4):
+            body = step(number, value, start=value == 0, end=value == 3)
+            got = client.post(TOTAL, json=body)
+            assert got.status_code == 200, got.text
+            assert got.json()["outputs"][0]["data"] == [sum(range(value + 1))]
+
+    return send
+
+
+class GrpcStream:
+    """One stream for sequences of `total`. It outlives the switch."""
+
+    def __init__(self, target: str, number: int) -> None:
+        self._number = number
+        self._answers: Queue[Any] = Queue()
+        self.client: Any = tritonclient.grpc.InferenceServerClient(target)
+        self.client.start_stream(lambda result, error: self._answers.put((result, error)))
+
+    def step(self, value: int, *, start: bool = False, end: bool = False) -> int:
+        data = tritonclient.grpc.InferInput("INPUT", [1, 1], "INT32")
+        data.set_data_from_numpy(np.array([[value]], np.int32))
+        flags: Any = {"sequence_start": start, "sequence_end": end}
+        self.client.async_stream_infer("total", [data], sequence_id=self._number, **flags)
+        result, error = self._answers.get(timeout=60)
+        assert error is None, error
+        return int(result.as_numpy("OUTPUT").item())
+
+    def send(self) -> None:
+        for value in range(4):
+            got = self.step(value, start=value == 0, end=value == 3)
+            assert got == sum(range(value + 1))
+
+    def close(self) -> None:
+        self.client.stop_stream()
+        self.client.close()
+
+
+def unary(target: str) -> Callable[[], None]:
+    client: Any = tritonclient.grpc.InferenceServerClient(target)
+
+    def send() -> None:
+        inputs = []
+        for name in ("INPUT0", "INPUT1"):
+            inputs.append(tritonclient.grpc.InferInput(name, [1, 4], "FP32"))
+            inputs[-1].set_data_from_numpy(np.ones((1, 4), np.float32))
+        assert client.infer("simple", inputs).as_numpy("OUTPUT0").tolist() == [[2, 2, 2, 2]]
+
+    return send
+
+
+def at_triton(server: Shadowing) -> Any:
+    return server.report()["switch"]["nothing_left_at_triton"]
+
+
+def test_no_request_fails_in_the_switch_and_triton_may_be_stopped(
+    running: Any, shadowing: Any, ops: Path
+) -> None:
+    with their_server(running, models(ops)) as theirs:
+        serving = shadowing(models(ops), theirs.url, grpc=theirs.grpc)
+        server: Shadowing = serving.__enter__()
+        url = str(server.client.base_url)
+        stream = GrpcStream(server.grpc, 5)
+        loaded = load(
+            simple(url), sequences(url, 1), sequences(url, 2), stream.send, unary(server.grpc)
+        )
+        loaded.__enter__()
+        while server.model()["agreed"] < 20 or server.model("total").get("agreed", 0) < 20:
+            pass
+        assert server.switch().json()["done"] is True
+        while not at_triton(server):
+            pass
+    # Triton is gone.
+    counts = server.app.state.penstock.pipelines["simple"].statistics
+    now = counts.succeeded
+    while counts.succeeded < now + 20:
+        pass
+    loaded.__exit__(None, None, None)
+    assert server.model()["disagreed"] == server.model("total")["disagreed"] == 0
+    assert server.client.get("/v2/models/simple").json()["name"] == "simple"
+    assert server.client.get("/v2/health/ready").status_code == 200
+    stream.close()
+    serving.__exit__(None, None, None)
+
+
+def test_a_model_is_switched_once_enough_requests_have_agreed(
+    theirs: Theirs, shadowing: Any, ops: Path
+) -> None:
+    with shadowing(models(ops), theirs.url, switch_after=2) as server:
+        for _ in range(2):
+            assert server.model().get("answered_by", "triton") == "triton"
+            server.client.post(INFER, json=two_inputs())
+            server.model(in_flight_at_triton=0)
+            while server.report()["held"]["requests"]:
+                pass
+        before = theirs.count()
+        assert server.model()["answered_by"] == "penstock"
+        assert server.client.post(INFER, json=two_inputs()).status_code == 200
+        assert server.client.get("/v2/models/simple/config").status_code == 200
+        assert theirs.count() == before
+        report = server.report()["switch"]
+        assert (report["after"], report["done"]) == (2, False)  # the other models had no requests
+        before = theirs.count("loud")
+        text = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}
+        for _ in range(3):
+            server.client.post("/v2/models/loud/infer", json={"inputs": [text]})
+            while server.report()["held"]["requests"]:
+                pass
+        assert theirs.count("loud") == before + 2
+
+
+def test_disagreement_begins_the_count_anew(theirs: Theirs, shadowing: Any, ops: Path) -> None:
+    sources = models(ops, simple="add_sub_apart")
+    with shadowing(sources, theirs.url, switch_after=1) as server:
+        for _ in range(3):
+            server.client.post(INFER, json=two_inputs())
+        assert server.model(compared=3)["answered_by"] == "triton"
+
+
+def test_sequences_end_where_they_began(theirs: Theirs, shadowing: Any, ops: Path) -> None:
+    """By HTTP and in a stream by gRPC. Their steps run here too, so that their places are free:
+    the model has two.
+    """
+    with shadowing(models(ops), theirs.url, grpc=theirs.grpc) as server:
+
+        def post(*arguments: Any, **flags: Any) -> int:
+            got = server.client.post(TOTAL, json=step(*arguments, **flags))
+            assert got.status_code == 200, got.text
+            return int(got.json()["outputs"][0]["data"][0])
+
+        stream = GrpcStream(server.grpc, 11)
+        before = theirs.count("total")
+        assert (post(10, 1, start=True), stream.step(5, start=True)) == (1, 5)
+        server.model("total", agreed=2)
+        server.switch()
+        left = server.report()
+        assert left["switch"]["nothing_left_at_triton"] is False
+        assert left["models"]["total"]["sequences_at_triton"] == 2
+        assert (post(10, 2), stream.step(6)) == (3, 11)  # there
+        assert (post(10, 3, end=True), stream.step(7, end=True)) == (6, 18)
+        assert theirs.count("total") == before + 6
+        while not at_triton(server):
+            pass
+        assert server.model("total", compared=6)["agreed"] == 6
+        assert (post(10, 7, start=True), stream.step(8, start=True)) == (7, 8)  # here
+        assert (post(10, 1, end=True), stream.step(1, end=True)) == (8, 9)
+        assert theirs.count("total") == before + 6
+        stream.close()
+
+
+def test_what_would_fail_is_in_the_way_of_the_switch(
+    theirs: Theirs, shadowing: Any, ops: Path
+) -> None:
+    with shadowing(models(ops)[1:], theirs.url) as server:
+        assert server.client.post(INFER, json=two_inputs()).status_code == 200
+        server.model(in_flight_at_triton=0)
+        got = server.switch()
+        assert got.status_code == 409
+        said = "model 'simple' is asked for, and is not ready here"
+        assert said in got.json()["detail"]
+        assert server.report()["switch"]["in_the_way"] == [said]
+        assert server.switch("?force=true").json()["done"] is True
+        assert server.client.post(INFER, json=two_inputs()).status_code in (400, 404)
+
+
+def test_a_stream_of_a_dead_triton_ends(running: Any, shadowing: Any, ops: Path) -> None:
+    with their_server(running, models(ops)) as theirs:
+        target = theirs.grpc
+    with shadowing(models(ops), None, grpc=target) as server:
+        stream = tritonclient.grpc.InferenceServerClient(server.grpc)
+        try:
+            stream.is_server_ready()
+        except Exception as error:
+            assert "UNAVAILABLE" in str(error)
+        else:
+            raise AssertionError("it was reached")
+        stream.close()
