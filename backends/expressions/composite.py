@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..base import Backend, Params
-from ..params import Names
+from ..params import Names, Reshape
 
 
 class CompositeBackend(Backend):
@@ -130,6 +130,11 @@ class EnsembleParams(Params):
         min_length=1,
         description="the calls: `model`, `version` (left out: the newest), and `inputs` and "
         "`outputs`, which map the names of its tensors to those of the ensemble",
+    )
+    reshape: dict[str, Reshape] = Field(
+        {},
+        description="the shapes that inputs and outputs of the ensemble have for its steps and for "
+        "its callers, as engines have them",
     )
 
 

@@ -13,7 +13,7 @@ from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.expressions.composite import EnsembleDecoupled, EnsembleStep
 
 from ..config.definition import PipelineConfig, Port
-from ..config.ensembles import steps_of
+from ..config.ensembles import shape_for_steps, steps_of
 from ..config.tables import numpy_type, protocol_type
 from ..named_tensors import OPEN, is_batched
 
@@ -113,7 +113,7 @@ class _Tensor:
 def _check_tensors(
     config: PipelineConfig, steps: Sequence[EnsembleStep], models: Sequence[PipelineConfig]
 ) -> None:
-    tensors = {port.name: _Tensor.of(port, config) for port in (*config.inputs, *config.outputs)}
+    tensors = {port.name: _Tensor.of(port, config) for port in _ports_for_steps(config)}
     most = _max_batch_size(config)
     for step, model in zip(steps, models, strict=True):
         bound = _max_batch_size(model)
@@ -141,6 +141,15 @@ def _check_tensors(
                     f"{known.model!r} while {list(found.shape or ())} is inferred from model "
                     f"{found.model!r}",
                 )
+
+
+def _ports_for_steps(config: PipelineConfig) -> Iterator[Port]:
+    """Yield the inputs and outputs of an ensemble with the shapes that its steps see."""
+    params = next(iter(config.nodes.values())).instance_groups[0].spec.params
+    batched = is_batched(config)
+    for ports, is_input in ((config.inputs, True), (config.outputs, False)):
+        for port in ports:
+            yield replace(port, shape=shape_for_steps(params, port, batched, is_input=is_input))
 
 
 def _mapped(

@@ -24,6 +24,7 @@ from penstock.backends.expressions.composite import Ensemble, EnsembleParams, En
 from penstock.backends.item import CONTROL_KEYS, Item, RequestFacts
 
 from ..config.definition import NodeConfig, PipelineConfig
+from ..config.ensembles import shape_for_steps
 from ..named_tensors import fits, input_tensors, is_batched, item_of, tensors_of
 from ..runs.run import Submission
 from ..runs.stream import Parts
@@ -65,6 +66,7 @@ class EnsembleNode(LogicNode):
         super().__init__(config, loop, clock, pipeline, context)
         spec = config.instance_groups[0].spec
         assert isinstance(spec.params, EnsembleParams)
+        self._params = spec.params
         self._steps = spec.params.steps
         # The steps that lead to some of the outputs, by the names of these.
         self._leading: dict[tuple[str, ...], tuple[EnsembleStep, ...]] = {}
@@ -220,7 +222,24 @@ class EnsembleNode(LogicNode):
     def _inputs(self, item: Item) -> Tensors:
         config = self._pipeline.config
         rows = item.get("request_size", 1) if is_batched(config) else 0
-        return {name: Tensor(value, rows) for name, value in input_tensors(config, item).items()}
+        return {
+            name: Tensor(self._with_own_shape(name, value, rows > 0), rows)
+            for name, value in input_tensors(config, item).items()
+        }
+
+    def _with_own_shape(self, name: str, value: Any, batched: bool) -> Any:
+        """Return an input or output with the shape that it has on the other side (`reshape`)."""
+        table = self._params.reshape.get(name)
+        if table is None or value is None:
+            return value
+        lead = value.shape[: 1 if batched else 0]
+        inner = table.after(tuple(value.shape[len(lead) :]))
+        if inner is None:
+            raise InvalidInput(
+                f"{name!r} has shape {list(value.shape)}: expected {list(table.given)} (reshape)"
+                f"{', after the size of the batch' if batched else ''}"
+            )
+        return value.reshape((*lead, *inner))
 
     def _outputs(
         self, step: EnsembleStep, called: CalledPipeline, answer: Item, rows: int
@@ -236,10 +255,11 @@ class EnsembleNode(LogicNode):
         """Return the ensemble's outputs: one, or a list of them in the declared order."""
         config = self._pipeline.config
         batched = is_batched(config)
-        values = [
-            _reshaped(tensors.get(port.name, ABSENT), port.shape, batched)
-            for port in config.outputs
-        ]
+        values = []
+        for port in config.outputs:
+            shape = shape_for_steps(self._params, port, batched, is_input=False)
+            value = _reshaped(tensors.get(port.name, ABSENT), shape, batched)
+            values.append(self._with_own_shape(port.name, value, batched))
         return values[0] if len(values) == 1 else values
 
     def _failed(self, error: PenstockError) -> PenstockError:

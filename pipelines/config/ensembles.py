@@ -23,6 +23,16 @@ def steps_of(node: NodeConfig) -> tuple[EnsembleStep, ...]:
     return ()
 
 
+def shape_for_steps(
+    params: EnsembleParams, port: Port, batched: bool, *, is_input: bool
+) -> tuple[int, ...] | None:
+    """Return the shape that the steps see of an input or output of the ensemble (`reshape`)."""
+    table = params.reshape.get(port.name)
+    if table is None or port.shape is None:
+        return port.shape
+    return (*port.shape[: 1 if batched else 0], *(table.to if is_input else table.given))
+
+
 def check_ensembles(
     nodes: Mapping[str, NodeConfig],
     inputs: Sequence[Port] | None,
@@ -46,6 +56,10 @@ def check_ensembles(
             names = [port.name for port in inputs], [port.name for port in outputs]
             for message in _flow_problems(steps, *names):
                 yield Problem(message, node=name, key="steps")
+            for tensor in getattr(node.instance_groups[0].spec.params, "reshape", {}):
+                if tensor not in {*names[0], *names[1]}:
+                    message = f"{tensor!r} is neither an input nor an output of the ensemble"
+                    yield Problem(message, node=name, key=f"reshape.{tensor}")
 
 
 def _flow_problems(

@@ -8,6 +8,7 @@ from penstock.backends.errors import ConfigError
 
 from ..config.source import Tables, fit_name
 from .model import TritonModel
+from .translate_tensors import translate_reshape
 
 
 def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
@@ -23,6 +24,7 @@ def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
     if problems:
         raise ConfigError(problems)
     node["backend"] = "Ensemble"
+    translate_reshape(model, node)
     node["steps"] = [
         {
             "model": fit_name(step.model_name),

@@ -25,6 +25,12 @@ def translate_tensors(model: TritonModel, node: dict[str, Any]) -> None:
         *(tensor.name for tensor in config.output),
         *(state.output_name for state in states),
     ]
+    translate_reshape(model, node)
+
+
+def translate_reshape(model: TritonModel, node: dict[str, Any]) -> None:
+    """Let the node give tensors the shapes that the model or the steps of an ensemble have."""
+    config = model.config
     reshape = {
         tensor.name: {"from": [*tensor.dims], "to": [*tensor.reshape.shape]}
         for tensor in config.input

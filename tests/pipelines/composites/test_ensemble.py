@@ -625,3 +625,19 @@ async def test_steps_have_the_priority_of_the_request_where_they_have_levels() -
         for priority in (None, 1, 4):
             await pipeline({"data": ROWS, "request_size": 2}, priority=priority)
     assert seen == {"few": [None, 1, None], "many": [None, 1, 4]}
+
+
+async def test_inputs_and_outputs_may_have_other_shapes_for_the_steps(
+    double: PipelineConfig,
+) -> None:
+    shapes = {"IN": {"from": [1, 2], "to": [2]}, "OUT": {"from": [2], "to": [2, 1]}}
+    inputs, outputs = ports("IN", shape=(-1, 1, 2)), ports("OUT", shape=(-1, 2, 1))
+    given: dict[str, Any] = {"inputs": inputs, "outputs": outputs}
+    both = ensemble(step("double", "X=IN", "Y=OUT"), reshape=shapes, **given)
+    async with serving(double, both) as ask:
+        answer = await ask(ROWS[:, None], request_size=2)
+        assert answer.tolist() == (ROWS * 2)[:, :, None].tolist()
+        with pytest.raises(InvalidInput, match=r"'IN' has shape \[2, 2\]: expected \[1, 2\]"):
+            await ask()
+    with pytest.raises(ConfigError, match="'lost' is neither an input nor an output"):
+        ensemble(step("double", "X=IN", "Y=OUT"), reshape={"lost": shapes["IN"]})

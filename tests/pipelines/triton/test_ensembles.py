@@ -104,6 +104,11 @@ ENSEMBLES = {
         step("whole", "X=IN", "Y=y"),
         step("work", "A=y,B=IN", "SUM=OUT"),
     ),
+    "shaped": ensemble(
+        tensors("input", "IN", dims="1, 2", more="reshape { shape: [ 2 ] }")
+        + tensors("output", "OUT", dims="2, 1", more="reshape { shape: [ 2 ] }"),
+        step("work", "A=IN", "SUM=OUT"),
+    ),
     "nested": ensemble(
         TEXT_IN + tensors("output", "RESULT"),
         step("adds", "IN=IN", "OUT=sum,FIRST=first"),
@@ -167,6 +172,7 @@ def floats(*rows: list[float]) -> dict[str, Any]:
         ("adds", text(*["1 2"] * 9), None),
         ("alone", floats([1, 2]), None),
         ("alone", floats([1, 2], [3, 4]), None),
+        ("shaped", {**floats([1, 2], [3, 4]), "shape": [2, 1, 2]}, None),
         ("nested", text("1 2 10 20"), None),
         ("nested", text("-1 2"), None),
         ("nested", text("one two"), None),
