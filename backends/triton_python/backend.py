@@ -13,6 +13,7 @@ from pydantic import Field
 from ..base import UNBOUNDED, Backend, Context, Params, Signature, TensorPort
 from ..errors import InvalidInput, ModelError
 from ..item import CONTROL_KEYS, Item, RequestFacts
+from ..params import Reshape
 from ..sequences.definition import why_no_id
 from ..warm_up_samples import Sample, run_samples
 from .datatypes import TYPE_OF, DataType, datatype_named
@@ -59,12 +60,12 @@ class ModelPorts:
         self.batched = int(config.get("max_batch_size", 0)) > 0
         forced = config.get("parameters", {}).get("FORCE_CPU_ONLY_INPUT_TENSORS", {})
         self._takes_gpu_tensors = forced.get("string_value") == "no"
-        self.inputs = [_Port.of(tensor) for tensor in config.get("input", ())]
+        self.inputs = [_Port(tensor, given=True) for tensor in config.get("input", ())]
         self.controls = [
             _Control(control, batched=self.batched)
             for control in config.get("sequence_batching", {}).get("control_input", ())
         ]
-        self.outputs = [_Port.of(tensor) for tensor in config.get("output", ())]
+        self.outputs = [_Port(tensor, given=False) for tensor in config.get("output", ())]
         self.output_names = [port.name for port in self.outputs]
 
     def signature(self) -> Signature:
@@ -109,8 +110,30 @@ class ModelPorts:
                 raise InvalidInput(f"input '{port.name}' is missing")
         return values
 
+    def outside(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Return an output with the shape that clients get: the config may give it another one."""
+        port = next((port for port in self.outputs if port.name == name), None)
+        if port is None or port.reshape is None:
+            return value
+        lead = value.shape[: self.batched]
+        inner = port.reshape.after(value.shape[self.batched :])
+        return value if inner is None else value.reshape(*lead, *inner)
+
+    def _inside(self, port: _Port, value: Any) -> Any:
+        """Return an input with the shape that the model gets."""
+        if port.reshape is None:
+            return value
+        if not hasattr(value, "reshape"):  # a list
+            value = np.asarray(value, TYPE_OF.get(port.datatype, np.float32))
+        shape = tuple(value.shape)
+        inner = port.reshape.after(shape[self.batched :])
+        if inner is None:
+            raise ValueError(f"found shape {shape}, expected {port.reshape.given}")
+        return value.reshape(*shape[: self.batched], *inner)
+
     def _tensor(self, port: _Port, value: Any, *, copy: bool) -> Tensor:
         try:
+            value = self._inside(port, value)
             if getattr(value, "is_cuda", False) and not self._takes_gpu_tensors:
                 value = value.detach().cpu()
             elif copy and isinstance(value, np.ndarray):
@@ -123,30 +146,27 @@ class ModelPorts:
 
 
 class _Port:
-    """A tensor of the config. `shape`: without the batch."""
+    """A tensor of the config. `shape`: that of clients, without the batch. `reshape`: to the
+    model's, or from it.
+    """
 
-    __slots__ = ("datatype", "name", "optional", "shape")
+    __slots__ = ("datatype", "name", "optional", "reshape", "shape")
 
-    def __init__(
-        self, name: str, datatype: DataType, shape: tuple[int, ...], *, optional: bool = False
-    ) -> None:
-        self.name = name
-        self.datatype = datatype
-        self.shape = shape
-        self.optional = optional
-
-    @classmethod
-    def of(cls, tensor: dict[str, Any]) -> _Port:
-        return cls(
-            str(tensor.get("name", "")),
-            datatype_named(str(tensor.get("data_type", ""))),
-            tuple(int(size) for size in tensor.get("dims", ())),
-            optional=bool(tensor.get("optional", False)),
-        )
+    def __init__(self, tensor: dict[str, Any], *, given: bool) -> None:
+        """`given`: it is an input."""
+        self.name = str(tensor.get("name", ""))
+        self.datatype = datatype_named(str(tensor.get("data_type", "")))
+        self.shape = tuple(int(size) for size in tensor.get("dims", ()))
+        self.optional = bool(tensor.get("optional", False))
+        self.reshape: Reshape | None = None
+        if tensor.get("reshape") is not None:
+            inner = tuple(int(size) for size in tensor["reshape"].get("shape", ()))
+            before, after = (self.shape, inner) if given else (inner, self.shape)
+            self.reshape = Reshape.model_validate({"from": before, "to": after})
 
     def as_tensor_port(self, batched: bool) -> TensorPort:
         if self.datatype is DataType.BYTES:
-            dtype = "string"
+            dtype = "object"  # bytes: an encoded image is no text
         elif self.datatype is DataType.BF16:
             dtype = "bfloat16"
         else:
@@ -331,7 +351,7 @@ class TritonPython(Backend):
 
     def _value(self, tensor: Tensor) -> np.ndarray:
         """Return an output. On threads it is copied: the model may keep and change it."""
-        value = tensor.item_value()
+        value = self._ports.outside(tensor.name(), tensor.item_value())
         return value.copy() if self._copies else value
 
     def close(self) -> None:

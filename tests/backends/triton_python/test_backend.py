@@ -417,3 +417,37 @@ def test_what_auto_complete_config_does(
         assert words in answer["error"]
     else:
         assert answer["config"]["name"] == "m"
+
+
+def test_tensors_have_the_models_shape_inside_and_the_clients_outside(make: Make) -> None:
+    backend = make(
+        """
+def execute(self, requests):
+    self.seen = [input_of(request).as_numpy().shape for request in requests]
+    return [out(np.full(shape, 7, np.float32)) for shape in self.seen]
+""",
+        input=[{"name": "IN", "data_type": "TYPE_FP32", "dims": [2, 2], "reshape": {"shape": [4]}}],
+        output=[
+            {"name": "OUT", "data_type": "TYPE_FP32", "dims": [1, 4], "reshape": {"shape": [4]}}
+        ],
+    )
+    good, wrong, listed = run(
+        backend, np.zeros((1, 2, 2), np.float32), row(1, 2), [[[0.0, 1.0], [2.0, 3.0]]]
+    )
+    assert good["result"].shape == listed["result"].shape == (1, 1, 4)
+    assert str(wrong["error"]) == "input 'IN' can't be read: found shape (1, 2), expected (2, 2)"
+
+
+def test_strings_are_bytes(make: Make) -> None:
+    backend = make(
+        """
+def execute(self, requests):
+    return [out(input_of(request).as_numpy()) for request in requests]
+""",
+        input=[{"name": "IN", "data_type": "TYPE_STRING", "dims": [1]}],
+        output=[{"name": "OUT", "data_type": "TYPE_STRING", "dims": [1]}],
+    )
+    assert backend.signature is not None
+    assert backend.signature.inputs == (("IN", "object", (-1, 1), False),)
+    (item,) = run(backend, np.array([[b"\xff"]], object))
+    assert item["result"].tolist() == [[b"\xff"]]
