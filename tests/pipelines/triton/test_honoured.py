@@ -211,6 +211,9 @@ CASES: Mapping[str, Case] = {
     "model_warmup.inputs.*.input_data_file": of_sample("batch_size: 1", 'input_data_file: "in"'),
     "model_warmup.count": of_sample("batch_size: 1 count: 3"),
     "response_cache.enable": added(ONNX, "response_cache { enable: true }"),
+    "parameters.penstock_decode": parameter(
+        PYTHON.replace("dims: 4", "dims: [3, 8, 8]", 1), "penstock_decode", "A=imagenet"
+    ),
     "parameters.PENSTOCK_EXECUTOR": parameter(PYTHON, "PENSTOCK_EXECUTOR", "thread"),
     **{
         f"parameters.{key}": parameter(ONNX, key, value)
