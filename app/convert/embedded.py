@@ -27,8 +27,10 @@ from ..v2.infer.response import tensor_of
 from ..v2.models.model import Model
 from ..v2.models.sequence_batching import stateful_nodes_of
 
-FILE = "pipeline.toml"
-"""The pipeline's file, beside `model.py`."""
+FILE = "penstock.toml"
+"""The pipeline's file, beside `model.py`. It is not called `pipeline.toml`, because Penstock would
+serve that in place of the model.
+"""
 
 SEQUENCE_START, SEQUENCE_END = 1, 2
 """The flags of a request that begins or ends a sequence, as in Triton."""
@@ -37,7 +39,7 @@ Answer = TypeVar("Answer")
 
 
 class TritonPythonModel:
-    """Runs `pipeline.toml`, which lies beside the `model.py`."""
+    """Runs the pipeline of the file that lies beside the `model.py`."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the pipeline. Raises what that raises: the model does not load then."""

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.errors import ConfigError, PenstockError, Problem
 from penstock.backends.expressions.composite import Ensemble
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.params import EngineParams
 from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.tables import protocol_type
+from penstock.pipelines.config.versions import VERSION_FILE
 from penstock.pipelines.directory import read_source
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.triton.folders import CONFIG_FILE
@@ -30,7 +31,7 @@ from .embedded import FILE
 from .written import Converted
 
 MODEL_PY = '''\
-"""Runs the pipeline of pipeline.toml, which lies beside this file. Triton's Python needs Penstock:
+"""Runs the pipeline of penstock.toml, which lies beside this file. Triton's Python needs Penstock:
 pip install penstock-serve
 """
 
@@ -134,7 +135,7 @@ def _of_python(config: PipelineConfig, spec: Spec, result: Converted, folder: st
         message.instance_group[0].count = group.instances
     source = _file(config, spec.params.model)
     for file in source.parent.iterdir():
-        if file.name not in LEFT_OUT | {FILE}:
+        if file.name not in LEFT_OUT | {VERSION_FILE}:
             result.copies[f"{folder}/{file.name}"] = file
     return message
 
@@ -163,9 +164,16 @@ def _declared(config: PipelineConfig, most: int) -> Any:
 
 
 async def _described(config: PipelineConfig) -> dict[str, Any]:
-    """Load a pipeline, and return how it describes itself below /v2."""
+    """Load a pipeline, and return how it describes itself below /v2. Raises ConfigError."""
+    if config.stream_input is not None:
+        message = f"{config.stream_input.name!r} is a stream: Triton has no such inputs"
+        raise ConfigError([Problem(message, config.source, "pipeline", "inputs")])
     pipeline = Pipeline(config)
-    await pipeline.start()
+    try:
+        await pipeline.start()
+    except PenstockError as error:
+        message = f"it must be loaded to learn what it takes: {error}"
+        raise ConfigError([Problem(message, config.source)]) from error
     try:
         return config_of(Model(pipeline))
     finally:

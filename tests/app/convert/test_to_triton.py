@@ -241,3 +241,63 @@ def test_a_stream_in_the_real_triton(loaded: InferenceServerClient, triton: Trit
         found = [parts.get(timeout=60) for _ in range(3)]
         grpc.stop_stream()
     assert [result.as_numpy("result").tolist() for result, _ in found] == [[b"a"], [b"b"], [b"c"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[a]\nbackend = "OnnxTensor"\nmodel = "none.onnx"\n', "it must be loaded to learn"),
+        (
+            '[pipeline.inputs]\ndata = { kind = "text", stream = true }\n'
+            '[a]\nbackend = "Python[loud.py:loud]"\n',
+            "'data' is a stream: Triton has no such inputs",
+        ),
+        ('[a]\nbackend = "Identity"\n# "../../outside.txt"\n', "names '../../outside.txt'"),
+        (
+            '[pipeline.inputs]\nx = { kind = "tensor", shape = [-1, 1] }\n'
+            '[pipeline.outputs]\ny = { kind = "tensor", dtype = "FP32", shape = [-1, 1] }\n'
+            '[a]\nbackend = "Ensemble"\n'
+            'steps = [{ model = "b", inputs = { IN = "x" }, outputs = { OUT = "y" } }]\n',
+            "Triton needs its dtype and shape: 'x' has not both",
+        ),
+    ],
+)
+def test_what_triton_can_not_have(tmp_path: Path, text: str, reason: str) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (tmp_path / "outside.txt").write_text("")
+    (folder / "wrong.toml").write_text(text)
+    loud = "async def loud(item, call):\n    async for part in item['data']:\n        yield part\n"
+    (folder / "loud.py").write_text(loud)
+    result = run(folder / "wrong.toml", "-o", tmp_path / "out")
+    assert (result.exit_code, reason in " ".join(result.output.split())) == (1, True), result.output
+
+
+def test_the_files_of_a_pipeline_go_along(tmp_path: Path) -> None:
+    folder = tmp_path / "pipelines" / "own"
+    (folder / "words").mkdir(parents=True)
+    (folder / "words" / "a.txt").write_text("")
+    for name in ("big.onnx", "big.onnx.data", "unused.onnx", "code.py", "../labels.txt"):
+        (folder / name).write_text("")
+    (folder / "own.toml").write_text(
+        '[pipeline]\nversion = "1.0"\n[own]\nbackend = "Python[code.py:own]"\n'
+        'parts = ["big.onnx", "words", "../labels.txt"]\n'
+    )
+    (folder / "code.py").write_text("class own:\n    def forward(self, batch):\n        pass\n")
+    result = run(folder / "own.toml", "-o", tmp_path / "out")
+    assert result.exit_code == 0 and "version 1.0 is 1" in result.output, result.output
+    files = [
+        file.relative_to(tmp_path / "out").as_posix()
+        for file in sorted((tmp_path / "out").rglob("*"))
+        if file.is_file()
+    ]
+    assert files == [
+        "own/1/big.onnx",
+        "own/1/big.onnx.data",
+        "own/1/code.py",
+        "own/1/model.py",
+        "own/1/penstock.toml",
+        "own/1/words/a.txt",
+        "own/config.pbtxt",
+        "own/labels.txt",
+    ]
