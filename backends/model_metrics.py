@@ -173,6 +173,11 @@ model_metrics = ModelMetrics()
 """The metrics of the models of this process. A child's are kept in its server's process."""
 
 
+def owner_of_process(pid: int) -> str:
+    """Return what the owners of all metrics of a child process begin with."""
+    return f"process {pid}/"
+
+
 def apply(operation: str, *arguments: object) -> float | None:
     """Run a method of `model_metrics`. A child asks its server to call this."""
     result: float | None = getattr(model_metrics, operation)(*arguments)

@@ -28,6 +28,7 @@ from ..expressions.registry import backend_registered_here
 from ..expressions.spec import Spec
 from ..item import Item
 from ..memory import Reservation, budget
+from ..model_metrics import model_metrics, owner_of_process
 from ..sequences.definition import SequenceConfig
 from ..sequences.sequence import EndedSequences
 from ..server import Connect
@@ -377,6 +378,7 @@ class Child:
 
     def _wait(self) -> None:
         self._process.wait()
+        model_metrics.release(owner_of_process(self.pid))
         self.exited = True
         with suppress(OSError):
             # A process that the backend started may hold the other end open: wake the thread that

@@ -220,6 +220,7 @@ class TritonPython(Backend):
     blocks: ClassVar[str] = "it runs a model's code"
     takes_traceparent: ClassVar[bool] = True
     takes_request_facts: ClassVar[bool] = True
+    takes_server: ClassVar[bool] = True
 
     def init(self, params: TritonPythonParams, context: Context) -> None:
         """Raises BackendError with the model's words if it can't be imported or initialized."""

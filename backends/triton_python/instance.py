@@ -32,7 +32,8 @@ class ModelInstance:
         self.loop = EventLoop(f"event loop of {self.name}")
         beside = () if context.alone else (str(file.parent), str(file.parent.parent))
         server = getattr(context, "server", None)
-        self.running = RunningModel(file.parent, InstanceMetrics(server), server, beside)
+        metrics = InstanceMetrics(server if context.alone else None)
+        self.running = RunningModel(file.parent, metrics, server, beside)
         self._initialized = False
         cls = model_file.load(self.running, file)
         try:

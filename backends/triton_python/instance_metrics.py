@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from itertools import count
 from typing import Any
 from uuid import uuid4
 
-from ..model_metrics import Labels, apply
+from ..model_metrics import Labels, apply, owner_of_process
 from ..server import Server
 
 
@@ -21,7 +22,8 @@ class InstanceMetrics:
     def __init__(self, server: Server | None) -> None:
         """`server`: None if the metrics of this process are meant."""
         self._server = server
-        self._name = f"{uuid4()}/"
+        # A child's are let go of when it ends, however it ends (`process/proxy.py`).
+        self._name = f"{uuid4()}/" if server is None else owner_of_process(os.getpid())
         self._numbers = count()
         self._lost: deque[tuple[str, Labels, str]] = deque()
         self.used = False
@@ -49,5 +51,5 @@ class InstanceMetrics:
 
     def close(self) -> None:
         """Let go of all metrics of the instance."""
-        if self.used:
+        if self.used and self._server is None:
             self.apply("release", self._name)

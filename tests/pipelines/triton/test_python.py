@@ -251,8 +251,8 @@ class TritonPythonModel:
 
 
 async def test_metrics_of_models_are_among_the_servers(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_model(tmp_path, name, CONFIG + THREAD, COUNTING)
+    write_model(tmp_path, "one", CONFIG + THREAD, COUNTING)
+    write_model(tmp_path, "two", CONFIG, COUNTING)  # in a process
     async with served(tmp_path) as client:
         counted = [
             (await client.post(f"/v2/models/{name}/infer", json=request(value))).json()
