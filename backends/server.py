@@ -120,6 +120,8 @@ class Response(NamedTuple):
     error: ResponseError | None = None
     final: bool = True
     parameters: Mapping[str, Any] | None = None
+    bfloat16: frozenset[str] = frozenset()
+    """The outputs that are BF16. Their arrays are float32, as NumPy has no such type."""
 
     @property
     def size(self) -> int:

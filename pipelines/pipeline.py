@@ -17,10 +17,10 @@ from penstock.backends.loaded_files import LoadedFiles
 from penstock.backends.server import ModelCall, ModelOrder, Response
 
 from .cache.responses import ResponseCache
-from .called_models import request_of, response_of, step_of
 from .composites.composite import CompositeNode
 from .composites.logic import CallFuture
 from .config.load import PipelineConfig, load
+from .model_requests import request_of, response_of, step_of
 from .node.files import config_files
 from .node.measured import resolved
 from .node.node import Node
@@ -775,6 +775,12 @@ class Pipeline:
         makes a response of an answer, too. Raises what `submit_nowait` raises.
         """
         called = self.other(call.model, call.version)
+        if called.streams and not call.streams:
+            raise InvalidRequest(
+                f"Model {call.model} is using the decoupled. The current BLS request call doesn't "
+                "support models using the decoupled transaction policy. Please use 'decoupled=True'"
+                " argument to the 'exec' or 'async_exec' calls for decoupled models.'"
+            )
         item = request_of(call, called.config)
         step = step_of(call, called.takes_sequences)
         if called._graph.calls:  # its models may call this pipeline

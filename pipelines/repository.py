@@ -703,7 +703,8 @@ class Repository:
                 ready = False
             return Response({"ready": ready})
         if order.action == "unload":
-            await self.unload(order.model, waits=False)
+            with contextlib.suppress(NotFound):  # as in Triton
+                await self.unload(order.model, waits=False)
         elif order.config or order.files:
             if self.load_override is None:
                 raise InvalidRequest("load_model takes no config and no files here: no app serves")

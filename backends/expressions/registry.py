@@ -116,6 +116,7 @@ BUILTINS: dict[str, str] = {
     "TorchExportTensor": "penstock.backends.engines.torch.backend:TorchExportTensor",
     "PythonTensor": "penstock.backends.engines.torch.backend:PythonTensor",
     "TritonPython": "penstock.backends.triton_python.backend:TritonPython",
+    "TritonPythonDecoupled": "penstock.backends.triton_python.decoupled:TritonPythonDecoupled",
     "TensorrtTensor": "penstock.backends.engines.tensorrt.backend:TensorrtTensor",
 }
 """Name -> where its class is. The module is imported when one of its backends is first used."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutine
 from typing import Any, ClassVar
 
@@ -15,6 +17,7 @@ from ..errors import InvalidInput, ModelError
 from ..item import CONTROL_KEYS, Item, RequestFacts
 from ..params import Reshape
 from ..sequences.definition import why_no_id
+from ..server import HANDLE
 from ..warm_up_samples import Sample, run_samples
 from .datatypes import TYPE_OF, DataType, datatype_named
 from .error import answer_of
@@ -26,6 +29,7 @@ from .request import (
     InferenceTrace,
 )
 from .response import InferenceResponse
+from .senders import OneResponseSender
 from .tensor import Tensor
 
 logger = logging.getLogger("penstock.model")
@@ -216,7 +220,7 @@ class TritonPython(Backend):
     is left out. `result`: the output tensors likewise.
     """
 
-    parameters = TritonPythonParams
+    parameters: ClassVar[type[Params] | None] = TritonPythonParams
     blocks: ClassVar[str] = "it runs a model's code"
     takes_traceparent: ClassVar[bool] = True
     takes_request_facts: ClassVar[bool] = True
@@ -244,11 +248,21 @@ class TritonPython(Backend):
         asked: list[tuple[Item, InferenceRequest]] = []
         for item in batch:
             try:
-                asked.append((item, self._request(item)))
+                request = self._request(item)
             except InvalidInput as error:
                 item["error"] = error
+                continue
+            sender = OneResponseSender(request.is_cancelled)
+            request.came(self._context.server, item.get(HANDLE), sender)
+            asked.append((item, request))
         if asked:
-            self._run(asked)
+            with self._running(batch):
+                self._run(asked)
+
+    def _running(self, batch: list[Item], responds: bool = False) -> AbstractContextManager[None]:
+        """Say that calls of other models are made on behalf of these items."""
+        server = self._context.server
+        return nullcontext() if server is None else server.running(batch, responds)
 
     def _run(self, asked: list[tuple[Item, InferenceRequest]]) -> None:
         instance = self._instance
@@ -258,13 +272,7 @@ class TritonPython(Backend):
             try:
                 responses = self._responses(instance, requests)
             except BaseException as error:  # SystemExit too: a model's code ends no thread
-                refused = isinstance(error, _RefusedError)
-                words = str(error) if refused else describe(error)
-                text = (
-                    f"Failed to process the request(s) for model '{instance.name}', message: "
-                    f"{words}"
-                )
-                logger.error("%s", text, exc_info=None if refused else error)
+                text = self.failure(instance, error)
                 for item, _ in asked:
                     item["error"] = ModelError(text)
                 return
@@ -277,6 +285,17 @@ class TritonPython(Backend):
             asked = again
         instance.running.metrics.flush()
 
+    @staticmethod
+    def failure(instance: ModelInstance, error: BaseException) -> str:
+        """Log an exception of `execute`, and return what clients learn of it."""
+        refused = isinstance(error, RefusedError)
+        text = (
+            f"Failed to process the request(s) for model '{instance.name}', message: "
+            f"{error if refused else describe(error)}"
+        )
+        logger.error("%s", text, exc_info=None if refused else error)
+        return text
+
     def _responses(
         self, instance: ModelInstance, requests: list[InferenceRequest]
     ) -> list[InferenceResponse | None]:
@@ -287,29 +306,50 @@ class TritonPython(Backend):
         returned = instance.execute(requests)
         if iscoroutine(returned):
             returned = instance.loop.submit(returned).result()
+        if returned is None and all(request.sender_taken for request in requests):
+            returned = [None] * len(requests)
         if not isinstance(returned, list):
-            raise _RefusedError(
+            raise RefusedError(
                 f"Expected a list in the execute return, found type '{type(returned)}'."
             )
         if len(returned) != len(requests):
-            raise _RefusedError(
+            raise RefusedError(
                 "Number of InferenceResponse objects do not match the number of InferenceRequest "
                 f"objects. InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) "
                 f"size is:{len(returned)}"
             )
-        for request, response in zip(requests, returned, strict=True):
-            if request.is_rescheduled:
-                request.set_release_flags(0)
-                if response is not None:
-                    raise _RefusedError(
-                        "Expected a None object in the execute function return list for "
-                        f"rescheduled request, found type '{type(response)}'."
-                    )
-            elif not isinstance(response, InferenceResponse):
-                raise _RefusedError(
-                    "Expected an 'InferenceResponse' object in the execute function return list, "
-                    f"found type '{type(response)}'."
+        return [
+            self._returned(request, response)
+            for request, response in zip(requests, returned, strict=True)
+        ]
+
+    @staticmethod
+    def _returned(request: InferenceRequest, returned: Any) -> InferenceResponse | None:
+        """Return the response to a request, of which `execute` has returned this; None if it is to
+        be run again.
+        """
+        if request.is_rescheduled:
+            request.set_release_flags(0)
+            if returned is not None:
+                raise RefusedError(
+                    "Expected a None object in the execute function return list for "
+                    f"rescheduled request, found type '{type(returned)}'."
                 )
+            return None
+        sender = request.sender
+        if returned is None and request.sender_taken and isinstance(sender, OneResponseSender):
+            return sender.get()
+        if not isinstance(returned, InferenceResponse):
+            raise RefusedError(
+                "Expected an 'InferenceResponse' object in the execute function return list, "
+                f"found type '{type(returned)}'."
+            )
+        if isinstance(sender, OneResponseSender) and sender.response is not None:
+            logger.warning(
+                "a model has sent the response to a request, and returned another one, which is "
+                "dropped: expected None"
+            )
+            return sender.response
         return returned
 
     def _request(self, item: Item) -> InferenceRequest:
@@ -331,7 +371,7 @@ class TritonPython(Backend):
             "",
             flags=flags,
             timeout=facts.timeout_us,
-            trace=_trace(item),
+            trace=InferenceTrace(_trace_context(item), item.get(HANDLE)),
             parameters=_parameters(item.items()),
         )
 
@@ -361,17 +401,15 @@ class TritonPython(Backend):
             self._instance.close()
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """Raised for what an `execute` returned."""
 
 
-def _trace(item: Item) -> InferenceTrace:
+def _trace_context(item: Item) -> str:
     if not item.get("traceparent"):
-        return InferenceTrace()
-    import json
-
+        return ""
     headers = {key: item[key] for key in ("traceparent", "tracestate") if item.get(key)}
-    return InferenceTrace(json.dumps(headers))
+    return json.dumps(headers)
 
 
 def _parameters(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

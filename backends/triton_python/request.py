@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from . import calls, senders
+from ..server import ModelCall, Server
+from . import calls
 from .error import TritonModelException
 from .parameters import as_json, checked
+from .senders import InferenceResponseSender
 from .tensor import Tensor
 
 SEQUENCE_START, SEQUENCE_END = 1, 2
@@ -38,10 +40,12 @@ class PreferredMemory:
 class InferenceTrace:
     """Where a request stands in a distributed trace."""
 
-    __slots__ = ("_context",)
+    __slots__ = ("_context", "handle")
 
-    def __init__(self, context: str = "") -> None:
+    def __init__(self, context: str = "", handle: int | None = None) -> None:
+        """`handle`: that of the request, on whose behalf others with its trace are sent."""
         self._context = context
+        self.handle = handle
 
     def get_context(self) -> str | None:
         """Return the headers of W3C Trace Context as a JSON text; None if it is in no trace."""
@@ -60,11 +64,14 @@ class InferenceRequest:
         "_release_flags",
         "_request_id",
         "_requested_outputs",
+        "_sender",
+        "_server",
         "_timeout",
         "_trace",
         "model_name",
         "model_version",
         "preferred_memory",
+        "sender_taken",
     )
 
     def __init__(  # noqa: PLR0917  Triton's, by position or by name
@@ -123,6 +130,9 @@ class InferenceRequest:
         self._parameters = checked(parameters)
         self._release_flags = RELEASE_ALL
         self._handle: int | None = None
+        self._server: Server | None = None
+        self._sender = InferenceResponseSender()
+        self.sender_taken = False
 
     def __repr__(self) -> str:
         return f"<InferenceRequest {self._request_id} {self._inputs}>"
@@ -172,20 +182,53 @@ class InferenceRequest:
         """True if the model asks for another `execute` for it."""
         return self._release_flags == RELEASE_RESCHEDULE
 
-    def get_response_sender(self) -> senders.InferenceResponseSender:
-        """Return what sends responses to this request, of a decoupled model."""
-        return senders.sender_of(self)
+    def get_response_sender(self) -> InferenceResponseSender:
+        """Return what sends responses to this request."""
+        self.sender_taken = True
+        return self._sender
+
+    @property
+    def sender(self) -> InferenceResponseSender:
+        """What `get_response_sender` returns."""
+        return self._sender
 
     def is_cancelled(self) -> bool:
         """Return whether its client has left."""
-        return senders.is_cancelled(self._handle)
+        if self._server is None or self._handle is None:
+            return False
+        return self._server.is_cancelled(self._handle)
+
+    def came(
+        self, server: Server | None, handle: int | None, sender: InferenceResponseSender
+    ) -> None:
+        """Say where it came from: a client of this model, not the model itself."""
+        self._server = server
+        self._handle = handle
+        self._sender = sender
 
     def exec(self, decoupled: bool = False) -> Any:
         """Send it to another model, and return its response; an iterator of responses if
         `decoupled`.
         """
-        return calls.run(self, decoupled)
+        return calls.run(self._call(decoupled))
 
     def async_exec(self, decoupled: bool = False) -> Any:
         """Do the same without blocking the event loop that runs: `await` what it returns."""
-        return calls.run_async(self, decoupled)
+        return calls.run_async(self._call(decoupled))
+
+    def _call(self, decoupled: bool) -> ModelCall:
+        version, parent = self.model_version, self._trace.handle
+        return ModelCall(
+            self.model_name,
+            str(version) if version > 0 else "",
+            {tensor.name(): tensor.item_value() for tensor in self._inputs},
+            tuple(sorted(self._requested_outputs)),
+            self._request_id,
+            self._correlation_id,
+            starts=bool(self._flags & SEQUENCE_START),
+            ends=bool(self._flags & SEQUENCE_END),
+            timeout=self._timeout,
+            parameters=self._parameters,
+            parents=() if parent is None else (parent,),
+            streams=decoupled,
+        )

@@ -27,8 +27,10 @@ from penstock.backends.text import message_of
 from ..config.definition import NodeConfig, PipelineConfig
 from ..node.placement import context_of
 from ..node.queue import Batch, Entry
+from ..runs.graph_run import NodeVisit
+from ..runs.stream import StreamRun
 from .blocking_logic import Worker
-from .logic import CalledPipeline, LogicNode
+from .logic import CalledPipeline, LogicNode, NodeCaller
 from .model_calls import InstanceLink, ModelCalls, ResponseStream
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ class DecoupledNode(LogicNode):
         instance = await self._take(entry)
         batch.started = self._clock()  # until now it queued
         responses = ResponseStream(instance.link, entry)
-        given = {**item, HANDLE: responses.handle}
+        given = {**item, **self._own_keys(call), HANDLE: responses.handle}
         instance.running = entry
         backend = instance.backend
         assert backend is not None
@@ -147,12 +149,37 @@ class DecoupledNode(LogicNode):
                 response = await responses.next()
                 if response.error is not None:
                     raise response.error.as_exception()
-                if response.outputs is not None:
-                    yield response.outputs
+                if response.outputs is None:
+                    assert isinstance(entry, NodeVisit)
+                    assert isinstance(entry.run, StreamRun)
+                    entry.run.ended_empty = True
+                else:
+                    item.pop("response_parameters", None)
+                    if response.parameters:
+                        item["response_parameters"] = response.parameters
+                    yield self._result(response.outputs)
                 if response.final:
                     return
         finally:
             responses.close()
+
+    def _own_keys(self, call: NodeCaller) -> Item:
+        """Return the keys that the backend asks for, besides those of the item."""
+        spec = self.config.instance_groups[0].spec
+        keys: Item = {}
+        if spec.takes_request_id:
+            keys["request_id"] = call.request_id
+        if spec.takes_traceparent:
+            keys["traceparent"], keys["tracestate"] = call.traceparent, call.tracestate
+        return keys
+
+    def _result(self, outputs: dict[str, Any]) -> Any:
+        """Return a result: the one output, or the list of them in the declared order."""
+        names = [port.name for port in self._pipeline_config.outputs]
+        if not names:
+            return outputs
+        values = [outputs.get(name) for name in names]
+        return values[0] if len(values) == 1 else values
 
     def _executed(
         self, instance: Instance, responses: ResponseStream, executing: asyncio.Future[Any]

@@ -16,7 +16,13 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Protocol
 
-from penstock.backends.errors import BackendError, DeadlineExceeded, InvalidRequest, NotReady
+from penstock.backends.errors import (
+    BackendError,
+    DeadlineExceeded,
+    NotFound,
+    NotReady,
+    PenstockError,
+)
 from penstock.backends.item import Item
 from penstock.backends.server import (
     HANDLE,
@@ -25,8 +31,10 @@ from penstock.backends.server import (
     ModelOrder,
     Response,
     ResponseError,
+    code_of,
     failed,
 )
+from penstock.backends.text import message_of
 
 from ..node.node import Node
 from ..node.queue import NEVER, Entry, Outcome
@@ -34,7 +42,7 @@ from ..runs.graph_run import GraphRun
 from ..runs.inside import Inside
 from ..runs.plan import RunningNode
 from ..runs.run import Run, Submission
-from ..runs.stream import Parts
+from ..runs.stream import Parts, StreamRun
 from .composite import MAX_NESTED_GRAPHS
 from .logic import CallFuture
 
@@ -333,21 +341,21 @@ class ModelCalls:
             )
         future = CallFuture(loop=self.loop)
         future.inside = inside.deeper(link.node)
-        submission, respond = self._models.call_model(call, future, parents, opened.deadline)
+        try:
+            submission, respond = self._models.call_model(call, future, parents, opened.deadline)
+        except PenstockError as error:
+            return refused(call.model, error)
         opened.submission = submission
         if call.streams:
             async for part in Parts(submission):
                 listener.answered(number, respond(part)._replace(final=False))
                 await opened.asked.wait()
                 opened.asked.clear()
-            return Response(None)
-        parts = [part async for part in Parts(submission)]
-        if len(parts) != 1:
-            raise InvalidRequest(
-                f"model {call.model!r} gave {len(parts)} responses, and exec takes one: use "
-                "exec(decoupled=True)"
-            )
-        return respond(parts[0])
+            # As in Triton, the flag that no more follow is a response if it came by itself.
+            empty = isinstance(submission, StreamRun) and submission.ended_empty
+            return Response({} if empty else None)
+        (answer,) = [part async for part in Parts(submission)]
+        return respond(answer)
 
     def _set_timer(self) -> None:
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check, context=self.context)
@@ -388,6 +396,15 @@ class ModelCalls:
                     return False
                 calls += link.calls.values()
         return True
+
+
+def refused(model: str, error: PenstockError) -> Response:
+    """Return the response to a call that another pipeline does not take, in Triton's words."""
+    words = message_of(error)
+    if isinstance(error, (NotFound, NotReady)):
+        words = f"Failed for execute the inference request. Model '{model}' is not ready. ({words})"
+    message = f"Model {model} - Error when running inference: {words}"
+    return Response(None, ResponseError(code_of(error), message))
 
 
 def deadlock() -> BackendError:

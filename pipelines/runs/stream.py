@@ -24,7 +24,17 @@ class StreamRun(GraphRun):
     `future` ends with the stream. Its item has all parts, unless a reader takes them one by one.
     """
 
-    __slots__ = ("_before", "_loop", "_part", "_parts", "_reader", "_reads", "_ready", "_source")
+    __slots__ = (
+        "_before",
+        "_loop",
+        "_part",
+        "_parts",
+        "_reader",
+        "_reads",
+        "_ready",
+        "_source",
+        "ended_empty",
+    )
 
     def __init__(
         self,
@@ -36,6 +46,8 @@ class StreamRun(GraphRun):
     ) -> None:
         super().__init__(request, entry_point, came)
         self._loop = loop
+        self.ended_empty = False
+        """True: a decoupled model has said after its last response that this was the last one."""
         self._source = source  # the node that yields
         # `waiting` and `leaves` as the first part met them.
         self._before: tuple[dict[PlanNode, int], int] | None = None

@@ -19,7 +19,8 @@ def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
         message = f"found {executor!r}, expected process or thread"
         field = f"parameters.{EXECUTOR_PARAMETER}"
         tables.problems.append(model.problem(field, message))
-    node["backend"] = "TritonPython"
+    decoupled = model.config.model_transaction_policy.decoupled
+    node["backend"] = "TritonPythonDecoupled" if decoupled else "TritonPython"
     node["model"] = model.model_file
     node["executor"] = executor
     node["model_config"] = as_json(model.config)

@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.backends.errors import InvalidRequest
-from penstock.backends.item import Item
+from penstock.backends.item import CONTROL_KEYS, Item, RequestFacts
 from penstock.backends.server import ModelCall, Response
 
 from .config.definition import PipelineConfig
+from .config.tables import numpy_type
 from .named_tensors import item_of, tensors_of
 from .sequences.step import Step
 
-OWN_KEYS = frozenset({"data", "result", "error", "node_name", "request_size", "request_facts"})
+OWN_KEYS = CONTROL_KEYS | {"data", "result", "error"}
 """The keys of an item that are no parameters."""
+
+FLAG_START, FLAG_END = 1, 2
+"""Triton's flags of a step: it starts or ends its sequence."""
 
 
 def request_of(call: ModelCall, config: PipelineConfig) -> Item:
@@ -26,7 +30,13 @@ def request_of(call: ModelCall, config: PipelineConfig) -> Item:
             raise InvalidRequest(f"unexpected inference output '{name}' for model '{config.name}'")
     if taken := OWN_KEYS & call.parameters.keys():
         raise InvalidRequest(f"parameter {min(taken)!r} can't be given: the server uses that name")
-    return {**call.parameters, **item_of(config, call.inputs)}
+    item: Item = {**call.parameters, **item_of(config, call.inputs)}
+    if config.takes_request_facts:
+        flags = call.starts * FLAG_START | call.ends * FLAG_END
+        item["request_facts"] = RequestFacts(
+            call.correlation_id, flags, call.timeout, call.outputs or None, call.request_id
+        )
+    return item
 
 
 def step_of(call: ModelCall, takes_sequences: bool) -> Step | None:
@@ -38,7 +48,19 @@ def step_of(call: ModelCall, takes_sequences: bool) -> Step | None:
 
 def response_of(config: PipelineConfig, outputs: tuple[str, ...], item: Item) -> Response:
     """Return the response that an answer is: the outputs that were asked for, all if none was."""
-    found: dict[str, Any] = tensors_of(config, item)
-    if outputs:
-        found = {name: array for name, array in found.items() if name in outputs}
-    return Response(found, parameters=item.get("response_parameters"))
+    found = {
+        name: _on_cpu(array)
+        for name, array in tensors_of(config, item).items()
+        if not outputs or name in outputs
+    }
+    halves = {port.name for port in config.outputs if numpy_type(port.dtype) == "bfloat16"}
+    parameters = item.get("response_parameters")
+    return Response(found, parameters=parameters, bfloat16=frozenset(halves & found.keys()))
+
+
+def _on_cpu(array: Any) -> Any:
+    """Return an array of NumPy: BF16 as float32."""
+    if not hasattr(array, "detach"):  # not a tensor of torch
+        return array
+    array = array.detach().cpu()
+    return (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
