@@ -149,6 +149,9 @@ class Ensemble(Logic):
 
 
 class EnsembleDecoupled(Ensemble):
-    """An `Ensemble` with a step that answers in parts: so does the ensemble."""
+    """An `Ensemble` with a step that answers in parts: so does the ensemble.
+
+    No file names it: an ensemble becomes one when it is joined with its models.
+    """
 
     streams = True

@@ -58,7 +58,6 @@ BUILTINS: dict[str, str] = {
     "Jump": "penstock.backends.expressions.composite:Jump",
     "MapReduce": "penstock.backends.expressions.composite:MapReduce",
     "Ensemble": "penstock.backends.expressions.composite:Ensemble",
-    "EnsembleDecoupled": "penstock.backends.expressions.composite:EnsembleDecoupled",
     "CopySplit": "penstock.backends.expressions.composite:CopySplit",
     "DecodeMat": "penstock.backends.image.decode:DecodeMat",
     "CvtColorMat": "penstock.backends.image.convert:CvtColorMat",

@@ -83,8 +83,8 @@ class EnsembleNode(LogicNode):
         if left:
             raise self._failed(
                 BackendError(
-                    f"step of model {left[0].model!r} answers in parts: expected the backend "
-                    "EnsembleDecoupled"
+                    f"step of model {left[0].model!r} answers in parts, and did not when the "
+                    "ensemble was loaded: load the ensemble again"
                 )
             )
         return self._result(tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,6 +29,8 @@ from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.config.load import load
 from penstock.pipelines.config.versions import VersionPolicy
 from penstock.pipelines.repository import Repository
+
+from ..workshop import BOUND, queued, until
 
 pytestmark = pytest.mark.usefixtures("own_registry", "no_threads_left")
 LOOPS = ("debug",)  # no loop does anything else here than for other logic
@@ -83,11 +86,10 @@ def ensemble(
     *steps: Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     outputs: Mapping[str, Any] | None = None,
-    backend: str = "Ensemble",
     **keys: Any,
 ) -> PipelineConfig:
     return model(
-        "both", backend, inputs or ports("IN"), outputs or ports("OUT"), steps=[*steps], **keys
+        "both", "Ensemble", inputs or ports("IN"), outputs or ports("OUT"), steps=[*steps], **keys
     )
 
 
@@ -366,7 +368,6 @@ async def test_each_part_of_a_stream_passes_the_steps_after_it(double: PipelineC
         step("double", "X=b", "Y=OUT"),
         step("count", "X=a", "Y=b"),
         step("double", "X=IN", "Y=a"),
-        backend="EnsembleDecoupled",
     )
     async with serving(double, counting, both) as ask:
         assert [part[0, 0] for part in await ask()] == [4, 6]
@@ -384,9 +385,7 @@ async def test_a_stream_of_streams() -> None:
             yield item["data"] * 10 + number
 
     twice = model("two", two, ports("X"), ports("Y"))
-    both = ensemble(
-        step("two", "X=IN", "Y=a"), step("two", "X=a", "Y=OUT"), backend="EnsembleDecoupled"
-    )
+    both = ensemble(step("two", "X=IN", "Y=a"), step("two", "X=a", "Y=OUT"))
     async with serving(twice, both) as ask:
         assert [part[0, 0] for part in await ask()] == [100, 101, 110, 111]
 
@@ -641,3 +640,27 @@ async def test_inputs_and_outputs_may_have_other_shapes_for_the_steps(
             await ask()
     with pytest.raises(ConfigError, match="'lost' is neither an input nor an output"):
         ensemble(step("double", "X=IN", "Y=OUT"), reshape={"lost": shapes["IN"]})
+
+
+async def test_callers_of_the_ensemble_and_of_its_model_share_batches() -> None:
+    gate = threading.Event()
+    batches: list[int] = []
+
+    class Held(Backend):
+        def forward(self, batch: list[Item]) -> None:
+            batches.append(len(batch))
+            assert gate.wait(BOUND)
+            for item in batch:
+                item["result"] = item["data"]
+
+    both = ensemble(step("held", "X=IN", "Y=OUT"))
+    async with serving(model("held", Held, ports("X"), ports("Y"), max=8), both) as ask:
+        held = ask.repository.pipelines["held"]
+        asked = [asyncio.ensure_future(ask(ROWS[:1]))]
+        await until(lambda: batches)
+        asked += [asyncio.ensure_future(ask(ROWS[:1])) for _ in range(2)]
+        direct = asyncio.ensure_future(held({"data": ROWS[:1]}))
+        await until(lambda: queued(held, "held") == 3)
+        gate.set()
+        await asyncio.gather(*asked, direct)
+    assert batches == [1, 3]
