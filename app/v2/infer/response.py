@@ -181,7 +181,19 @@ def tensor_of(tensor: Tensor, value: Any, rows: int, model: Model) -> tuple[Data
         return DATATYPES["BYTES"], as_rows(value)
     if tensor.kind == "list" and isinstance(value, (list, tuple)):
         return _of_list(tensor, value)
-    return as_tensor(value, tensor.datatype, tensor.name)
+    return as_tensor(value, _expected(tensor, value, model), tensor.name)
+
+
+def _expected(tensor: Tensor, value: Any, model: Model) -> Datatype | None:
+    """Return the datatype that an output must have; None: its own.
+
+    Triton sends what a Python model returns, whatever its configuration says.
+    """
+    declared = tensor.datatype
+    if model.pipeline.config.model_config is None or type(value) is not np.ndarray:
+        return declared
+    is_bf16 = declared is not None and declared.name == "BF16" and value.dtype == np.float32
+    return declared if is_bf16 else None
 
 
 def _length(content: Any) -> int:

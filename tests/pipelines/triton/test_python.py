@@ -52,6 +52,8 @@ class TritonPythonModel:
             )
         if command == 2:
             raise ValueError("I can't")
+        if command == 3:
+            array = array.astype(np.int64)  # declared as FP32
         more = pb_utils.get_input_tensor_by_name(request, "MORE")
         seen = {
             "word": WORD,
@@ -183,6 +185,7 @@ async def test_the_real_triton_answers_the_same(
         request(4, outputs=[{"name": "OUT"}]),
         request(1),
         request(2),
+        request(3),
     ]
     async with httpx.AsyncClient(base_url=f"http://{triton.address}") as other:
         for document in asked:
