@@ -426,7 +426,7 @@ SHARED_KEYS = GROUP_KEYS | {"device"}
 NODE_KEYS = frozenset(NodeTable.model_fields)
 TABLE_KEYS = frozenset({"sequence", "queue_policies"})
 """Keys of the node itself whose values are tables."""
-PARAMETER_TABLES = frozenset({"batch_axis", "model_config", "reshape"})
+PARAMETER_TABLES = frozenset({"batch_axis", "dtypes", "model_config", "reshape"})
 """Parameters of backends whose values are tables. No node may have such a name."""
 STRUCTURE_KEYS = frozenset({"backend", "next", "map", "filter", "borrow_from"})
 """Keys that define a node and its place in the graph. No backend ever gets them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.source import Tables
+from ..config.tables import numpy_type
+from .datatypes import datatype_name
 from .model import TritonModel
 from .parameters import ParameterReader
 from .translate_tensors import translate_tensors
@@ -32,6 +34,14 @@ def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
     node["model"] = model.model_file
     node["batched"] = model.batched
     translate_tensors(model, node)
+    # Others go to the model as they come.
+    dtypes = {
+        tensor.name: numpy_type(datatype)
+        for tensor in model.config.input
+        if (datatype := datatype_name(tensor.data_type)) in {"BF16", "FP64"}
+    }
+    if dtypes:
+        node["dtypes"] = dtypes
     reader = ParameterReader(model, tables)
     for key in SWITCHES if is_package else (*SWITCHES, *SCRIPT_SWITCHES):
         if (switch := reader.boolean(key)) is not None:

@@ -7,7 +7,8 @@ in runner.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,6 +62,9 @@ class TorchEngine(TorchRunner):
 
     warm_up_runs: ClassVar[int] = 1
     """The times that warm-up runs each bucket before it captures a graph."""
+
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
+    """The dtypes that inputs must have, by the name that the file gives them; set by `load`."""
 
     probing = False
     """True while the model runs for a probe. Its runs must leave no trace in what compiles it."""
@@ -374,11 +378,12 @@ class TorchEngine(TorchRunner):
             label = self.label(position)
             read = as_texts if position in self.texts else as_tensor
             given: Input = read(value, label)
-            if self.params.reshape and isinstance(given, torch.Tensor):
+            if (self.params.reshape or self.dtypes) and isinstance(given, torch.Tensor):
                 name = names[position] if names else self.input_name(position)
                 if name in self.reshape:
                     shape = self.reshape.input_shape(name, tuple(given.shape), label)
                     given = given.reshape(shape)
+                given = given.to(self.dtypes.get(name, given.dtype))
             shape = given.shape if isinstance(given, torch.Tensor) else (len(given),)
             axis = self.input_axis(position)
             if len(shape) <= axis or (self.batched and shape[axis] != size):

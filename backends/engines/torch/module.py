@@ -142,12 +142,21 @@ class TorchModule(TorchEngine):
             if self.output_count is not None and max(self._order) >= self.output_count:
                 message = f"{', '.join(params.outputs)} are wanted, but the model has "
                 raise self._wrong("outputs", f"{message}{self.output_count}")
+        self._check_dtypes(params)
         if params.reshape:
             inputs = params.inputs or self.inputs
             count = self.output_count or len(params.outputs)
             outputs = [self.output_name(position) for position in range(count)]
             if inputs is not None and count:
                 self.reshape.check([*inputs, *outputs])
+
+    def _check_dtypes(self, params: TorchParams) -> None:
+        known = params.inputs or self.inputs
+        for name in params.dtypes:
+            if known is not None and name not in known:
+                message = f"names {name!r}, and the inputs are {', '.join(known)}"
+                raise self._wrong("dtypes", message)
+        self.dtypes = {name: getattr(torch, dtype) for name, dtype in params.dtypes.items()}
 
     def input_name(self, position: int) -> str:
         for name, place in self._places.items():
@@ -355,7 +364,8 @@ class TorchModule(TorchEngine):
             self._half.clean()
 
     def travels_as(self, index: int, tensor: torch.Tensor) -> torch.dtype:
-        return tensor.dtype if self.has_doubles else super().travels_as(index, tensor)
+        exact = self.has_doubles or bool(self.params.dtypes)
+        return tensor.dtype if exact else super().travels_as(index, tensor)
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
         ready = [

@@ -33,12 +33,31 @@ def _number(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
+TensorType = Literal[
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+]
+
+
 class TorchParams(EngineParams):
     """The parameters of all torch engines.
 
     Options with Triton's names may be written in lower case too.
     """
 
+    dtypes: dict[str, TensorType] = Field(
+        {},
+        description="the dtype in which inputs go to the model, by name: x = bfloat16; default: as "
+        "they come, and float64 as float32 unless the model has weights in float64",
+    )
     cuda_graphs: bool = Field(
         True,
         description="on a GPU, capture a CUDA graph for each batch size (1, 2, 4 ... max) at "

@@ -288,6 +288,8 @@ def test_engines_of_tensorrt_and_packages_of_torch(tmp_path: Path) -> None:
         name, params = keys(read(folder, config))
         assert (name, params.model, params.inputs) == (expected, f"1/{file}", ("x",))
         assert params.batched is False
+    _, params = keys(read(folder, config.replace("TYPE_FP32", "TYPE_BF16", 1)))
+    assert params.dtypes == {"x": "bfloat16"}
 
 
 SAMPLES = """

@@ -186,6 +186,26 @@ def test_names_that_do_not_fit_the_model(scripted: Any, make: Any, keys: Any, me
         make(NAME, scripted(Pair()), **keys)
 
 
+class Added(torch.nn.Module):
+    """Without weights: what it computes in is what comes."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a + 1, b + 1
+
+
+def test_inputs_have_the_dtypes_that_are_given(scripted: Any, make: Any, run: Any) -> None:
+    dtypes = {"x": "float64", "y": "bfloat16"}
+    backend = make(NAME, scripted(Added()), max=4, inputs=["x", "y"], dtypes=dtypes)
+    ((a, b),) = run(backend, [np.full((1, 1), 1e-9), np.ones((1, 1), np.float32)])
+    assert a.dtype == torch.float64 and a.item() == 1 + 1e-9
+    assert b.dtype == torch.bfloat16 and b.item() == 2
+    plain = make(NAME, scripted(Added()), max=4)
+    ((a, _),) = run(plain, [np.full((1, 1), 1e-9), np.ones((1, 1))])
+    assert a.dtype == torch.float32
+    with pytest.raises(ConfigError, match="dtypes: names 'z', and the inputs are a, b"):
+        make(NAME, scripted(Added()), dtypes={"z": "float64"})
+
+
 def test_a_dict_is_made_of_the_inputs_and_outputs_are_taken_from_one(
     scripted: Any, make: Any, run: Any
 ) -> None:
