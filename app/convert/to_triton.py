@@ -55,12 +55,16 @@ def convert_pipelines(path: Path) -> tuple[list[Converted], list[ConfigError]]:
     read = read_source(path)
     converted: dict[str, Converted] = {}
     errors = [*read.unread.values()]
+    failed: set[str] = set()
     for config in read.configs:
+        if config.name in failed:
+            continue
         result = converted.setdefault(config.name, Converted(config.name))
         try:
             _convert(config, result)
         except ConfigError as error:
             errors.append(error)
+            failed.add(config.name)
             del converted[config.name]
     return list(converted.values()), errors
 
@@ -69,8 +73,10 @@ def _convert(config: PipelineConfig, result: Converted) -> None:
     """Add the files of a version of a pipeline to `result`."""
     version = config.version
     if not version.isdecimal():
-        result.notes.append(f"{config.name}: version {version} is 1: Triton counts versions")
-        version = "1"
+        taken = [int(Path(name).parts[1]) for name in result.texts if name.count("/") > 1]
+        version = str(max(taken, default=0) + 1)
+        message = f"{config.name}: version {config.version} is {version}: Triton counts versions"
+        result.notes.append(message)
     folder = f"{config.name}/{version}"
     spec = _only_spec(config)
     if spec is not None and issubclass(spec.cls, Ensemble):
@@ -94,7 +100,10 @@ def _convert(config: PipelineConfig, result: Converted) -> None:
             result.copies[f"{config.name}/{Path(output.labels).name}"] = _file(
                 config, output.labels
             )
-    result.texts[f"{config.name}/{CONFIG_FILE}"] = _text(message)
+    written, text = f"{config.name}/{CONFIG_FILE}", _text(message)
+    if result.texts.setdefault(written, text) != text:
+        wrong = "its versions differ in more than their files: Triton has one configuration for all"
+        raise ConfigError([Problem(wrong, config.source)])
 
 
 def _only_spec(config: PipelineConfig) -> Spec | None:
@@ -190,12 +199,7 @@ def _of_description(config: PipelineConfig, description: Mapping[str, Any]) -> A
         for tensor in description[key]:
             written = getattr(message, key).add()
             written.name = tensor["name"]
-            written.data_type = (
-                type(message)
-                .DESCRIPTOR.file.enum_types_by_name["DataType"]
-                .values_by_name[tensor["data_type"]]
-                .number
-            )
+            written.data_type = _type(tensor["data_type"].removeprefix("TYPE_"))
             written.dims.extend(tensor["dims"])
             if key == "input":
                 written.optional = tensor["optional"]
@@ -302,9 +306,9 @@ def _set_policy(config: PipelineConfig, message: Any) -> None:
     policy = config.version_policy
     if policy is None or (policy.latest is None and not policy.specific):
         message.version_policy.all.SetInParent()
-    elif policy.specific:
+    elif policy.specific and all(one.isdecimal() for one in policy.specific):
         message.version_policy.specific.versions.extend(int(one) for one in policy.specific)
-    else:
+    elif policy.latest is not None:
         message.version_policy.latest.num_versions = policy.latest
 
 

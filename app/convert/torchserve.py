@@ -192,6 +192,8 @@ def _handler(tables: Tables, name: str, options: dict[str, Any]) -> None:
 def _workers(options: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a node for the frontend's options of an archive."""
     keys: dict[str, Any] = {}
+    if "responseTimeout" in options:  # TorchServe replaces a worker then
+        keys["stuck_after"] = float(options["responseTimeout"])
     workers = options.get("maxWorkers", options.get("minWorkers"))
     if workers is not None:
         keys["instance_num"] = max(1, int(workers))

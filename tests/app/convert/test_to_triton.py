@@ -301,3 +301,20 @@ def test_the_files_of_a_pipeline_go_along(tmp_path: Path) -> None:
         "own/config.pbtxt",
         "own/labels.txt",
     ]
+
+
+def test_versions_that_triton_has_not(tmp_path: Path) -> None:
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    for version, dtype in (("1.0", "FP32"), ("1.1", "FP32"), ("1.2", "INT32")):
+        (folder / f"a{version}.toml").write_text(
+            f'[pipeline]\nname = "a"\nversion = "{version}"\n'
+            f'[pipeline.inputs]\nx = {{ kind = "tensor", dtype = "{dtype}", shape = [-1, 1] }}\n'
+            '[a]\nbackend = "Identity"\n'
+        )
+    result = run(folder, "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "its versions differ" in result.output
+    (folder / "a1.2.toml").unlink()
+    result = run(folder, "-o", tmp_path / "out")
+    assert result.exit_code == 0 and "version 1.1 is 2" in result.output, result.output
+    assert (tmp_path / "out" / "a" / "2" / "penstock.toml").is_file()

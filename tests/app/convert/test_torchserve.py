@@ -353,6 +353,7 @@ def test_what_a_conversion_writes(models: Path) -> None:
     (node,) = config.nodes.values()
     assert (config.version, config.timeout, node.batching_timeout) == ("1.0", 60.0, 50.0)
     assert (node.executor, node.instance_groups[0].max) == ("process", 4)
+    assert node.stuck_after == 60.0
     assert (models / "classifier" / "labels.txt").read_text() == "".join(
         f"{label}\n" for label in LABELS
     )
