@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,26 @@ import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
+    def initialize(self, args):
+        self.name = args["model_name"]
+
     def execute(self, requests):
+        if self.name == "many":
+            for request in requests:
+                self.count(request)
+            return None
         return [self.work(request) for request in requests]
+
+    def count(self, request):
+        sender = request.get_response_sender()
+        array = self.get(request, "X")
+        for number in range(int(array.flat[0])):
+            if number == 7:
+                error = pb_utils.TritonError("seven", pb_utils.TritonError.INVALID_ARG)
+                sender.send(pb_utils.InferenceResponse(error=error))
+                break
+            sender.send(self.answer("Y", array + number))
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def work(self, request):
         for name, do in (("TEXT", self.split), ("A", self.total), ("X", self.whole)):
@@ -91,6 +110,9 @@ MODELS = {
     + tensors("input", "A", "B", more="optional: true")
     + tensors("output", "FIRST", "REST", "SUM"),
     "whole": tensors("input", "X") + tensors("output", "Y"),
+    "many": tensors("input", "X", dims="1")
+    + tensors("output", "Y", dims="1")
+    + "model_transaction_policy { decoupled: true }\n",
 }
 TEXT_IN = tensors("input", "IN", dims="1", dtype="STRING")
 ENSEMBLES = {
@@ -108,6 +130,12 @@ ENSEMBLES = {
         tensors("input", "IN", dims="1, 2", more="reshape { shape: [ 2 ] }")
         + tensors("output", "OUT", dims="2, 1", more="reshape { shape: [ 2 ] }"),
         step("work", "A=IN", "SUM=OUT"),
+    ),
+    "parts": ensemble(
+        tensors("input", "IN", dims="1") + tensors("output", "OUT", dims="1"),
+        step("many", "X=y", "Y=OUT"),
+        step("many", "X=IN", "Y=y"),
+        batch=0,
     ),
     "nested": ensemble(
         TEXT_IN + tensors("output", "RESULT"),
@@ -127,7 +155,7 @@ def write(repository: Path, name: str, config: str) -> Path:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("repository")
     for name, ports in MODELS.items():
-        batch = 0 if name == "whole" else 8
+        batch = 8 if name == "work" else 0
         config = f'backend: "python"\nmax_batch_size: {batch}\n{ports}'
         # Ours runs it on a thread, which starts at once. To Triton it is a parameter like others.
         config += 'parameters { key: "PENSTOCK_EXECUTOR" value { string_value: "thread" } }'
@@ -194,6 +222,30 @@ def test_an_ensemble_answers_as_tritons_does(
         assert own.status_code == other.status_code and expected.startswith(own_text)
 
 
+@pytest.mark.parametrize("number", [0, 1, 3, 8])
+def test_each_part_of_a_step_passes_the_steps_after_it(
+    ours: TestClient, theirs: httpx.Client, number: int
+) -> None:
+    own, other = (
+        client.post("/v2/models/parts/generate_stream", json={"IN": number}).text
+        for client in (ours, theirs)
+    )
+
+    def outputs(events: str) -> list[Any]:
+        parts = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
+        return [part.get("OUT", part.get("error")) for part in parts]
+
+    if number < 8:
+        assert outputs(own) == outputs(other)
+    else:  # what came before the error depends on luck there
+        assert outputs(own)[-1] == outputs(other)[-1] == "in ensemble 'parts', seven"
+    policies = [
+        client.get("/v2/models/parts/config").json()["model_transaction_policy"]
+        for client in (ours, theirs)
+    ]
+    assert policies == [{"decoupled": True}] * 2
+
+
 def _by_name(answer: Any) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     return {output["name"]: output for output in answer.json()["outputs"]}
@@ -229,6 +281,15 @@ WHOLE = step("whole", "X=IN", "Y=OUT")
         (
             ensemble(INPUT + OUTPUT, step("", "X=IN", "Y=OUT")),
             "must specify 'model_name' in step 0",
+        ),
+        (
+            ensemble(
+                tensors("input", "IN", dims="1") + tensors("output", "OUT", "MORE", dims="1"),
+                step("many", "X=IN", "Y=OUT"),
+                step("many", "X=OUT", "Y=MORE"),
+                batch=0,
+            ),
+            "originate",
         ),
         (ensemble(INPUT + OUTPUT, step("whole", "Z=IN", "Y=OUT")), "mapping to non-existing input"),
         (
