@@ -206,6 +206,9 @@ CASES: Mapping[str, Case] = {
     "instance_group.kind": added(PYTHON, "instance_group { kind: KIND_MODEL count: 2 }"),
     "instance_group.count": added(ONNX, "instance_group { kind: KIND_CPU count: 3 }"),
     "instance_group.gpus": added(PYTHON, "instance_group { kind: KIND_GPU gpus: 1 }"),
+    "model_transaction_policy.decoupled": added(
+        PYTHON, "model_transaction_policy { decoupled: true }"
+    ),
     "model_warmup.batch_size": of_sample("batch_size: 2"),
     "model_warmup.inputs.*.random_data": of_sample("batch_size: 1", "random_data: true"),
     "model_warmup.inputs.*.input_data_file": of_sample("batch_size: 1", 'input_data_file: "in"'),
@@ -311,7 +314,6 @@ NOT_TRIED: Mapping[str, str] = {
     "sequence_batching.iterative_sequence": "false is as if it were not there",
     "sequence_batching.state.initial_state.data_type": "it is the state's",
     "sequence_batching.state.initial_state.zero_data": "zeros are the default",
-    "model_transaction_policy.decoupled": "test_python has models that answer several times",
     "model_warmup.name": "errors and logs have it",
     "model_warmup.inputs.*.data_type": "it is the input's",
     "model_warmup.inputs.*.dims": "they are those of the input",
