@@ -56,11 +56,8 @@ MODEL_FIELDS: Mapping[str, tuple[Line, ...]] = {
                 "ensemble",
             ),
         ),
+        honoured("the file is a package of torch.export or AOTInductor", values="torch_aoti"),
         honoured("a name that clients see", PYTHON),
-        refused(
-            "packages of AOTInductor are not translated: write a TOML file with TorchExportTensor",
-            values="torch_aoti",
-        ),
         *_NO_SUCH_BACKEND,
     ),
     "backend": (

@@ -13,6 +13,7 @@ from .messages import ModelConfig
 PLATFORMS = {
     "onnxruntime_onnx": "onnxruntime",
     "tensorrt_plan": "tensorrt",
+    "torch_aoti": "pytorch",
     "libtorch": "pytorch",
     "pytorch_libtorch": "pytorch",
     "ensemble": "ensemble",
@@ -50,7 +51,8 @@ def set_backend(config: ModelConfig, name: str, version: Path) -> None:
         if not config.platform and config.backend not in _NO_PLATFORM:
             config.platform = _PLATFORM_OF[config.backend]
         if not config.default_model_filename:
-            config.default_model_filename = _FILES[config.backend]
+            is_package = config.platform == "torch_aoti"
+            config.default_model_filename = "model.pt2" if is_package else _FILES[config.backend]
 
 
 def set_defaults(config: ModelConfig, gpus: tuple[int, ...] = ()) -> None:

@@ -351,3 +351,27 @@ async def test_samples_run_in_python_models_too(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"the sample three failed: .*3 of \(1, 5\)"):
         async with Pipeline(read(folder, config)):
             pass
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
+async def test_a_package_of_torch(tmp_path: Path) -> None:
+    import torch
+
+    class Pair(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return a + b, a - b
+
+    (tmp_path / "pair" / "1").mkdir(parents=True)
+    program = torch.export.export(Pair(), (torch.ones(1, 2), torch.ones(1, 2)))
+    torch.export.save(program, tmp_path / "pair" / "1" / "model.pt2")
+    config = """
+    backend: "pytorch" platform: "torch_aoti"
+    input [ { name: "ARGS[1]" data_type: TYPE_FP32 dims: [ 2, 1 ] reshape { shape: [ 1, 2 ] } },
+            { name: "ARGS[0]" data_type: TYPE_FP32 dims: [ 1, 2 ] } ]
+    output [ { name: "RESULT[1]" data_type: TYPE_FP32 dims: [ 1, 2 ] } ]
+    """
+    async with Pipeline(read(tmp_path / "pair", config)) as pipeline:
+        item = {"data": [np.ones((2, 1), np.float32), np.full((1, 2), 3, np.float32)]}
+        assert (await pipeline(item))["result"].tolist() == [[2, 2]]
+    with pytest.raises(ConfigError, match=r"found 'KWARGS\[b\]', expected its place"):
+        read(tmp_path / "pair", config.replace("ARGS[1]", "KWARGS[b]"))
