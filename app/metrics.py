@@ -31,7 +31,7 @@ from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
 from .trace.tracing import Tracing
-from .v2.models.metrics import ModelMetricsCollector, TritonCollector
+from .v2.models.metrics import ModelMetricsCollector, TritonCollector, with_counters
 
 PIPELINE_LABELS = ("pipeline", "version")
 NODE_LABELS = (*PIPELINE_LABELS, "node")
@@ -306,4 +306,7 @@ class Metrics:
         text.
         """
         encode, media_type = choose_encoder(accept)
-        return encode(self.registry), media_type
+        content = encode(self.registry)
+        if media_type.startswith("text/plain"):
+            content = with_counters(content)
+        return content, media_type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from ..errors import ModelError
+from .strings import as_text
 
 
 class TritonModelException(Exception):  # noqa: N818  Triton's name
@@ -40,12 +41,9 @@ class TritonError:
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
         """Raises TypeError for a message that is no text or a code that is none of Triton's."""
-        if not isinstance(message, str) or not isinstance(code, ErrorCode):
-            raise TypeError(
-                "TritonError(message: str, code = TritonError.INTERNAL): found "
-                f"{type(message).__name__} and {code!r}"
-            )
-        self._message = message
+        self._message = as_text(message, "TritonError: message")
+        if not isinstance(code, ErrorCode):
+            raise TypeError(f"TritonError: code: expected one of TritonError's, found {code!r}")
         self._code = code
 
     def __repr__(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from enum import IntEnum
 
+from .strings import as_text
+
 _logger = logging.getLogger("penstock.model")
 
 
@@ -37,7 +39,7 @@ class Logger:
     @staticmethod
     def log(message: str, level: Level = Level.INFO) -> None:
         """Write a line at a level."""
-        _logger.log(_LEVELS[Level(level)], "%s", message, stacklevel=2)
+        _logger.log(_LEVELS[Level(level)], "%s", as_text(message, "Logger: message"), stacklevel=2)
 
     @staticmethod
     def log_info(message: str) -> None:

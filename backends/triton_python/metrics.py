@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ..model_metrics import Kind, Labels
 from .error import TritonModelException
 from .running import current
+from .strings import as_text
 
 
 class MetricKind(IntEnum):
@@ -35,8 +36,8 @@ class MetricFamily:
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
         """Raises TritonModelException if there is one of that name and another kind."""
-        if not isinstance(name, str) or not isinstance(description, str):
-            raise TypeError("MetricFamily(name: str, description: str, kind: MetricFamily.COUNTER)")
+        name = as_text(name, "MetricFamily: name")
+        description = as_text(description, "MetricFamily: description")
         model = current()
         if model is None:
             raise TritonModelException("MetricFamily: called outside of a model")

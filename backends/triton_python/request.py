@@ -11,6 +11,7 @@ from . import calls
 from .error import TritonModelException
 from .parameters import as_json, checked
 from .senders import InferenceResponseSender
+from .strings import as_text
 from .tensor import Tensor
 
 SEQUENCE_START, SEQUENCE_END = 1, 2
@@ -92,11 +93,17 @@ class InferenceRequest:
 
         Raises TypeError if an argument is missing, and TritonModelException for a wrong one.
         """
-        if inputs is None or requested_output_names is None or not isinstance(model_name, str):
+        if inputs is None or requested_output_names is None or model_name is None:
             raise TypeError(
                 "InferenceRequest needs inputs, requested_output_names and model_name, as in "
                 'InferenceRequest(model_name="m", inputs=[tensor], requested_output_names=["OUT"])'
             )
+        request_id = as_text(request_id, "InferenceRequest: request_id")
+        model_name = as_text(model_name, "InferenceRequest: model_name")
+        if isinstance(requested_output_names, str):
+            raise TypeError("InferenceRequest: requested_output_names is a list of texts")
+        what = "InferenceRequest: requested_output_names"
+        requested_output_names = [as_text(name, what) for name in requested_output_names]
         if type(correlation_id) not in {int, str}:
             raise TritonModelException("Correlation ID must be integer or string")
         if any(tensor is None for tensor in inputs):
@@ -110,8 +117,6 @@ class InferenceRequest:
                     "InferenceRequest: inputs is a list of pb_utils.Tensor, found a "
                     f"{type(tensor).__name__} in it"
                 )
-        if isinstance(requested_output_names, str):
-            raise TypeError("InferenceRequest: requested_output_names is a list of texts")
         if "" in requested_output_names:
             raise TritonModelException(
                 f"Requested output name for request with id '{request_id}' and model name "

@@ -10,6 +10,18 @@ import numpy as np
 _LENGTH = struct.Struct("<I")
 
 
+def as_text(value: Any, what: str) -> str:
+    """Return a text that a model gives: bytes are taken for UTF-8, as Triton's bindings take them.
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(value, bytes):
+        return value.decode()
+    if not isinstance(value, str):
+        raise TypeError(f"{what}: expected a str, found {type(value).__name__}")
+    return value
+
+
 def element_bytes(value: Any) -> bytes:
     """Return an element of a tensor of strings as bytes: UTF-8 of its text, unless it is bytes."""
     return value if type(value) is bytes else str(value).encode()

@@ -9,7 +9,7 @@ import numpy as np
 from . import dlpack
 from .datatypes import TYPE_OF, DataType, datatype_of, from_bfloat16, to_bfloat16
 from .error import TritonModelException
-from .strings import element_bytes
+from .strings import as_text, element_bytes
 
 
 class Tensor:
@@ -22,10 +22,10 @@ class Tensor:
 
     def __init__(self, name: str, numpy_array: np.ndarray) -> None:
         """Raises TritonModelException for an empty name and for a dtype that Triton has not."""
-        if not isinstance(numpy_array, np.ndarray | np.generic) or not isinstance(name, str):
+        name = as_text(name, "Tensor: name")
+        if not isinstance(numpy_array, np.ndarray | np.generic):
             raise TypeError(
-                "Tensor(name: str, numpy_array: numpy.ndarray): found "
-                f"{type(name).__name__} and {type(numpy_array).__name__}"
+                f"Tensor: expected an array of NumPy, found {type(numpy_array).__name__}"
             )
         array = np.asarray(numpy_array)
         datatype = datatype_of(array.dtype)
@@ -131,6 +131,7 @@ class Tensor:
 
         Raises TritonModelException if it is not contiguous or not of a device that Triton has.
         """
+        name = as_text(name, "Tensor: name")
         capsule = tensor
         if not dlpack.is_capsule(tensor):
             if not hasattr(tensor, "__dlpack__") or not hasattr(tensor, "__dlpack_device__"):

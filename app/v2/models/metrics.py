@@ -112,6 +112,17 @@ class TritonCollector(Collector):
         yield pending
 
 
+def with_counters(content: bytes) -> bytes:
+    """Call counters of models counters, in Prometheus's text: a collector can't under their names,
+    which have no `_total`.
+    """
+    for shown in model_metrics.shown():
+        if shown.kind == "counter":
+            line = b"# TYPE %b " % shown.name.encode()
+            content = content.replace(line + b"untyped\n", line + b"counter\n")
+    return content
+
+
 class ModelMetricsCollector(Collector):
     """Collects the metrics that Triton Python models keep themselves."""
 

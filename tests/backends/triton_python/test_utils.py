@@ -94,7 +94,7 @@ def test_a_tensor_is_contiguous_and_native() -> None:
         (lambda: Tensor("", np.zeros(1)), TritonModelException, "cannot be an empty string"),
         (lambda: Tensor("x", np.array(["a"])), TritonModelException, "use dtype=object for texts"),
         (lambda: Tensor("x", np.array([1j])), TritonModelException, "dtype is not supported"),
-        (lambda: Tensor("x", [1]), TypeError, "found str and list"),
+        (lambda: Tensor("x", [1]), TypeError, "found list"),
         (lambda: Tensor.from_dlpack("x", 5), TritonModelException, "__dlpack__"),
         (
             lambda: Tensor.from_dlpack("x", np.zeros((2, 3)).T),
@@ -122,7 +122,7 @@ def test_a_tensor_is_contiguous_and_native() -> None:
             "64 bits",
         ),
         (lambda: untyped.InferenceResponse(parameters=[1]), TypeError, "expected a dict"),
-        (lambda: untyped.TritonError("x", 5), TypeError, "found str and 5"),
+        (lambda: untyped.TritonError("x", 5), TypeError, "found 5"),
         (lambda: untyped.TritonError(None), TypeError, "found NoneType"),
         (lambda: untyped.InferenceRequest("id"), TypeError, "needs inputs"),
         (lambda: asked(correlation_id=1.5), TritonModelException, "integer or string"),
@@ -201,6 +201,14 @@ def test_a_request_has_what_its_maker_said() -> None:
     assert json.loads(request.parameters()) == {"a": 1, "b": "x"}
     assert request.requested_output_names() == {"OUT"}
     assert request.trace().get_context() is None
+
+
+def test_bytes_are_texts() -> None:
+    request = asked(request_id=b"r", model_name=np.array([b"m"])[0], requested_output_names=[b"O"])
+    assert (request.request_id(), request.model_name) == ("r", "m")
+    assert request.requested_output_names() == {"O"}
+    assert Tensor(b"x", np.zeros(1)).name() == "x"
+    assert untyped.TritonError(b"no").message() == "no"
 
 
 def test_a_response_has_tensors_or_an_error() -> None:

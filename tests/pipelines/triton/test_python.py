@@ -264,6 +264,7 @@ async def test_metrics_of_models_are_among_the_servers(tmp_path: Path) -> None:
         assert [answer["outputs"][0]["data"] for answer in counted] == [[1, 5], [2, 5]]
         lines = set((await client.get("/metrics")).text.splitlines())
         assert {
+            "# TYPE calls_of_models counter",
             'calls_of_models{model="m"} 2.0',
             "last_value 50.0",
             'sizes_bucket{le="1.0"} 0.0',
