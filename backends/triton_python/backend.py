@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterable
@@ -69,6 +70,8 @@ class ModelPorts:
             _Control(control, batched=self.batched)
             for control in config.get("sequence_batching", {}).get("control_input", ())
         ]
+        self.iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence"))
+        """True if a request is a sequence of its own, whose steps the model asks for."""
         self.outputs = [_Port(tensor, given=False) for tensor in config.get("output", ())]
         self.output_names = [port.name for port in self.outputs]
 
@@ -233,6 +236,7 @@ class TritonPython(Backend):
             self.signature = self._ports.signature()
         self._samples, self._context = params.warm_up, context
         self._copies = not context.alone  # on threads, the arrays of an item are not the model's
+        self._sequence_ids = itertools.count(1)
         self._instance: ModelInstance | None = None
         if not context.opens_only:
             file = context.resolve_input(params.model)
@@ -279,6 +283,7 @@ class TritonPython(Backend):
             again: list[tuple[Item, InferenceRequest]] = []
             for (item, request), response in zip(asked, responses, strict=True):
                 if response is None:
+                    self._prepare_again(request)
                     again.append((item, request))
                 else:
                     self._answer(item, request, response)
@@ -329,7 +334,6 @@ class TritonPython(Backend):
         be run again.
         """
         if request.is_rescheduled:
-            request.set_release_flags(0)
             if returned is not None:
                 raise RefusedError(
                     "Expected a None object in the execute function return list for "
@@ -352,6 +356,16 @@ class TritonPython(Backend):
             return sender.response
         return returned
 
+    def _prepare_again(self, request: InferenceRequest) -> None:
+        """Prepare a request that is to be run again: it is no start of a sequence any more."""
+        request.set_release_flags(0)
+        request.set_flags(0)
+        if self._ports.iterative and self._ports.controls:
+            identity = request.correlation_id()
+            request.inputs()[-len(self._ports.controls) :] = [
+                control.tensor(identity, 0) for control in self._ports.controls
+            ]
+
     def _request(self, item: Item) -> InferenceRequest:
         facts: RequestFacts = item.get("request_facts") or _NO_FACTS
         sequence = item.get("sequence")
@@ -360,8 +374,10 @@ class TritonPython(Backend):
             identity = sequence.id
             if not flags:
                 flags = sequence.start * SEQUENCE_START | sequence.end * SEQUENCE_END
+        elif self._ports.iterative and not identity:
+            identity, flags = next(self._sequence_ids), SEQUENCE_START
         tensors = self._ports.tensors(item.get("data"), copy=self._copies)
-        if sequence is not None:
+        if sequence is not None or self._ports.iterative:
             tensors += [control.tensor(identity, flags) for control in self._ports.controls]
         return InferenceRequest(
             facts.request_id or item.get("request_id", ""),

@@ -35,21 +35,39 @@ class TritonPythonDecoupled(TritonPython, Decoupled):
         try:
             with self._running(batch, responds=True):
                 returned = instance.execute([request])
+                while not iscoroutine(returned) and self._runs_again(instance, returned, request):
+                    returned = instance.execute([request])
             if iscoroutine(returned):
-                instance.loop.submit(self._finished(instance, returned, sender))
-            else:
-                self._check(instance, returned)
+                instance.loop.submit(self._finished(instance, returned, request, sender))
         except BaseException as error:  # SystemExit too: a model's code ends no thread
             raise ModelError(self.failure(instance, error)) from None
         finally:
             instance.running.metrics.flush()
 
+    def _runs_again(
+        self, instance: ModelInstance, returned: Any, request: InferenceRequest
+    ) -> bool:
+        """Return whether the model has asked to run a request again, whose client is still there.
+
+        Raises RefusedError if `execute` has returned anything.
+        """
+        self._check(instance, returned)
+        if not request.is_rescheduled or request.is_cancelled():
+            return False
+        self._prepare_again(request)
+        return True
+
     async def _finished(
-        self, instance: ModelInstance, executing: Coroutine[Any, Any, Any], sender: _Sender
+        self,
+        instance: ModelInstance,
+        executing: Coroutine[Any, Any, Any],
+        request: InferenceRequest,
+        sender: _Sender,
     ) -> None:
         """Await an `async def execute`, and answer by its exception."""
         try:
-            self._check(instance, await executing)
+            while self._runs_again(instance, await executing, request):
+                executing = instance.execute([request])
         except BaseException as error:
             sender.fail(self.failure(instance, error))
 

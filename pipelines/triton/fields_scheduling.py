@@ -121,9 +121,12 @@ SCHEDULING_FIELDS: Mapping[str, tuple[Line, ...]] = {
     "sequence_batching.state.use_growable_memory": (ignored(PLACES),),
     "sequence_batching.iterative_sequence": (
         honoured("false: nothing to do", values="false"),
-        refused(
-            "a step that schedules itself again: write a decoupled Python model in its place",
+        approximated(
+            "a request that is rescheduled runs again at once, before others have their turn: "
+            "answers are the same",
+            PYTHON,
         ),
+        refused("only Python models can ask to be run again: remove it"),
     ),
     "ensemble_scheduling": (honoured("models that call each other"),),
     "ensemble_scheduling.step": (honoured("one call of a model"),),

@@ -35,9 +35,9 @@ def translate_sequences(model: TritonModel, tables: Tables, node: dict[str, Any]
     A Python model gets its controls as tensors from what runs it, which knows the whole
     configuration.
     """
-    if not model.config.HasField("sequence_batching"):
-        return
     batching = model.config.sequence_batching
+    if not model.config.HasField("sequence_batching") or batching.iterative_sequence:
+        return  # of an iterative sequence, the backend makes the steps
     instances = node.get("instance_num", 1)
     direct = batching.HasField("direct")
     most = max(1, model.config.max_batch_size)

@@ -124,7 +124,7 @@ def test_every_field_that_is_set_is_classified_once() -> None:
             "parameters.PENSTOCK_EXECUTOR",
         ),
         (
-            'backend: "python" sequence_batching { iterative_sequence: true }',
+            'backend: "onnxruntime" sequence_batching { iterative_sequence: true }',
             "sequence_batching.iterative_sequence",
         ),
         (
