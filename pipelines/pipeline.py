@@ -244,6 +244,11 @@ class Pipeline:
                 if pipeline.cache is not None:
                     pipeline.cache.close()
 
+    def drain(self) -> None:
+        """Refuse new requests but those that are part of another pipeline's, until `close`."""
+        if self.state == "ready":
+            self._set_state("draining")
+
     def wait_empty(self) -> asyncio.Future[None]:
         """Return a future that ends when no request is in flight any more. At least one must be.
 
@@ -499,6 +504,7 @@ class Pipeline:
         context: TraceContext | None = None,
         reads_only: bool = False,
         use_cache: bool = True,
+        inner: bool = False,
     ) -> Submission:
         """Admit a request and queue it at the entry, or at the node that its `node_name` names.
 
@@ -510,13 +516,14 @@ class Pipeline:
         `sequence`: the step that the request is, where a node of the pipeline keeps state.
         `context`: that of the request's span, for backends that ask.
         `reads_only`: the caller does not change the answer, so it may share arrays with others.
-        `use_cache`: if False, the request runs, whatever the pipeline's cache has.
+        `use_cache`: if False, the request runs, whatever the pipeline's cache has. `inner`: it is
+        part of another pipeline's request, so one that drains takes it.
 
         Await `submission.future` for the final item (a soft failure is in its `error`), and call
         `submission.leave` if that wait is cancelled. Raises what `__call__` raises at once:
         `MissingData`, `InvalidRequest`, `NotFound`, `QueueFull`, `Overloaded`, `NotReady`.
         """
-        if self.state != "ready":
+        if self.state != "ready" and not (inner and self.state == "draining"):
             raise NotReady(f"pipeline {self.name!r} is {self.state}")
         if sequence is not None and self.sequences is None:
             raise InvalidRequest(
@@ -764,6 +771,7 @@ class Pipeline:
             until=deadline,
             context=entry.context,
             sequence=sequence,
+            inner=True,
         )
 
     def call_model(
@@ -798,6 +806,7 @@ class Pipeline:
             until=deadline,
             context=None if first is None else first.context,
             sequence=step,
+            inner=True,
         )
         return submission, partial(response_of, called.config, call.outputs)
 

@@ -703,8 +703,12 @@ class Repository:
                 ready = False
             return Response({"ready": ready})
         if order.action == "unload":
-            with contextlib.suppress(NotFound):  # as in Triton
-                await self.unload(order.model, waits=False)
+            names = [order.model]
+            if order.unload_dependents:
+                names += self.called_alone_by(order.model)
+            for name in names:
+                with contextlib.suppress(NotFound):  # as in Triton
+                    await self.unload(name, waits=False)
         elif order.config or order.files:
             if self.load_override is None:
                 raise InvalidRequest("load_model takes no config and no files here: no app serves")
@@ -786,7 +790,19 @@ class Repository:
         # The pipelines stay published, so that a new request learns that the server is draining,
         # and not that there is no such pipeline.
         # Those that load have no requests. Closing them ends what waits for their start.
-        for pipeline in (*self.served, *self._loading.values()):
+        for pipeline in self._loading.values():
+            self._drain(pipeline, timeout)
+        # A request may call another pipeline: all stay open for calls until none is in flight.
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout
+        for pipeline in self.served:
+            pipeline.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(ends):
+                while busy := [pipeline for pipeline in self.served if pipeline.in_flight]:
+                    await asyncio.wait([busy[0].wait_empty()])
+        timeout = max(ends - loop.time(), 0)
+        for pipeline in self.served:
             self._drain(pipeline, timeout)
         try:
             await asyncio.gather(*self._draining)

@@ -265,6 +265,11 @@ class NodeCaller:
             for submission in submissions:
                 self.end(submission)
 
+    @property
+    def unended(self) -> list[Submission]:
+        """The calls that have not ended."""
+        return [*self._submissions]
+
     def drop(self) -> None:
         """End the calls that the logic did not wait for, and refuse new ones: it has ended."""
         self._ended = True
@@ -353,6 +358,7 @@ class LogicNode(CompositeNode):
         self._states = SequenceStates(context) if config.sequence is not None else None
         # The loop keeps no reference to its tasks. Tasks that were cancelled may still clean up.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._callers: dict[Entry, NodeCaller] = {}
 
     async def start(self) -> None:
         spec = self.config.instance_groups[0].spec
@@ -483,6 +489,13 @@ class LogicNode(CompositeNode):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard, context=self._context)
         self.waiting[entry] = batch, task.cancel
+        self._callers[entry] = call
+        task.add_done_callback(lambda _: self._callers.pop(entry, None), context=self._context)
+
+    def calls_for(self, entry: Entry) -> list[Submission]:
+        """Return the calls that the logic has made for an entry and that have not ended."""
+        caller = self._callers.get(entry)
+        return [] if caller is None else caller.unended
 
     async def _run(self, entry: Entry, item: Item, call: NodeCaller) -> None:
         sequence = self._begin_step(entry, item)

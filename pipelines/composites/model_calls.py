@@ -44,7 +44,7 @@ from ..runs.plan import RunningNode
 from ..runs.run import Run, Submission
 from ..runs.stream import Parts, StreamRun
 from .composite import MAX_NESTED_GRAPHS
-from .logic import CallFuture
+from .logic import CallFuture, LogicNode
 
 logger = logging.getLogger("penstock.node")
 
@@ -385,7 +385,7 @@ class ModelCalls:
         """
         calls, seen = [call], set[InstanceLink]()
         for waiting in calls:  # it grows
-            links = links_of(waiting)
+            links = instances_of(waiting.submission)
             if links is None:
                 return False
             for link in links:
@@ -415,11 +415,10 @@ def deadlock() -> BackendError:
     )
 
 
-def links_of(call: OpenCall) -> list[InstanceLink] | None:
-    """Return the instances without which a call can't go on; None if it can, or if that is not
+def instances_of(submission: Submission | None) -> list[InstanceLink] | None:
+    """Return the instances without which a request can't go on; None if it can, or if that is not
     known.
     """
-    submission = call.submission
     if submission is None or submission.future.done():
         return None
     places: list[tuple[Entry, RunningNode]]
@@ -429,29 +428,35 @@ def links_of(call: OpenCall) -> list[InstanceLink] | None:
         places = [(submission, submission.plan_node.node)]
     else:
         return None
-    links: list[InstanceLink] = []
-    for entry, node in places:
-        found = instances_of(node, entry)
-        if found is None:
-            return None
-        links += found
-    return links or None
+    return _all_of([_instances_for(node, entry) for entry, node in places])
 
 
-def instances_of(node: RunningNode, entry: Entry) -> list[InstanceLink] | None:
-    """Return the instances that an entry waits for: the one that runs it, or all of its node.
-
-    None if there is one that is free, or if it can't be known.
+def _instances_for(node: RunningNode, entry: Entry) -> list[InstanceLink] | None:
+    """Return the instances that an entry waits for: the one that runs it, or all of its node; those
+    of its parts, if it waits for some.
     """
-    if not isinstance(node, Node):
-        waits: Callable[[Entry], list[InstanceLink] | None] | None
-        waits = getattr(node, "instances_for", None)
-        return None if waits is None else waits(entry)
-    running = node.scheduler.running
-    executors: list[Any] = [executor for executor in running if entry in running[executor].entries]
-    if not executors:
-        if node.scheduler.idle:
-            return None
-        executors += node.executors
-    links = [executor.link for executor in executors]
-    return [link for link in links if isinstance(link, InstanceLink)] if all(links) else None
+    if isinstance(node, Node):
+        running = node.scheduler.running
+        executors: list[Any] = [one for one in running if entry in running[one].entries]
+        if not executors:
+            if node.scheduler.idle:
+                return None
+            executors += node.executors
+        links = [executor.link for executor in executors]
+        return [link for link in links if isinstance(link, InstanceLink)] if all(links) else None
+    own: Callable[[Entry], list[InstanceLink] | None] = getattr(node, "instances_for", _unknown)
+    if own is not _unknown:
+        return own(entry)
+    if isinstance(node, LogicNode):
+        return _all_of([instances_of(part) for part in node.calls_for(entry)])
+    return None
+
+
+def _unknown(entry: Entry) -> None: ...
+
+
+def _all_of(found: list[list[InstanceLink] | None]) -> list[InstanceLink] | None:
+    """Join what several parts wait for; None if one of them can go on, or there is none."""
+    if not found or None in found:
+        return None
+    return [link for links in found for link in links or ()]

@@ -22,7 +22,7 @@ from penstock.pipelines.triton.folders import model_folder
 from ...http.auth import check_admin
 from ...http.errors import Forbidden
 from ...http.helper_thread import on_helper_thread
-from ...http.json_text import check_boolean, kind_of
+from ...http.json_text import JsonLimits, check_boolean, kind_of
 from ...settings import Settings
 from ..call import ProtocolCall, ProtocolError, Route
 from .model import Model
@@ -50,6 +50,7 @@ class RepositoryRoutes:
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self._settings = settings
+        repository.load_override = self._load_ordered
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -135,7 +136,16 @@ class RepositoryRoutes:
     ) -> None:
         # The files, and the model that is parsed from them to be checked.
         call.memory.resize(3 * call.memory.size, "files of a model")
-        override = await on_helper_thread(Override.read, name, parameters, call.json_limits)
+        await self._apply(await on_helper_thread(Override.read, name, parameters, call.json_limits))
+
+    async def _load_ordered(self, name: str, config: str, files: Mapping[str, bytes]) -> None:
+        """Load a model as the code of another one orders, which may do more than clients."""
+        parameters = {"config": config, **files} if config else dict(files)
+        limits = JsonLimits(self._settings.max_json_depth, self._settings.max_json_values)
+        await self._apply(await on_helper_thread(Override.read, name, parameters, limits))
+
+    async def _apply(self, override: Override) -> None:
+        name = override.name
 
         async def make(own: list[PipelineConfig]) -> list[PipelineConfig]:
             if override.files:

@@ -82,6 +82,9 @@ class Calls(Backend):
             while not (HERE / "waits").exists():
                 time.sleep(0.005)
             os._exit(3)
+        if model == "wait":
+            Gate.wait()
+            model = "double"
         if model == "cancelled":
             (HERE / "waits").touch()
             while not self.server.is_cancelled(item["handle"]):
@@ -132,6 +135,11 @@ class Iterates(Calls):
             if len(found) == most:
                 call.cancel()
             call.ask()
+
+
+async def logic(item, call):
+    answer = await call("calls", {"data": ["double", item["data"]]})
+    return answer["result"]
 
 
 class Counts(Decoupled):
@@ -198,6 +206,7 @@ async def serving(folder: Path, executor: str) -> AsyncIterator[Repository]:
         ("Nested", {"N": value, **tensor}, {"instance_num": 2}),
         ("Iterates", {**tensor, "MOST": value}, {}),
         ("Counts", tensor, own),
+        ("logic", tensor, {}),
     ]
     configs = []
     for cls, inputs, keys in tables:
@@ -293,6 +302,12 @@ async def a_ring_of_calls_ends_with_an_error(repository: Repository, folder: Pat
     assert nested.in_flight == 0
 
 
+async def a_ring_through_logic_ends_with_an_error(repository: Repository, folder: Path) -> None:
+    """A model calls Python logic, which calls that model again."""
+    with pytest.raises(InvalidInput, match="deadlock: the call waits for an instance"):
+        await repository.get("calls")({"data": ["logic", X]})
+
+
 async def a_child_that_dies_ends_its_calls(repository: Repository, folder: Path) -> None:
     calls = repository.get("calls")
     with pytest.raises(BackendError, match="exited with code 3"):
@@ -309,6 +324,20 @@ async def calls_end_when_the_server_closes(repository: Repository, folder: Path)
     with pytest.raises(NotReady, match="is closed"):
         await asking
     (folder / "go").touch()
+    await closing
+
+
+async def calls_are_answered_while_the_server_drains(repository: Repository, folder: Path) -> None:
+    asking = asyncio.ensure_future(repository.get("calls")({"data": ["wait", X]}))
+    await until(folder / "waits")
+    closing = asyncio.ensure_future(repository.close(60))
+    double = repository.get("double")
+    while double.state == "ready":
+        await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await double({"data": X})
+    (folder / "go").touch()
+    assert (await asking)["result"].tolist() == [[2, 4]]
     await closing
 
 
@@ -387,6 +416,8 @@ async def a_model_iterates_over_a_decoupled_one(repository: Repository, folder: 
     assert await iterate(200, 3) == ([0, 1, 2], "CANCELLED")
 
 
+Check = Callable[[Repository, Path], Awaitable[None]]
+
 IN_BOTH = [
     a_client_that_leaves_ends_its_calls,
     a_call_has_the_deadline_of_its_request,
@@ -398,6 +429,7 @@ IN_THREADS = [  # test_bls.py has most of it in processes
     a_model_calls_another,
     models_load_and_unload_others,
     a_ring_of_calls_ends_with_an_error,
+    a_ring_through_logic_ends_with_an_error,
     a_decoupled_model_responds_when_it_likes,
     a_model_iterates_over_a_decoupled_one,
 ]
@@ -405,10 +437,14 @@ IN_PROCESSES = [a_child_that_dies_ends_its_calls, a_child_that_dies_ends_its_str
 
 
 @pytest.mark.parametrize(
-    ("executor", "checks"), [("thread", IN_BOTH + IN_THREADS), ("process", IN_BOTH + IN_PROCESSES)]
+    ("executor", "checks", "last"),
+    [
+        ("thread", IN_BOTH + IN_THREADS, calls_end_when_the_server_closes),
+        ("process", IN_BOTH + IN_PROCESSES, calls_are_answered_while_the_server_drains),
+    ],
 )
 async def test_models_call_others_and_respond(
-    folder: Path, executor: str, checks: list[Callable[[Repository, Path], Awaitable[None]]]
+    folder: Path, executor: str, checks: list[Check], last: Check
 ) -> None:
     # One server for all: children take long to start.
     async with serving(folder, executor) as repository:
@@ -421,7 +457,7 @@ async def test_models_call_others_and_respond(
             await idle(repository)
             for name in ("waits", "go", "noticed", "ended"):
                 (folder / name).unlink(missing_ok=True)
-        await calls_end_when_the_server_closes(repository, folder)
+        await last(repository, folder)
 
 
 async def idle(repository: Repository) -> None:

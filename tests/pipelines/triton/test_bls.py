@@ -385,3 +385,23 @@ async def test_decoupled_models_answer_by_their_senders(
         f"{failed}Python model '{name}' is using the decoupled mode and the execute function must "
         "return None.",
     ]
+
+
+@pytest.mark.parametrize("model", ["thread", "process"])
+async def test_models_load_others_with_another_configuration(
+    client: httpx.AsyncClient, model: str
+) -> None:
+    strings = {"by": {"string_value": model}, "PENSTOCK_EXECUTOR": {"string_value": "thread"}}
+    config = {
+        "backend": "python",
+        "parameters": strings,
+        "input": [{"name": "A", "data_type": "TYPE_FP32", "dims": [2]}],
+        "output": [{"name": "SUM", "data_type": "TYPE_FP32", "dims": [1]}],
+    }
+    command = f"pb_utils.load_model('other', config=json.dumps({config}))"
+    tensor = {"name": "COMMAND", "datatype": "BYTES", "shape": [1], "data": [command]}
+    answer = await client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+    assert answer.status_code == 200, answer.text
+    loaded = (await client.get("/v2/models/other/config")).json()
+    assert loaded["parameters"] == strings
+    assert loaded["input"][0]["dims"] in ([2], ["2"])
