@@ -40,6 +40,13 @@ BACKENDS: Mapping[str, Callable[[TritonModel, Tables, dict[str, Any]], None]] = 
 """Triton's backends -> what lets a node run them."""
 
 
+LIMITS: Mapping[str, Any] = {"timeout": 3600, "max_wait": "none", "max_requests": 65_536}
+"""Triton lets any number of requests wait and run for as long as they take. `max_memory` bounds
+what they hold together.
+"""
+STUCK_AFTER_SECONDS = 3600
+
+
 def translate(written: ModelConfig, folder: Path, version: str, file: str = "") -> Tables:
     """Return the tables of a version of the model in `folder`.
 
@@ -53,7 +60,7 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
     tables = Tables(
         fit_name(model.name),
         {model.node: node},
-        pipeline={"name": fit_name(model.name), "version": version, "positional": True},
+        pipeline={"name": fit_name(model.name), "version": version, "positional": True, **LIMITS},
         file=file,
         directory=folder.resolve(),
         model_config=as_json(model.config),
@@ -82,6 +89,8 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
     if model.config.response_cache.enable:
         tables.pipeline["cache"] = True
     translate_node(model, tables, node)
+    if model.backend != "ensemble":
+        node["stuck_after"] = STUCK_AFTER_SECONDS
     return tables
 
 

@@ -193,6 +193,7 @@ def test_the_file(converted: Path) -> None:
         "batched": True,
         "inputs": ["COUNTS"],
         "outputs": ["SCORES"],
+        "stuck_after": 3600,
     }
     assert tables["pipeline"]["outputs"]["SCORES"]["labels"] == "../labels.txt"
     assert not list(converted.rglob("config.pbtxt"))

@@ -315,3 +315,10 @@ async def test_a_reload_takes_what_has_changed(
         assert config is not None and config["max_batch_size"] == 8
     finally:
         await pipelines.close(0)
+
+
+def test_requests_wait_as_long_as_triton_lets_them(tmp_path: Path, write_linear: Any) -> None:
+    write_linear(tmp_path)
+    config = Repository.read(tmp_path).configs["linear"]
+    assert (config.timeout, config.max_wait, config.max_requests) == (3600, None, 65_536)
+    assert config.nodes["linear"].stuck_after == 3600
