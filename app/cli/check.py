@@ -48,7 +48,7 @@ def check_command(
     """
     from penstock.backends.errors import ConfigError, PenstockError
     from penstock.pipelines.checking.check import check_pipelines
-    from penstock.pipelines.triton.report import is_config_file
+    from penstock.pipelines.triton.fields.report import is_config_file
 
     from .check_tables import print_loaded, print_pipelines, print_summary
     from .effective import effective_toml
@@ -91,7 +91,7 @@ def check_command(
 
 def _print_fields(directory: Path) -> None:
     """Print what is done with the fields that the configurations of Triton's models set."""
-    from penstock.pipelines.triton.report import reports_of
+    from penstock.pipelines.triton.fields.report import reports_of
 
     from .check_triton import print_reports
 
@@ -101,8 +101,8 @@ def _print_fields(directory: Path) -> None:
 def _check_fields(file: Path) -> None:
     """Check the fields of a `config.pbtxt` alone: without its folder there is no model."""
     from penstock.backends.errors import ConfigError
-    from penstock.pipelines.triton.classify import refusals
-    from penstock.pipelines.triton.report import report_of
+    from penstock.pipelines.triton.fields.classify import refusals
+    from penstock.pipelines.triton.fields.report import report_of
 
     from .check_triton import print_reports
 

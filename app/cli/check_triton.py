@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.text import Text
 
-from penstock.pipelines.triton.classify import Classified
-from penstock.pipelines.triton.fields import FIELDS
-from penstock.pipelines.triton.report import Report
-from penstock.pipelines.triton.treatments import Treatment
+from penstock.pipelines.triton.fields.classify import Classified
+from penstock.pipelines.triton.fields.report import Report
+from penstock.pipelines.triton.fields.table import FIELDS
+from penstock.pipelines.triton.fields.treatments import Treatment
 
 from .output import printable
 

@@ -15,12 +15,12 @@ from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 from penstock.pipelines.config.toml_text import WIDTH, pipeline_toml
 from penstock.pipelines.config.versions import VERSION_FILE
-from penstock.pipelines.triton.classify import classify
+from penstock.pipelines.triton.fields.classify import classify
+from penstock.pipelines.triton.fields.treatments import Treatment
 from penstock.pipelines.triton.folders import CONFIG_FILE, ModelFolder, model_folders
 from penstock.pipelines.triton.messages import ModelConfig
 from penstock.pipelines.triton.read import served_versions, written_config
 from penstock.pipelines.triton.translate import translate
-from penstock.pipelines.triton.treatments import Treatment
 
 from .written import Converted
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock.backends.errors import Problem
 
-from .classify import classify, refusals
+from .fields.classify import classify, refusals
 from .model import TritonModel
 from .normalise import PLATFORMS
 

@@ -19,13 +19,13 @@ from typing import IO, Any, cast
 from google.protobuf import text_format
 
 from penstock.backends.errors import ConfigError
-from penstock.pipelines.triton.classify import Classified, backend_of, classify, is_map
-from penstock.pipelines.triton.fields import FIELDS
+from penstock.pipelines.triton.fields.classify import Classified, backend_of, classify, is_map
+from penstock.pipelines.triton.fields.table import FIELDS
 from penstock.pipelines.triton.messages import new_config
 from penstock.pipelines.triton.reading import parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
-CORPUS = ROOT / "tests/pipelines/triton/corpus.json"
+CORPUS = ROOT / "tests/pipelines/triton/fields/corpus.json"
 
 REPOSITORIES = {
     "triton-inference-server/server": "e1db8a603d863b1317ee859bdeea2be19959462e",

@@ -9,8 +9,8 @@ from typing import Any
 
 from triton_corpus import classes_of, files_of_corpus
 
-from penstock.pipelines.triton.fields import FIELDS
-from penstock.pipelines.triton.treatments import Line, Treatment
+from penstock.pipelines.triton.fields.table import FIELDS
+from penstock.pipelines.triton.fields.treatments import Line, Treatment
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/reference/triton-config.md"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from penstock.backends.errors import Problem
 
-from .fields import FIELDS
-from .normalise import PLATFORMS
+from ..normalise import PLATFORMS
+from .table import FIELDS
 from .treatments import BACKENDS, Line, Treatment, refused
 
 _UNLISTED = refused("Penstock does not know this field: remove it")

@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 from google.protobuf.text_format import Parse
 
-from penstock.pipelines.triton.classify import Classified, classify, is_map, line_of, refusals
-from penstock.pipelines.triton.fields import FIELDS
+from penstock.pipelines.triton.fields.classify import (
+    Classified,
+    classify,
+    is_map,
+    line_of,
+    refusals,
+)
+from penstock.pipelines.triton.fields.table import FIELDS
+from penstock.pipelines.triton.fields.treatments import BACKENDS, Treatment
 from penstock.pipelines.triton.messages import new_config
-from penstock.pipelines.triton.treatments import BACKENDS, Treatment
 
 
 def classified(text: str, backend: str | None = None) -> dict[str, Classified]:
@@ -147,6 +153,6 @@ def test_a_python_model_has_any_parameters() -> None:
 
 def test_a_field_without_a_line_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     without = {path: lines for path, lines in FIELDS.items() if "eager" not in path}
-    monkeypatch.setattr("penstock.pipelines.triton.classify.FIELDS", without)
+    monkeypatch.setattr("penstock.pipelines.triton.fields.classify.FIELDS", without)
     found = classified("optimization { eager_batching: true }")
     assert found["optimization.eager_batching"].treatment == "refused"

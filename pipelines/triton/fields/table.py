@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .fields_model import MODEL_FIELDS
-from .fields_optimization import OPTIMIZATION_FIELDS
-from .fields_parameters import PARAMETER_FIELDS
-from .fields_scheduling import SCHEDULING_FIELDS
+from .model import MODEL_FIELDS
+from .optimization import OPTIMIZATION_FIELDS
+from .parameters import PARAMETER_FIELDS
+from .scheduling import SCHEDULING_FIELDS
 from .treatments import Line
 
 FIELDS: Mapping[str, tuple[Line, ...]] = {

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from penstock.backends.errors import ConfigError
 
+from ..folders import CONFIG_FILE, model_folders
+from ..messages import ModelConfig
+from ..normalise import set_backend
+from ..reading import read_config
 from .classify import Classified, classify
-from .folders import CONFIG_FILE, model_folders
-from .messages import ModelConfig
-from .normalise import set_backend
-from .reading import read_config
 
 
 @dataclass(frozen=True, slots=True)

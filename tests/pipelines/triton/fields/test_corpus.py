@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from penstock.pipelines.triton.classify import Classified, refusals
-from penstock.pipelines.triton.fields import FIELDS
-from penstock.pipelines.triton.treatments import Treatment
+from penstock.pipelines.triton.fields.classify import Classified, refusals
+from penstock.pipelines.triton.fields.table import FIELDS
+from penstock.pipelines.triton.fields.treatments import Treatment
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 sys.path.append(str(ROOT / "scripts" / "triton"))
 
 from triton_corpus import classes_of, files_of_corpus  # noqa: E402

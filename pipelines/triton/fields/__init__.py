@@ -1,0 +1,1 @@
+"""What is done with each field of a Triton model configuration."""
