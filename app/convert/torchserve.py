@@ -107,7 +107,7 @@ def _convert(folder: Path, path: Path) -> Converted:
             converted.texts[f"{name}/labels.txt"] = _labels_text(labels)
             tables.nodes["model"]["labels"] = f"{name}/labels.txt"
     else:
-        _handler(tables, name, options)
+        _handler(tables, name, options, streams=_sends_parts(folder))
     if described.get("requirementsFile"):
         file = f"{name}/{described['requirementsFile']}"
         converted.notes.append(f"the model needs what {file} lists: pip install -r {file}")
@@ -177,14 +177,21 @@ def _operators(
     }
 
 
-def _handler(tables: Tables, name: str, options: dict[str, Any]) -> None:
+def _sends_parts(folder: Path) -> bool:
+    """Return whether a file of the archive answers in parts."""
+    return any(
+        b"send_intermediate_predict_response" in file.read_bytes() for file in folder.rglob("*.py")
+    )
+
+
+def _handler(tables: Tables, name: str, options: dict[str, Any], *, streams: bool) -> None:
     tables.pipeline["inputs"] = {"data": {"kind": "bytes", "media_types": ["*/*"]}}
     tables.pipeline["outputs"] = {"result": {"kind": "json"}}
     tables.nodes["handler"] = {
-        "backend": "TorchServeHandler",
+        "backend": "TorchServeStreamingHandler" if streams else "TorchServeHandler",
         "model_dir": name,
         "executor": "process",
-        "max": int(options.get("batchSize", 1)),
+        **({} if streams else {"max": int(options.get("batchSize", 1))}),
         **_workers(options),
     }
 

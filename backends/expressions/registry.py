@@ -106,6 +106,7 @@ BUILTINS: dict[str, str] = {
     "TopScoresTensor": "penstock.backends.operators.top_scores:TopScoresTensor",
     "ClassMapTensor": "penstock.backends.operators.top_scores:ClassMapTensor",
     "TorchServeHandler": "penstock.backends.torchserve.backend:TorchServeHandler",
+    "TorchServeStreamingHandler": "penstock.backends.torchserve.backend:TorchServeStreamingHandler",
     "CTCDecodeTensor": "penstock.backends.operators.ctc:CTCDecodeTensor",
     "YoloTensor": "penstock.backends.operators.yolo:YoloTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",

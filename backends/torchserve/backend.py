@@ -12,7 +12,9 @@ from pydantic import Field
 
 from ..base import Backend, Context, Params
 from ..errors import BackendError, InvalidInput
+from ..expressions.composite import Decoupled
 from ..item import Item
+from ..server import HANDLE, Response
 from .context import Context as HandlerContext
 from .context import RequestProcessor
 from .manifest import read_manifest, read_yaml
@@ -88,6 +90,14 @@ class TorchServeHandler(Backend):
             ) from error
 
     def forward(self, batch: list[Item]) -> None:
+        for item, answer, processor in self._answers(batch):
+            if processor.status >= ANY_STATUS_FROM:
+                item["error"] = _refused(processor.status, processor.phrase or str(answer))
+            else:
+                item["result"] = _as_declared(answer, processor)
+
+    def _answers(self, batch: list[Item]) -> list[tuple[Item, Any, RequestProcessor]]:
+        """Run the handler. Return each item with its answer and what the handler has set for it."""
         data, processors = [], []
         for item in batch:
             headers = item.get("headers") or {}
@@ -114,11 +124,36 @@ class TorchServeHandler(Backend):
                 f"TorchServeHandler: {self.handler} returned {found}: expected a list with an "
                 f"answer for each of the {len(batch)} requests"
             )
-        for item, answer, processor in zip(batch, answers, processors, strict=True):
+        return list(zip(batch, answers, processors, strict=True))
+
+
+class TorchServeStreamingHandler(TorchServeHandler, Decoupled):
+    """Runs a handler that answers in parts, by TorchServe's `send_intermediate_predict_response`.
+
+    As TorchServeHandler, but one request at a time: each part that the handler sends is a result,
+    and what it returns is the last one.
+    """
+
+    def init(self, params: TorchServeHandlerParams, context: Context) -> None:
+        super().init(params, context)
+        self.server = context.server
+
+    def forward(self, batch: list[Item]) -> None:
+        server = self.server
+        assert server is not None  # a node of streams has one
+        (item,) = batch
+
+        def send(answers: Any, *, final: bool = False) -> None:
+            (processor,) = self.context.request_processor
+            value = _as_declared(answers[0], processor)
+            server.respond(item[HANDLE], Response({"result": value}, final=final))
+
+        self.context.send = send
+        with server.running(batch, responds=True):
+            ((_, answer, processor),) = self._answers(batch)
             if processor.status >= ANY_STATUS_FROM:
-                item["error"] = _refused(processor.status, processor.phrase or str(answer))
-            else:
-                item["result"] = _as_declared(answer, processor)
+                raise _refused(processor.status, processor.phrase or str(answer))
+            send([answer], final=True)
 
 
 def _as_declared(answer: Any, processor: RequestProcessor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .metrics import Metrics
@@ -83,6 +83,8 @@ class Context:
         self.request_processor: list[RequestProcessor] = []
         self.stopping_criteria: Any = None
         self.cl_socket: Any = None
+        self.send: Callable[[Any], None] | None = None
+        """Sends a part of the answer of each request of the batch; None: the backend sends none."""
 
     def get_request_id(self, idx: int = 0) -> str | None:
         return None if self.request_ids is None else self.request_ids.get(idx)

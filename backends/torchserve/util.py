@@ -82,9 +82,14 @@ def import_class(class_name: str, module_prefix: str | None = None) -> Any:
     return getattr(import_module(place), name)
 
 
-def send_intermediate_predict_response(*_: Any) -> None:
-    """Refuse to send a part of an answer."""
-    raise BackendError(
-        "send_intermediate_predict_response: a handler answers once here; write Python logic that "
-        "yields for answers in parts"
-    )
+def send_intermediate_predict_response(
+    ret: Any, req_id_map: Any, message: Any, code: Any, context: Any
+) -> None:
+    """Send a part of each answer. Raises BackendError in a backend that answers once."""
+    send = getattr(context, "send", None)
+    if send is None:
+        raise BackendError(
+            "send_intermediate_predict_response: this backend answers a request once: expected "
+            'backend = "TorchServeStreamingHandler"'
+        )
+    send(ret)

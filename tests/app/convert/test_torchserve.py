@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -109,6 +110,20 @@ def handle(data, context):
         loads.append(context.system_properties["model_dir"])
         return None
     return [{"loads": len(loads), "text": row["body"]} for row in data]
+"""
+PARTS = """
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+
+def handle(data, context):
+    if data is None:
+        return None
+    word = data[0]["body"]
+    if word == "wrong":
+        raise ValueError("this word is wrong")
+    for letter in word[:-1]:
+        send_intermediate_predict_response([letter], context.request_ids, "part", 200, context)
+    return [word[-1]]
 """
 
 
@@ -242,6 +257,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder, "function", {"handler.py": FUNCTION, "helpers.py": ""}, handler="handler:handle"
         ),
     ]
+    archives.append(archive(folder, "parts", {"h.py": PARTS}, handler="h.py:handle"))
     for path in archives:
         result = CliRunner().invoke(command_line, ["convert", str(path), "-o", str(folder / "out")])
         assert result.exit_code == 0, result.output
@@ -250,7 +266,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(models: Path, running: Callable[..., Any]) -> Iterator[httpx.Client]:
-    for file in ("detector", "texts", "function"):  # echo keeps its process
+    for file in ("detector", "texts", "function", "parts"):  # echo keeps its process
         text = (models / f"{file}.toml").read_text()
         assert 'executor = "process"' in text
         (models / f"{file}.toml").write_text(text.replace('executor = "process"\n', ""))
@@ -346,6 +362,13 @@ def test_a_handler_by_other_doors(client: httpx.Client) -> None:
 def test_a_function_and_a_module_of_the_same_name(client: httpx.Client) -> None:
     answer = client.post("/predict/function", json="hello").json()
     assert answer == {"result": {"loads": 1, "text": "hello"}}
+
+
+def test_a_handler_that_answers_in_parts(client: httpx.Client) -> None:
+    events = client.post("/predict/parts", json="abc", headers={"accept": "text/event-stream"})
+    assert re.findall(r'"result":"(.)"', events.text) == ["a", "b", "c"]
+    assert client.post("/predict/parts", json="abc").json() == {"result": ["a", "b", "c"]}
+    assert client.post("/predict/parts", json="wrong").status_code == 500
 
 
 def test_what_a_conversion_writes(models: Path) -> None:

@@ -167,6 +167,6 @@ def test_what_is_no_handler(tmp_path: Path, code: str | None, reason: str) -> No
 
 
 def test_parts_of_answers_are_refused() -> None:
-    with pytest.raises(BackendError, match="a handler answers once here"):
+    with pytest.raises(BackendError, match="answers a request once"):
         util.send_intermediate_predict_response(["part"], {0: "id"}, "message", 200, None)
     assert util.import_class("torchserve.util.timed", "penstock.backends") is util.timed
