@@ -14,6 +14,7 @@ from .options import Tolerance
 
 COMPARED_AT_ONCE_ELEMENTS = 1 << 20
 SHOWN_CHARACTERS = 60
+SHOWN_ERROR_CHARACTERS = 400
 
 
 class Distance(NamedTuple):
@@ -54,12 +55,14 @@ def compare(
 def _outcome(answer: Answer) -> str:
     if answer.error is None:
         return f"status {answer.status}"
-    return f"status {answer.status} ({_shown(answer.error)})"
+    text = _shown(answer.error, SHOWN_ERROR_CHARACTERS)
+    # In a stream by gRPC, an error is an answer like others.
+    return f"an error ({text})" if answer.status == "OK" else f"status {answer.status} ({text})"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _compare_part(

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from itertools import chain
 from typing import Any, Protocol
 
 from penstock.backends.errors import PenstockError
@@ -37,6 +38,9 @@ UNAVAILABLE = frozenset(
     {"429", "503", "504", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
 )
 """Statuses of a server that is too busy, or not there: such an answer says nothing of a model."""
+
+LEAST_RUNNING = 4
+"""So many requests of a model may always run here at a time."""
 
 MAX_SEQUENCES = 1 << 14
 """The most sequences that are compared at a time."""
@@ -118,6 +122,9 @@ class Held:
         """Note Triton's answer, which took so many seconds, and run the request here."""
         if self._ended:
             return
+        if self._comparisons.is_stopped:
+            self.skip("stopped")
+            return
         self.theirs, self.seconds = theirs, seconds
         if self.ready is not None:
             self.ready.set_result(None)
@@ -173,9 +180,10 @@ class Comparisons:
         self.bytes = 0
         self._compared = compared
         self._end_here = end_here
-        self._stopped = False
+        self.is_stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._steps: dict[Key, deque[Held]] = {}
+        self._waiting: dict[str, deque[Held]] = {}  # for their turn, by model
         self._turns: dict[Key, asyncio.Task[None]] = {}  # those that run these steps
         self._whole: dict[Key, None] = {}  # sequences of which all steps have run here
 
@@ -184,8 +192,8 @@ class Comparisons:
 
     def begin(self, model: ShadowedModel, way: Way) -> Held | None:
         """Hold a request that comes now. None if there is no room for one more."""
-        if self._stopped or self.count >= self.options.max_compared:
-            model.skip("stopped" if self._stopped else "no_room")
+        if self.is_stopped or self.count >= self.options.max_compared:
+            model.skip("stopped" if self.is_stopped else "no_room")
             return None
         self.count += 1
         return Held(self, model, way)
@@ -222,19 +230,26 @@ class Comparisons:
             await asyncio.wait([task])
 
     def start(self, held: Held) -> None:
-        """Run a request here, and compare."""
-        if self._stopped:
-            held.skip("stopped")
-        else:
-            self._spawn(self._run(held))
+        """Run a request here, and compare, when it has its turn.
+
+        No more requests of a model run here at a time than Triton ever had of it. Otherwise those
+        that wait would make this server seem slower than it is.
+        """
+        model = held.model
+        self._waiting.setdefault(model.name, deque()).append(held)
+        if model.running < max(model.most_at_triton, LEAST_RUNNING):
+            model.running += 1
+            self._spawn(self._run(model))
 
     async def finish(self, seconds: float) -> None:
         """Take no more requests, and let those that are being compared go on for so long."""
-        self._stopped = True
+        self.is_stopped = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for task in self._tasks:
             task.cancel()
+        for held in chain.from_iterable(self._waiting.values()):
+            held.skip("stopped")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, context=contextvars.Context())
@@ -242,8 +257,18 @@ class Comparisons:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, held: Held) -> None:
-        await self._compare(held)
+    async def _run(self, model: ShadowedModel) -> None:
+        """Run one request of a model after the other, while some wait."""
+        waiting = self._waiting[model.name]
+        try:
+            while waiting:
+                held = waiting.popleft()
+                if model.is_here:  # its clients need the processors
+                    held.skip("stopped")
+                else:
+                    await self._compare(held)
+        finally:
+            model.running -= 1
 
     async def _run_steps(self, key: Key) -> None:
         steps = self._steps[key]

@@ -26,25 +26,41 @@ _METRICS = {
 """Triton's metrics say what its whole machine and its GPUs use, not what Triton does."""
 
 
-async def memory_of_both(options: ShadowOptions) -> dict[str, Any]:
-    """Return the resident memory of this server, with its children, and what is known of Triton's.
+class Memory:
+    """Reads the memory of this server and of the Triton that it shadows."""
 
-    Of a Triton on this machine that is the same figure, of any other what its metrics say.
-    """
-    own = await on_helper_thread(rss, os.getpid())
-    theirs: dict[str, Any] = {}
-    place = options.http
-    if place is not None and _is_here(place.host):
-        found = await on_helper_thread(_rss_of_listener, place.port)
-        if found is not None:
-            theirs["rss_bytes"] = found
-    if options.metrics is not None:
-        try:
-            theirs = {**await _metrics(options.metrics), **theirs}
-        except UpstreamError as error:
-            theirs["metrics_error"] = str(error)
-            forget_frames(error)
-    return {"penstock": {"rss_bytes": _bytes(own)}, "triton": theirs}
+    def __init__(self, options: ShadowOptions) -> None:
+        self._options = options
+        self._pid: int | None = None  # of a Triton on this machine; to find it takes long
+
+    async def read(self) -> dict[str, Any]:
+        """Return the resident memory of this server, with its children, and what is known of
+        Triton's.
+
+        Of a Triton on this machine that is the same figure, of any other what its metrics say.
+        """
+        options = self._options
+        own = await on_helper_thread(rss, os.getpid())
+        theirs: dict[str, Any] = {}
+        place = options.http
+        if place is not None and _is_here(place.host):
+            found = await on_helper_thread(self._rss_of_listener, place.port)
+            if found is not None:
+                theirs["rss_bytes"] = found
+        if options.metrics is not None:
+            try:
+                theirs = {**await _metrics(options.metrics), **theirs}
+            except UpstreamError as error:
+                theirs["metrics_error"] = str(error)
+                forget_frames(error)
+        return {"penstock": {"rss_bytes": _bytes(own)}, "triton": theirs}
+
+    def _rss_of_listener(self, port: int) -> int | None:
+        used = None if self._pid is None else rss(self._pid)
+        if used is None:
+            self._pid = listener(port)
+            used = None if self._pid is None else rss(self._pid)
+        return _bytes(used)
 
 
 def _bytes(megabytes: float | None) -> int | None:
@@ -58,11 +74,6 @@ def _is_here(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _rss_of_listener(port: int) -> int | None:
-    pid = listener(port)
-    return None if pid is None else _bytes(rss(pid))
 
 
 async def _metrics(url: str) -> dict[str, float]:

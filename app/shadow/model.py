@@ -34,7 +34,8 @@ class ShadowedModel:
     """A model's counts, and its state.
 
     `streak`: how many compared requests in a row have agreed. `is_here`: requests are answered
-    here, not by Triton. `at_triton`: requests that Triton works on. `sequences`: the sequences that
+    here, not by Triton. `at_triton`: requests that Triton works on, and the most that it ever did.
+    `running`: requests that run here to be compared. `sequences`: the sequences that
     live at Triton, and when each had its last answer, on the monotonic clock.
     """
 
@@ -49,6 +50,8 @@ class ShadowedModel:
         self.examples: deque[dict[str, Any]] = deque(maxlen=KEPT_EXAMPLES)
         self.is_here = False
         self.at_triton = 0
+        self.most_at_triton = 0
+        self.running = 0
         self.sequences: dict[int | str, float] = {}
         self._theirs: deque[float] = deque(maxlen=KEPT_DURATIONS)
         self._ours: deque[float] = deque(maxlen=KEPT_DURATIONS)

@@ -18,7 +18,7 @@ from ..v2.routes import ProtocolApp
 from .comparisons import Comparisons
 from .forwarding import ForwardingRules
 from .front import HttpFront
-from .memory import memory_of_both
+from .memory import Memory
 from .options import ShadowOptions
 from .report import summary
 from .switch import Switch
@@ -49,6 +49,7 @@ class Shadow:
         self._settings = settings
         self._upstream = None if options.http is None else Upstream(options.http, options.timeout)
         self._front: HttpFront | None = None
+        self._memory = Memory(options)
         self._began = time.time()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -110,7 +111,7 @@ class Shadow:
             },
             "held": {"requests": self.comparisons.count, "bytes": self.comparisons.bytes},
             "not_repeated": [] if self._front is None else list(self._front.not_repeated),
-            "memory": await memory_of_both(options),
+            "memory": await self._memory.read(),
             "models": {name: model.describe() for name, model in sorted(switch.models.items())},
         }
 

@@ -139,6 +139,7 @@ class Switch:
         self.at_triton += 1
         if model is not None:
             model.at_triton += 1
+            model.most_at_triton = max(model.most_at_triton, model.at_triton)
             self.note_step(model, facts)
 
     def note_step(self, model: ShadowedModel, facts: Facts) -> None:

@@ -108,6 +108,13 @@ def ops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 class Theirs:
     """The server that is shadowed. `requests`: the heads of those that came to it."""
 
@@ -126,9 +133,14 @@ class Theirs:
         return int(pipeline.statistics.succeeded + sum(pipeline.statistics.failures.values()))
 
 
+def their_settings() -> Settings:
+    token: Any = "token"
+    return Settings(grpc_port=0, allow_shared_memory=True, admin_token=token)
+
+
 @contextlib.contextmanager
 def their_server(running: Any, sources: Any) -> Iterator[Theirs]:
-    app = create_app(sources, settings=Settings(grpc_port=0))
+    app = create_app(sources, settings=their_settings())
     with running(app, http="penstock") as client:
         yield Theirs(client, app)
 
@@ -156,13 +168,19 @@ class Shadowing:
 
     def model(self, name: str = "simple", **expected: Any) -> Any:
         """Return a model's part of the report, once it says what is expected."""
-        end = time.monotonic() + 30
-        while True:
+        model: Any = {}
+
+        def is_as_expected() -> bool:
+            nonlocal model
             model = self.report()["models"].get(name, {})
-            if all(model.get(key) == value for key, value in expected.items()):
-                return model
-            assert time.monotonic() < end, (expected, model)
-            time.sleep(0.01)
+            return all(model.get(key) == value for key, value in expected.items())
+
+        until(is_as_expected)
+        return model
+
+    def until_compared(self) -> None:
+        """Wait until no request is held any more."""
+        until(lambda: not self.report()["held"]["requests"])
 
     def switch(self, query: str = "") -> httpx.Response:
         return self.client.post(f"/shadow/switch{query}")

@@ -13,9 +13,18 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 
+from penstock.app.grpc.messages import messages
+from penstock.app.http.json_text import JsonLimits
 from penstock.app.settings import Settings
+from penstock.app.shadow.comparisons import Comparisons
+from penstock.app.shadow.facts import NO_FACTS, Facts, facts_of_json
+from penstock.app.shadow.model import ShadowedModel
+from penstock.app.shadow.options import ShadowOptions
+from penstock.app.shadow.report import full
+from penstock.app.shadow.rpc_forwarding import RpcRequest
+from penstock.app.shadow.rpc_stream import Pending
 
-from .conftest import Shadowing, Theirs, models, step, two_inputs
+from .conftest import Shadowing, Theirs, models, step, two_inputs, until
 from .raw_server import RawServer, ok, raw_server
 
 INFER = "/v2/models/simple/infer"
@@ -53,7 +62,12 @@ def test_a_disagreement_is_told(server: Shadowing) -> None:
     ]
     assert model["latency_ms"]["triton"]["p50"] > 0
     assert model["latency_ms"]["penstock"]["p99"] > 0
-    assert server.report()["memory"]["penstock"]["rss_bytes"] > 1 << 20
+    report = server.report()
+    assert report["memory"]["penstock"]["rss_bytes"] > 1 << 20
+    lines = "\n".join(full(report))
+    assert "output 'OUTPUT0' differs by at most 0.5 (relative 0.1)" in lines
+    assert " mine: output 'OUTPUT0': 5 at Triton" in lines
+    assert "MB here" in lines
 
 
 @pytest.mark.parametrize("client", [tritonclient.http, tritonclient.grpc])
@@ -144,6 +158,58 @@ def test_generated_streams_are_compared(server: Shadowing) -> None:
     server.model("count", agreed=before + 1, disagreed=0)
 
 
+def test_changes_by_grpc_are_repeated_too(server: Shadowing) -> None:
+    """What Triton refuses is not."""
+    client: Any = tritonclient.grpc.InferenceServerClient(server.grpc)
+    with pytest.raises(Exception, match="PERMISSION_DENIED"):
+        client.unload_model("simple")
+    client.unregister_system_shared_memory(headers={"authorization": "Bearer token"})
+    (told,) = server.report()["not_repeated"]
+    assert told.startswith("SystemSharedMemoryUnregister was not repeated here: ")
+    client.close()
+
+
+def test_parts_that_can_not_be_told_apart_are_not_compared() -> None:
+    model = ShadowedModel("m")
+    comparisons = Comparisons(ShadowOptions(), lambda model: None, lambda *sequence: None)
+    pending = Pending()
+    for _ in range(2):
+        held = comparisons.begin(model, Any)  # type: ignore[arg-type]  # it is not run
+        pending.add(RpcRequest(model, NO_FACTS, ""), held, True)
+    pending.answer(messages.ModelStreamInferResponse().SerializeToString())
+    assert model.not_compared == {"unmatched": 2}
+    assert comparisons.count == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (b'{"parameters":{"sequence_id":7,"sequence_end":true}}', Facts(7, False, True)),
+        (b'{"parameters":{"sequence_id":"a","sequence_start":true}}', Facts("a", True)),
+        (b'{"parameters":{"sequence_id":0}}', NO_FACTS),
+        (b'{"sequence_id":7}', NO_FACTS),
+        (b'["sequence_id"]', NO_FACTS),
+        (b'{"parameters":["sequence_id"]}', NO_FACTS),
+        (b'{"inputs":["shared_memory_region"]}', NO_FACTS),
+        (b'"sequence_id', NO_FACTS),
+        (b'{"parameters":{"sequence_id":7}}' + b" " * (1 << 20), Facts(7)),
+    ],
+)
+async def test_the_facts_of_a_request(text: bytes, facts: Facts) -> None:
+    assert await facts_of_json(text, JsonLimits(100, 1000)) == facts
+
+
+async def test_the_log_has_reports(
+    raw: RawServer, shadowing: Any, ops: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr("penstock.app.shadow.shadow.REPORT_EVERY_SECONDS", 0.01)
+    caplog.set_level("INFO", "penstock.shadow")
+    raw.answer = lambda request: ok(b'{"error":"no"}', status=b"400 No")
+    with shadowing(models(ops), raw.url) as server:
+        server.client.post(INFER, content=b"{}")
+        until(lambda: "model simple: 1 requests, 1 of 1 compared agreed" in caplog.text)
+
+
 def test_a_model_that_is_not_here(server: Shadowing) -> None:
     got = server.client.post("/v2/models/unknown/infer", json=two_inputs())
     assert got.json() == {"error": "Request for unknown model: 'unknown' is not found"}
@@ -226,12 +292,11 @@ def test_changes_of_triton_are_repeated_here(raw: RawServer, raw_shadow: Shadowi
     raw.answer = lambda request: ok()
     client, path = raw_shadow.client, "/v2/repository/models/loud/unload"
     assert client.post(path, headers={"authorization": "none"}).status_code == 200
-    while not (told := raw_shadow.report()["not_repeated"]):
-        pass
+    until(lambda: raw_shadow.report()["not_repeated"])
+    told = raw_shadow.report()["not_repeated"]
     assert told[0].startswith(f"POST {path} was not repeated here: ")
     assert client.post(path).status_code == 200
-    while "loud" in raw_shadow.app.state.penstock.pipelines:
-        pass
+    until(lambda: "loud" not in raw_shadow.app.state.penstock.pipelines)
 
 
 def test_memory_of_a_triton_elsewhere_is_what_its_metrics_say(

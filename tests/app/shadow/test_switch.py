@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
-from .conftest import Shadowing, Theirs, models, step, their_server, two_inputs
+from penstock.app.settings import Settings
+
+from .conftest import Shadowing, Theirs, models, step, their_server, two_inputs, until
 
 INFER = "/v2/models/simple/infer"
 TOTAL = "/v2/models/total/infer"
@@ -127,20 +132,19 @@ def test_no_request_fails_in_the_switch_and_triton_may_be_stopped(
             simple(url), sequences(url, 1), sequences(url, 2), stream.send, unary(server.grpc)
         )
         loaded.__enter__()
-        while server.model()["agreed"] < 20 or server.model("total").get("agreed", 0) < 20:
-            pass
+        until(lambda: all(server.model(name).get("agreed", 0) > 9 for name in ("simple", "total")))
         assert server.switch().json()["done"] is True
-        while not at_triton(server):
-            pass
+        until(lambda: at_triton(server))
     # Triton is gone.
     counts = server.app.state.penstock.pipelines["simple"].statistics
     now = counts.succeeded
-    while counts.succeeded < now + 20:
-        pass
+    until(lambda: counts.succeeded > now + 9)
     loaded.__exit__(None, None, None)
     assert server.model()["disagreed"] == server.model("total")["disagreed"] == 0
     assert server.client.get("/v2/models/simple").json()["name"] == "simple"
     assert server.client.get("/v2/health/ready").status_code == 200
+    assert stream.client.get_model_metadata("simple").name == "simple"
+    assert stream.client.is_server_ready()
     stream.close()
     serving.__exit__(None, None, None)
 
@@ -153,8 +157,7 @@ def test_a_model_is_switched_once_enough_requests_have_agreed(
             assert server.model().get("answered_by", "triton") == "triton"
             server.client.post(INFER, json=two_inputs())
             server.model(in_flight_at_triton=0)
-            while server.report()["held"]["requests"]:
-                pass
+            server.until_compared()
         before = theirs.count()
         assert server.model()["answered_by"] == "penstock"
         assert server.client.post(INFER, json=two_inputs()).status_code == 200
@@ -166,8 +169,7 @@ def test_a_model_is_switched_once_enough_requests_have_agreed(
         text = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}
         for _ in range(3):
             server.client.post("/v2/models/loud/infer", json={"inputs": [text]})
-            while server.report()["held"]["requests"]:
-                pass
+            server.until_compared()
         assert theirs.count("loud") == before + 2
 
 
@@ -186,7 +188,8 @@ def test_sequences_end_where_they_began(theirs: Theirs, shadowing: Any, ops: Pat
     with shadowing(models(ops), theirs.url, grpc=theirs.grpc) as server:
 
         def post(*arguments: Any, **flags: Any) -> int:
-            got = server.client.post(TOTAL, json=step(*arguments, **flags))
+            body = json.dumps(step(*arguments, **flags)).encode()
+            got = server.client.post(TOTAL, content=(body[:9], body[9:]))  # in chunks
             assert got.status_code == 200, got.text
             return int(got.json()["outputs"][0]["data"][0])
 
@@ -201,8 +204,7 @@ def test_sequences_end_where_they_began(theirs: Theirs, shadowing: Any, ops: Pat
         assert (post(10, 2), stream.step(6)) == (3, 11)  # there
         assert (post(10, 3, end=True), stream.step(7, end=True)) == (6, 18)
         assert theirs.count("total") == before + 6
-        while not at_triton(server):
-            pass
+        until(lambda: at_triton(server))
         assert server.model("total", compared=6)["agreed"] == 6
         assert (post(10, 7, start=True), stream.step(8, start=True)) == (7, 8)  # here
         assert (post(10, 1, end=True), stream.step(1, end=True)) == (8, 9)
@@ -225,15 +227,28 @@ def test_what_would_fail_is_in_the_way_of_the_switch(
         assert server.client.post(INFER, json=two_inputs()).status_code in (400, 404)
 
 
-def test_a_stream_of_a_dead_triton_ends(running: Any, shadowing: Any, ops: Path) -> None:
+def test_a_triton_that_can_not_be_reached_by_grpc(running: Any, shadowing: Any, ops: Path) -> None:
+    """Keys are checked here all the same."""
     with their_server(running, models(ops)) as theirs:
         target = theirs.grpc
-    with shadowing(models(ops), None, grpc=target) as server:
-        stream = tritonclient.grpc.InferenceServerClient(server.grpc)
-        try:
-            stream.is_server_ready()
-        except Exception as error:
-            assert "UNAVAILABLE" in str(error)
-        else:
-            raise AssertionError("it was reached")
-        stream.close()
+    secrets: dict[str, Any] = {"api_key": "key"}
+    settings = Settings(grpc_port=0, **secrets)
+    with shadowing(models(ops), None, settings, grpc=target) as server:
+        client: Any = tritonclient.grpc.InferenceServerClient(server.grpc)
+        data = tritonclient.grpc.InferInput("INPUT", [1, 1], "INT32")
+        data.set_data_from_numpy(np.array([[1]], np.int32))
+        key = {"authorization": "Bearer key"}
+        for headers, said in (({}, "UNAUTHENTICATED"), (key, "UNAVAILABLE")):
+            with pytest.raises(Exception, match="UNAVAILABLE"):
+                client.is_server_ready(headers)  # it needs no key
+            with pytest.raises(Exception, match=said):
+                client.get_model_metadata("total", headers=headers)
+            with pytest.raises(Exception, match=said):
+                client.infer("total", [data], headers=headers)
+            answers: Queue[Any] = Queue()
+            client.start_stream(lambda result, error: answers.put(error), headers=headers)
+            with suppress(InferenceServerException):  # it may be over already
+                client.async_stream_infer("total", [data])
+            assert said in str(answers.get(timeout=60))
+            client.stop_stream()
+        client.close()
