@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from ..errors import ModelError
+from ..server import ResponseError
 from .strings import as_text
 
 
@@ -58,28 +59,6 @@ class TritonError:
         return self._code
 
 
-CODES: dict[ErrorCode, tuple[str, int]] = {
-    ErrorCode.UNKNOWN: ("unknown", 400),
-    ErrorCode.INTERNAL: ("model_error", 500),
-    ErrorCode.NOT_FOUND: ("not_found", 404),
-    ErrorCode.INVALID_ARG: ("invalid_input", 400),
-    ErrorCode.UNAVAILABLE: ("unavailable", 503),
-    ErrorCode.UNSUPPORTED: ("unsupported", 501),
-    ErrorCode.ALREADY_EXISTS: ("already_exists", 400),
-    ErrorCode.CANCELLED: ("cancelled", 400),
-}
-"""For each code of Triton's, ours and the status of HTTP (`HttpCodeFromError`)."""
-
-
 def answer_of(error: TritonError) -> ModelError:
     """Return the exception that fails the request of an item as the model's error says."""
-    failure = ModelError(error.message())
-    failure.code, failure.status = CODES[error.code()]
-    return failure
-
-
-def error_of(error: BaseException) -> TritonError:
-    """Return the error that a model sees of a failed call."""
-    own = getattr(error, "code", "")
-    code = next((code for code, (name, _) in CODES.items() if name == own), ErrorCode.INTERNAL)
-    return TritonError(str(error), code)
+    return ResponseError(error.code().name, error.message()).as_exception()

@@ -63,6 +63,27 @@ output [ { name: "SUM" data_type: TYPE_FP32 dims: [ 1 ] },
          { name: "SEEN" data_type: TYPE_STRING dims: [ 1 ] } ]
 """
 
+TOTAL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.totals = {}
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+                self.totals[request.correlation_id()] = 0
+            a = pb_utils.get_input_tensor_by_name(request, "A").as_numpy()
+            self.totals[request.correlation_id()] += a.sum()
+            total = np.array([self.totals[request.correlation_id()]], np.float32)
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("SUM", total)]))
+        return responses
+"""
+
 COUNT = """
 import threading
 import numpy as np
@@ -103,6 +124,13 @@ class TritonPythonModel:
     def finalize(self):
         for thread in self.threads:
             thread.join()
+"""
+
+TOTAL_CONFIG = """
+backend: "python"
+input [ { name: "A" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "SUM" data_type: TYPE_FP32 dims: [ 1 ] } ]
+sequence_batching { max_sequence_idle_microseconds: 60000000 }
 """
 
 COUNT_CONFIG = """
@@ -158,6 +186,11 @@ def cancelled():
     first = [shown(next(responses))]
     responses.cancel()
     return first + [shown(response) for response in responses][-1:]
+
+
+def stepped(*flags):
+    requests = [add(2, model="total", correlation_id=9, flags=each) for each in flags]
+    return [shown(request.exec()) for request in requests]
 
 
 def twice():
@@ -251,6 +284,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
     write_model(folder, "other", ADD_CONFIG + THREAD, ADD)
     write_model(folder, "count", COUNT_CONFIG + DECOUPLED + THREAD, COUNT)
     write_model(folder, "counts", COUNT_CONFIG + DECOUPLED, COUNT)
+    write_model(folder, "total", TOTAL_CONFIG + THREAD, TOTAL)
     write_model(folder, "thread", CALLS_CONFIG + THREAD, CALLS)
     write_model(folder, "process", CALLS_CONFIG, CALLS)
     app = create_app(folder, settings=Settings(admin_token=SecretStr("t")))
@@ -322,6 +356,8 @@ REFUSED = "Unable to send response. "
         ("cancelled()", [{"OUT": [0]}, ["CANCELLED", "the request was cancelled"]]),
         ("twice()", [[{"OUT": [0]}, {}]] * 2),
         ("threaded()", [{"SUM": [3]}]),
+        ("stepped(1, 0, 2, 3)", [{"SUM": [2]}, {"SUM": [4]}, {"SUM": [6]}, {"SUM": [2]}]),
+        ("[error[0] for error in stepped(0)]", ["INVALID_ARG"]),
         (
             "asyncio.run(several())",
             [{"SUM": [n]} for n in range(3)] + [{"OUT": [0]}, {"OUT": [1]}, {}],
