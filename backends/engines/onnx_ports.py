@@ -60,14 +60,16 @@ class OnnxTensorInfo(NamedTuple):
 def ports_of(nodes: Sequence[Any], kind: str, where: str) -> list[OnnxTensorInfo]:
     """Return the inputs or outputs that a session has. `kind` says which of them.
 
-    Raises BackendError, which begins with `where`, for types that can't be taken or given.
+    Raises BackendError for types that can't be taken or given. It begins with `where`, which begins
+    with the engine's name and a colon.
     """
     ports = []
+    engine = where.partition(":")[0]
     for node in nodes:
         whole = TENSOR.fullmatch(node.type)
         if not whole and (kind == "input" or not OTHER_OUTPUTS.fullmatch(node.type)):
             raise BackendError(
-                f"{where}: {kind} {node.name} is {node.type}: this engine takes tensors, and gives "
+                f"{where}: {kind} {node.name} is {node.type}: {engine} takes tensors, and gives "
                 f"tensors, sequences and maps: export the model with tensors as {kind}s"
             )
         for name in TENSOR.findall(node.type):

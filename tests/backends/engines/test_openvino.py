@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto
 
 from penstock.backends.base import Context, TensorPort
-from penstock.backends.engines.model import ModelTensor
-from penstock.backends.engines.openvino import OpenvinoTensor
+from penstock.backends.engines.model import ModelParams, choose_engine
+from penstock.backends.engines.openvino import OpenvinoParams, OpenvinoTensor
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 from .test_onnx import write
@@ -33,9 +33,9 @@ def network(tmp_path: Path) -> Path:
     )
 
 
-def make(path: Path, device: str = "", engine: type[Any] = OpenvinoTensor, **params: Any) -> Any:
-    backend = engine()
-    model = engine.parameters.model_validate({"model": str(path), "threads": 1, **params})
+def make(path: Path, device: str = "", **params: Any) -> Any:
+    backend = OpenvinoTensor()
+    model = OpenvinoParams.model_validate({"model": str(path), "threads": 1, **params})
     backend.init(model, Context(node="node", device=device))
     return backend
 
@@ -50,20 +50,26 @@ def row(*values: float) -> Any:
     return np.array([values], np.float32)
 
 
-@pytest.mark.parametrize("engine", [OpenvinoTensor, ModelTensor])
-def test_a_model_of_its_own_format(network: Path, engine: type[Any]) -> None:
+def test_a_model_of_its_own_format(network: Path) -> None:
     path = network.with_suffix(".xml")
     openvino.save_model(openvino.convert_model(network), path)
-    backend = make(path, max=4, inputs=["b", "a"], outputs=["sum"], engine=engine)
+    backend = make(path, max=4, inputs=["b", "a"], outputs=["sum"])
     backend.warm_up()
     results = run(backend, [row(1, 2), row(3, 4)], {"a": row(5, 6), "b": row(7, 8)}, [row(1, 2)])
-    assert [np.asarray(result).tolist() for result in results[:2]] == [[[4, 6]], [[12, 14]]]
+    assert [result.tolist() for result in results[:2]] == [[[4, 6]], [[12, 14]]]
     assert isinstance(results[2], InvalidInput)
     assert "OpenvinoTensor: the model has 2 inputs (b, a), but data holds 1" in str(results[2])
     assert backend.signature.inputs == (
         TensorPort("b", "float32", (-1, 2)),
         TensorPort("a", "float32", (-1, 2)),
     )
+
+
+def test_model_tensor_chooses_it_for_its_own_format() -> None:
+    choice = choose_engine(
+        ModelParams.model_validate({"model": "1/model.xml"}), Context(node="node")
+    )
+    assert choice.engine is OpenvinoTensor
 
 
 def test_results_have_memory_of_their_own(network: Path) -> None:
