@@ -18,13 +18,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock.backends.base import Backend, Context
-from penstock.backends.errors import BackendError
+from penstock.backends.errors import BackendError, DeadlineExceeded, QueueFull
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.item import Item
 from penstock.backends.server import HANDLE, Server
 from penstock.backends.text import message_of
 
-from ..config.definition import NodeConfig, PipelineConfig
+from ..config.definition import NodeConfig, PipelineConfig, QueuePolicy
 from ..node.placement import context_of
 from ..node.queue import Batch, Entry
 from ..runs.graph_run import NodeVisit
@@ -54,6 +54,20 @@ class Instance:
         self.running: Entry | None = None
 
 
+class Place:
+    """A request's place in the queue for an instance.
+
+    `level`: the index of its priority level, 0 is the most urgent. `late`: it has waited for too
+    long, and goes behind the others of its level.
+    """
+
+    def __init__(self, entry: Entry, level: int, waiter: asyncio.Future[Instance]) -> None:
+        self.entry = entry
+        self.level = level
+        self.waiter = waiter
+        self.late = False
+
+
 class DecoupledNode(LogicNode):
     """Runs a decoupled model: each of its responses is a part of the answer."""
 
@@ -73,7 +87,11 @@ class DecoupledNode(LogicNode):
         self._model_calls = model_calls
         self._instances: list[Instance] = []
         self._free: deque[Instance] = deque()
-        self._queue: deque[tuple[Entry, asyncio.Future[Instance]]] = deque()
+        self._queue: list[Place] = []
+        # As in Triton, without policies of its own a node has those of the whole queue.
+        self._policies = config.queue_policies or (
+            QueuePolicy(pipeline_config.queue_size, pipeline_config.queue_timeout),
+        ) * (config.priority_levels or 1)
 
     async def start(self) -> None:
         logic = self.config.instance_groups[0].spec.cls()
@@ -189,25 +207,58 @@ class DecoupledNode(LogicNode):
         error = None if executing.cancelled() else executing.result()[1]
         if error is not None:
             responses.fail(error)
-        while self._queue:
-            _, waiter = self._queue.popleft()
-            if not waiter.done():
-                waiter.set_result(instance)
-                return
-        self._free.append(instance)
+        self._hand_on(instance)
+
+    def _hand_on(self, instance: Instance) -> None:
+        """Give a free instance to the request that goes next."""
+        self._queue = [place for place in self._queue if not place.waiter.done()]
+        if self._queue:
+            place = min(self._queue, key=lambda place: (place.level, place.late))
+            self._queue.remove(place)
+            place.waiter.set_result(instance)
+        else:
+            self._free.append(instance)
 
     async def _take(self, entry: Entry) -> Instance:
-        """Wait for an instance that is free."""
+        """Wait for an instance that is free. Raises what the queue's policy says."""
         if self._free:
             return self._free.popleft()
-        waiter: asyncio.Future[Instance] = self._loop.create_future()
-        self._queue.append((entry, waiter))
+        config = self.config
+        level = min(entry.wanted or config.default_priority or 1, len(self._policies)) - 1
+        policy = self._policies[level]
+        place = Place(entry, level, self._loop.create_future())
+        waiting = sum(other.level == level and not other.waiter.done() for other in self._queue)
+        if policy.max_queue_size is not None and waiting >= policy.max_queue_size:
+            raise QueueFull(
+                f"too many requests wait at node {self.name!r}: {waiting} (max_queue_size = "
+                f"{policy.max_queue_size})"
+            )
+        self._queue.append(place)
+        timer = None
+        if policy.timeout is not None:
+            timer = self._loop.call_later(policy.timeout, self._be_late, place, policy)
         try:
-            return await waiter
+            return await place.waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it was freed in this very iteration
-                self._free.append(waiter.result())
+            waiter = place.waiter
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._hand_on(waiter.result())  # it was freed in this very iteration
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _be_late(self, place: Place, policy: QueuePolicy) -> None:
+        """Delay or fail a request that has waited for an instance for too long."""
+        if policy.delays:
+            place.late = True
+        elif not place.waiter.done():
+            place.waiter.set_exception(
+                DeadlineExceeded(
+                    f"node {self.name!r}: the request was queued for longer than "
+                    f"{policy.timeout:g} s"
+                )
+            )
 
     def instances_for(self, entry: Entry) -> list[InstanceLink] | None:
         """Return the instances that an entry waits for: the one that runs it, or all.
@@ -217,7 +268,7 @@ class DecoupledNode(LogicNode):
         for instance in self._instances:
             if instance.running is entry:
                 return [instance.link]
-        if any(waiting is entry for waiting, _ in self._queue):
+        if any(place.entry is entry for place in self._queue):
             return [instance.link for instance in self._instances]
         return None
 
