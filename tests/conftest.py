@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, is_hypothesis_test, settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from .triton_server import TritonServer
@@ -53,17 +53,12 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Limit coroutines from inside the loop as well, and measure no coverage of random examples.
-
-    They run lines that other tests cover a thousand times, which takes twice as long if each is
-    counted.
+    """Limit coroutines from inside the loop as well.
 
     The signal of pytest's time limit never interrupts a uvloop that waits. And a coroutine that is
     cancelled fails with the line at which it waited, not with one of the loop.
     """
     for item in items:
-        if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
-            item.add_marker("no_cover")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
             marker = item.get_closest_marker("timeout")
             if marker is None:

@@ -189,7 +189,9 @@ def test_ci_runs_every_step_and_fails_if_one_fails(tool_checkout: Path, tmp_path
     checks = [line for line in ran if line.split()[1] in {"ruff", "pyright", "mypy"}]
     assert [line.split()[1] for line in checks] == ["ruff", "ruff", "pyright", "mypy"]
     steps = [line for line in ran[1:] if line not in checks]  # beside the checks
-    assert steps[0].startswith("ran: -m build") and steps[1].startswith(f"{PYTEST} --cov")
+    assert steps[0].startswith("ran: -m build") and steps[1].startswith(
+        f"{PYTEST} -p tests.line_coverage"
+    )
     for tool in ("python", "mypy"):
         write_script(tool_checkout / ".venv-test" / "bin" / tool, "exit 0")
     assert run(tool_checkout / ".ci" / "run", PATH=path).returncode == 0
