@@ -35,7 +35,7 @@ def network(tmp_path: Path) -> Path:
 
 def make(path: Path, device: str = "", **params: Any) -> Any:
     backend = OpenvinoTensor()
-    model = OpenvinoParams.model_validate({"model": str(path), "threads": 1, **params})
+    model: Any = OpenvinoParams.model_validate({"model": str(path), "threads": 1, **params})
     backend.init(model, Context(node="node", device=device))
     return backend
 
