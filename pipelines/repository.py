@@ -110,7 +110,7 @@ class Repository:
         # `_configs` has the override.
         self._overrides: dict[str, list[PipelineConfig]] = {}
         self._closing: asyncio.Future[None] | None = None
-        self._reading: set[asyncio.Future[Read]] = set()
+        self._reading: set[asyncio.Future[Any]] = set()
         found = choose_versions(Read(list(configs), dict(unread or {})))
         self.unread = found.unread
         for config in found.configs:
@@ -526,25 +526,32 @@ class Repository:
         `own` are those that it has now; other files are looked for in `directory`. Raises
         `NotFound`, `ConfigError`, and `NotReady` if the repository closes meanwhile.
         """
-        # The file imports modules of the user, which may never end. A daemon thread keeps neither
-        # the process alive nor one of the helper threads that requests need.
+        known = set(self._configs)
+        return await self.read_aside(name, lambda: read_again(name, own, known, self.directory))
+
+    async def read_aside(self, name: str, read_now: Callable[[], Value]) -> Value:
+        """Read a pipeline by a function that may import modules of the user, which may never end.
+
+        Raises what it raises, and `NotReady` if the repository closes meanwhile.
+        """
+        # A daemon thread keeps neither the process alive nor one of the helper threads that
+        # requests need.
         self._check_open()
         loop = asyncio.get_running_loop()
-        reading: asyncio.Future[Read] = loop.create_future()
-        known = set(self._configs)
+        reading: asyncio.Future[Any] = loop.create_future()
 
-        def report(result: Read | None, error: BaseException | None) -> None:
+        def report(result: Any, error: BaseException | None) -> None:
             if reading.done():
                 return
             if error is not None:
                 reading.set_exception(error)
-            elif result is not None:
+            else:
                 reading.set_result(result)
 
         def read() -> None:
             result, error = None, None
             try:
-                result = read_again(name, own, known, self.directory)
+                result = read_now()
             except Exception as raised:
                 error = raised
             except BaseException as raised:  # SystemExit of a module ends this thread alone
@@ -555,7 +562,8 @@ class Repository:
         self._reading.add(reading)
         threading.Thread(target=read, name=f"reading {name}", daemon=True).start()
         try:
-            return await reading
+            result: Value = await reading
+            return result
         finally:
             self._reading.discard(reading)
 

@@ -152,7 +152,7 @@ class RepositoryRoutes:
                 return await on_helper_thread(override.materialise)
             folder = await asyncio.to_thread(self._model_folder, name, own)
             if folder is not None:
-                return await on_helper_thread(override.of_model, folder)
+                return await self._repository.read_aside(name, lambda: override.of_model(folder))
             if not own:
                 raise NotFound(name)
             return [override.applied_to(one, self._reported_batch(one)) for one in own]
