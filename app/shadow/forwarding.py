@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from penstock.backends.errors import PenstockError
 from penstock.backends.memory import Reservation, budget
 
-from ..http.body import ClientLeft, read_rest
+from ..http.body import ClientLeft, announced_bytes, read_rest
 from ..http.compression import inflate, window_of
 from ..http.json_text import JsonLimits
 from ..http.request_id import request_id_of
@@ -125,6 +125,8 @@ class Forwarding:
             return
         if model.is_here and message.get("more_body"):  # where it goes, its body says
             message = await self._whole(message)
+            if message["type"] != "http.request":
+                return
         self._hold(model)
         self._keep(message)
         if not message.get("more_body"):
@@ -170,6 +172,9 @@ class Forwarding:
         self._held = rules.comparisons.begin(model, way)
         if self._held is not None:
             self._held.request_id = request_id_of(self._scope)
+            length = self._headers.get(b"content-length")
+            if length is not None and announced_bytes(length) > rules.settings.max_body:
+                self._held.skip("too_large")
 
     def _keep(self, message: Message) -> None:
         """Keep a piece of the body, for the comparison and for the facts in it."""

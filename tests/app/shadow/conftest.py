@@ -54,6 +54,13 @@ class Total(Backend):
                 sequence.state = 0
             sequence.state = sequence.state + item["data"]
             item["result"] = sequence.state
+
+
+class Unlucky(Total):
+    def forward(self, batch):
+        if any(item["data"].item() == 13 for item in batch):
+            raise ValueError("bad luck")
+        super().forward(batch)
 """
 
 GATE = Gate()

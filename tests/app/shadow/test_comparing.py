@@ -221,37 +221,59 @@ def test_what_is_not_compared_is_answered_all_the_same(
 ) -> None:
     shared = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
     tensor = {"name": "INPUT0", "shape": [1, 4], "datatype": "FP32", "parameters": shared}
-    with shadowing(models(ops), theirs.url, max_compared_bytes=300) as server:
-        for body in (two_inputs(), two_inputs(range(10**12, 10**12 + 4)), {"inputs": [tensor]}):
+    direct = theirs.client.post(INFER, json=two_inputs())
+    most = len(direct.request.content) + len(direct.content) + 10  # and not our answer
+    settings = Settings(max_body=1000)
+    with shadowing(models(ops), theirs.url, settings, max_compared_bytes=most) as server:
+        for body in (
+            two_inputs(),
+            two_inputs(range(10**12, 10**12 + 4)),
+            {"inputs": [tensor]},
+            {"id": "x" * 1000, **two_inputs()},
+        ):
             direct = theirs.client.post(INFER, json=body)
             got = server.client.post(INFER, json=body)
             assert (got.status_code, got.content) == (direct.status_code, direct.content)
-        server.model(in_flight_at_triton=0, not_compared={"too_large": 2, "shared_memory": 1})
+        server.model(in_flight_at_triton=0, not_compared={"too_large": 3, "shared_memory": 1})
         assert server.report()["held"] == {"requests": 0, "bytes": 0}
 
 
 def test_no_more_requests_are_held_than_may_be(
     theirs: Theirs, shadowing: Any, ops: Path, gate: Any
 ) -> None:
-    sources = models(ops)
-    sources[0]["node"] = {"backend": "ShadowGate"}
-    with shadowing(sources, theirs.url, max_compared=1) as server:
+    sources = models(ops)[:2]
+    for model in sources:
+        model["node"] = {"backend": "ShadowGate"}
+    sources[1]["pipeline"]["max_requests"] = 1
+    text = {"name": "TEXT", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}
+    with shadowing(sources, theirs.url, max_compared=2) as server:
+        for _ in range(2):
+            got = server.client.post("/v2/models/loud/infer", json={"inputs": [text]})
+            assert got.status_code == 200
+        server.model("loud", not_compared={"busy_here": 1})
         for _ in range(2):
             assert server.client.post(INFER, json=two_inputs()).status_code == 200
         server.model(not_compared={"no_room": 1}, compared=0)
-        assert server.report()["held"]["requests"] == 1
+        assert server.report()["held"]["requests"] == 2
         gate.open()
         server.model(compared=1, disagreed=1)
+        server.model("loud", compared=1)
 
 
 def test_an_error_of_ours_reaches_no_client(theirs: Theirs, shadowing: Any, ops: Path) -> None:
-    sources = models(ops, simple="loud")
-    with shadowing(sources, theirs.url) as server:
+    """A sequence that it breaks takes no place here any more."""
+    with shadowing(models(ops, simple="loud", total="Unlucky"), theirs.url) as server:
         assert server.client.post(INFER, json=two_inputs()).status_code == 200
         model = server.model(compared=1)
-        assert model["examples"][0]["differences"][0].startswith(
-            "status 200 at Triton, status 500 ("
-        )
+        said = "status 200 at Triton, status 500 ("
+        assert model["examples"][0]["differences"][0].startswith(said)
+        for value in (1, 13, 2):
+            body = step(4, value, start=value == 1, end=value == 2)
+            got = server.client.post("/v2/models/total/infer", json=body)
+            assert got.status_code == 200
+        server.model("total", agreed=1, disagreed=1, not_compared={"sequence_cut": 1})
+        sequences = server.app.state.penstock.pipelines["total"].sequences
+        until(lambda: sequences.live == 0)
 
 
 # Triton's answers are chosen byte by byte from here on.
