@@ -64,6 +64,7 @@ input { name: "IN" data_type: TYPE_INT32 dims: 1 }
 output { name: "OUT" data_type: TYPE_INT32 dims: 4 }
 sequence_batching {
   iterative_sequence: true
+  oldest { max_candidate_sequences: 4 }  # else Triton runs null requests for slots without one
   control_input [
     { name: "START" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } },
     { name: "ID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
