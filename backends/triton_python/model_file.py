@@ -39,6 +39,7 @@ def load(model: RunningModel, file: Path) -> Any:
     utils.install()
     if not model.beside:
         sys.dont_write_bytecode = True  # a repository may be read-only, or shared with Triton
+        sys.argv = [""]  # as in Triton: what parses it must not find our own arguments
         sys.path += [str(file.parent), str(file.parent.parent)]
     package = f"_penstock_triton_{next(_numbers)}" if model.beside else file.parent.name
     try:

@@ -125,8 +125,13 @@ def engines_of(pipeline: Pipeline) -> tuple[Signature | None, Signature | None]:
 
 
 def set_values(item: Item, values: dict[str, Any], tensors: Sequence[Tensor]) -> None:
-    """Set the item's keys. An input that is left out has none, or None in `data`."""
+    """Set the item's keys. An input that is left out has none, or None in `data`.
+
+    `data` is an empty list if there are no inputs, as Triton's Python models may have.
+    """
     parts: list[Any] = []
+    if not tensors:
+        item["data"] = parts
     for expected in tensors:
         value = values.get(expected.name)
         if expected.position is None:

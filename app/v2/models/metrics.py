@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from penstock.backends.model_metrics import Series, model_metrics
 from penstock.pipelines.pipeline import Pipeline
@@ -146,7 +145,8 @@ def _add_samples(family: Metric, labels: dict[str, str], series: Series) -> None
         family.add_sample(family.name, labels, series.value)
         return
     counts = list(accumulate(series.counts))
-    bounds = [*map(floatToGoString, series.bounds), "+Inf"]
+    # Whole numbers without their .0, as Triton's library writes them: they are parts of names.
+    bounds = [*(repr(bound).removesuffix(".0") for bound in series.bounds), "+Inf"]
     for bound, count in zip(bounds, counts, strict=True):
         family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
     family.add_sample(f"{family.name}_count", labels, counts[-1])

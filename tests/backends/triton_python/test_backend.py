@@ -411,6 +411,7 @@ def test_what_auto_complete_config_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     answer = auto_complete.completed_by(write(tmp_path, body), '{"name": "m", "output": []}')
     if words:

@@ -29,6 +29,7 @@ parameters { key: "greeting" value: { string_value: "hello" } }
 
 MODEL = """
 import json
+import sys
 import numpy as np
 import triton_python_backend_utils as pb_utils
 import helper
@@ -63,6 +64,7 @@ class TritonPythonModel:
             "version": self.args["model_version"],
             "instance": self.args["model_instance_name"],
             "kind": self.args["model_instance_kind"],
+            "arguments": sys.argv if self.args["model_name"] == "process" else [""],
             "dir": pb_utils.get_model_dir() == self.args["model_repository"] + "/1",
             "more": None if more is None else more.as_numpy().tolist()[0][0].decode(),
             "parameters": json.loads(request.parameters()),
@@ -147,6 +149,7 @@ async def test_a_model_sees_what_triton_shows_it(client: httpx.AsyncClient, mode
         "version": "1",
         "instance": f"{model}_0",
         "kind": "CPU",
+        "arguments": [""],
         "dir": True,
         "more": "é",
         "parameters": {"a": 1, "b": "x", "c": True},
@@ -267,8 +270,8 @@ async def test_metrics_of_models_are_among_the_servers(tmp_path: Path) -> None:
             "# TYPE calls_of_models counter",
             'calls_of_models{model="m"} 2.0',
             "last_value 50.0",
-            'sizes_bucket{le="1.0"} 0.0',
-            'sizes_bucket{le="10.0"} 1.0',
+            'sizes_bucket{le="1"} 0.0',
+            'sizes_bucket{le="10"} 1.0',
             'sizes_bucket{le="+Inf"} 2.0',
             "sizes_sum 55.0",
         } <= lines
@@ -278,3 +281,23 @@ async def test_metrics_of_models_are_among_the_servers(tmp_path: Path) -> None:
         assert "calls_of_models" in (await client.get("/metrics")).text
         await client.post("/v2/repository/models/one/unload", headers=ADMIN)
         assert "calls_of_models" not in (await client.get("/metrics")).text
+
+
+WITHOUT_INPUTS = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        out = pb_utils.Tensor("OUT", np.array([7], np.int32))
+        return [pb_utils.InferenceResponse([out]) for request in requests if not request.inputs()]
+"""
+
+
+async def test_a_model_without_inputs(tmp_path: Path) -> None:
+    outputs = 'output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]'
+    write_model(tmp_path, "seven", f'backend: "python" {outputs} {THREAD}', WITHOUT_INPUTS)
+    async with served(tmp_path) as client:
+        answer = await client.post("/v2/models/seven/infer", json={"inputs": []})
+        assert answer.json()["outputs"][0]["data"] == [7], answer.text
