@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.backends.errors import ConfigError
+from penstock.backends.triton_python.config_defaults import without_defaults
 from penstock.pipelines.config.load import build
 from penstock.pipelines.config.source import Tables
 from penstock.pipelines.config.toml_text import WIDTH, pipeline_toml
@@ -85,10 +86,9 @@ def _seen_from(tables: Tables, folder: Path) -> Tables:
 
     def moved(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            keep = key == "model_config"  # Triton's own, which names files of the model's folder
-            return {
-                name: inner if keep else moved(str(name), inner) for name, inner in value.items()
-            }
+            if key == "model_config":  # Triton's own, which names files of the model's folder
+                return without_defaults(value)
+            return {name: moved(str(name), inner) for name, inner in value.items()}
         if isinstance(value, (list, tuple)):
             return [moved(key, inner) for inner in value]
         if key in FILE_KEYS and isinstance(value, str) and (tables.directory / value).is_file():

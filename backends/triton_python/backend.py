@@ -8,10 +8,10 @@ import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutine
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..base import UNBOUNDED, Backend, Context, Params, Signature, TensorPort
 from ..errors import InvalidInput, ModelError
@@ -20,6 +20,7 @@ from ..params import Reshape
 from ..sequences.definition import why_no_id
 from ..server import HANDLE
 from ..warm_up_samples import Sample, run_samples
+from .config_defaults import with_defaults
 from .datatypes import TYPE_OF, DataType, datatype_named
 from .error import answer_of
 from .instance import ModelInstance, describe
@@ -47,11 +48,12 @@ class TritonPythonParams(Params):
     """The parameters of TritonPython."""
 
     model: str = Field(description="The model's file, as in 1/model.py.")
-    triton_config: dict[str, Any] = Field(
+    triton_config: Annotated[dict[str, Any], AfterValidator(with_defaults)] = Field(
         default_factory=dict,
         alias="model_config",
         description="The model's config as Triton's JSON has it, a table. The model sees it in "
-        "args['model_config']; `input` and `output` say its tensors.",
+        "args['model_config']; `input` and `output` say its tensors. Fields may be left out that "
+        "have the default of protobuf.",
     )
     warm_up: tuple[Sample, ...] = Field(
         (), description="Samples that each instance runs before it is ready."
