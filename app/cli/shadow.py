@@ -14,6 +14,8 @@ from ..settings import Settings
 from .options import Labels, Source, read_repository
 from .output import fail, file_error
 
+SWITCH_AFTER = 1000
+
 
 def shadow_command(
     path: Source,
@@ -45,11 +47,14 @@ def shadow_command(
         ),
     ] = False,
     switch_after: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", min=1, help="With --switch: so many compared requests in a row must agree."
+            metavar="N",
+            min=1,
+            help="With --switch: so many compared requests in a row must agree. "
+            f"Default: {SWITCH_AFTER}.",
         ),
-    ] = 1000,
+    ] = None,
     rtol: Annotated[
         float,
         typer.Option(
@@ -105,6 +110,8 @@ def shadow_command(
     from ..shadow.report import full
     from ..shadow.shadow import Shadow
 
+    if switch_after is not None and not switch:
+        raise typer.BadParameter("--switch-after needs --switch")
     try:
         http, grpc, grpc_tls = options_of(origins)
         if metrics is not None:
@@ -127,7 +134,7 @@ def shadow_command(
         grpc_tls=grpc_tls,
         metrics=metrics,
         tolerance=Tolerance(rtol, atol),
-        switch_after=switch_after if switch else None,
+        switch_after=(switch_after or SWITCH_AFTER) if switch else None,
         max_compared=max_compared,
         max_compared_bytes=max_compared_bytes,
         timeout=from_timeout,

@@ -83,8 +83,11 @@ class RpcForwarding:
 
     async def forward(self, method: str, message: bytes, context: Any) -> bytes:
         """Return Triton's answer to a call. Raises `AioRpcError`."""
+        remaining = context.time_remaining()
+        patience = self.rules.options.timeout
+        timeout = patience if remaining is None else min(remaining, patience)
         multi = self.channel().unary_unary(method)
-        call = multi(message, metadata=self.metadata(context), timeout=context.time_remaining())
+        call = multi(message, metadata=self.metadata(context), timeout=timeout)
         answer: bytes = await call
         trailing = passed_on(await call.trailing_metadata())
         if trailing:

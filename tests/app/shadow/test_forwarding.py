@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tritonclient.grpc
 
 from penstock.app.settings import Settings
 
@@ -280,9 +281,13 @@ def test_a_triton_that_is_too_slow(shadowing: Any, ops: Path) -> None:
 
     with (
         raw_server(wait) as raw,
-        shadowing(models(ops), raw.url, timeout=0.05) as server,
+        shadowing(models(ops), raw.url, timeout=0.05, grpc=f"127.0.0.1:{raw.port}") as server,
     ):
         got = server.client.post(INFER, content=b"{}")
+        triton: Any = tritonclient.grpc.InferenceServerClient(server.grpc)
+        with pytest.raises(Exception, match="DEADLINE_EXCEEDED"):
+            triton.get_server_metadata()
+        triton.close()
         slow.set()
         assert got.status_code == 504
         assert "no answer came within 0.05 s" in got.json()["error"]

@@ -163,6 +163,7 @@ def test_the_command_reports_at_its_end(spawn: Any, echo: Path, tmp_path: Path) 
         (("--from", "grpc://a"), "as grpc://127.0.0.1:8001"),
         (("--from", "grpc://a:1"), "Expected --grpc-port"),
         (("--from", "http://a", "--grpc-port", "0"), "Expected --from grpc://HOST:PORT too"),
+        (("--from", "http://a", "--switch-after", "9"), "--switch-after needs --switch"),
         (("--from", "http://a", "--from-metrics", "x"), "not the URL of an HTTP server"),
         (("--from", "http://a", "--json", "/nowhere/x"), "there is no such directory"),
     ],
