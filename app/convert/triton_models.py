@@ -21,7 +21,7 @@ from penstock.pipelines.triton.fields.treatments import Treatment
 from penstock.pipelines.triton.folders import CONFIG_FILE, ModelFolder, model_folders
 from penstock.pipelines.triton.messages import ModelConfig
 from penstock.pipelines.triton.read import served_versions, written_config
-from penstock.pipelines.triton.translate import translate
+from penstock.pipelines.triton.translation.translate import translate
 
 from .written import Converted
 

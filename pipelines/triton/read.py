@@ -11,7 +11,7 @@ from ..config.load import build
 from .folders import ModelFolder
 from .messages import ModelConfig, new_config
 from .reading import read_config
-from .translate import translate
+from .translation.translate import translate
 
 
 def written_config(folder: ModelFolder) -> ModelConfig:

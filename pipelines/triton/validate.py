@@ -12,9 +12,9 @@ from typing import Any
 
 from penstock.backends.errors import Problem
 
+from .completion.normalise import PLATFORMS
 from .fields.classify import classify, refusals
 from .model import TritonModel
-from .normalise import PLATFORMS
 
 Found = Iterator[tuple[str, str]]
 """Fields, and what is wrong with each."""

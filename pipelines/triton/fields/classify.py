@@ -8,7 +8,7 @@ from typing import Any
 
 from penstock.backends.errors import Problem
 
-from ..normalise import PLATFORMS
+from ..completion.normalise import PLATFORMS
 from .table import FIELDS
 from .treatments import BACKENDS, Line, Treatment, refused
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from penstock.backends.errors import ConfigError
 
+from ..completion.normalise import set_backend
 from ..folders import CONFIG_FILE, model_folders
 from ..messages import ModelConfig
-from ..normalise import set_backend
 from ..reading import read_config
 from .classify import Classified, classify
 

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper
 from penstock import create_app
 from penstock.backends.errors import ConfigError
 from penstock.pipelines.repository import Repository
-from penstock.pipelines.triton import complete
+from penstock.pipelines.triton.completion import complete
 from penstock.pipelines.triton.reading import parse_config
-from penstock.pipelines.triton.translate import translate
+from penstock.pipelines.triton.translation.translate import translate
 
 ECHO = """
 import triton_python_backend_utils as pb_utils

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.pipelines.triton.reading import parse_config
-from penstock.pipelines.triton.translate import translate
+from penstock.pipelines.triton.translation.translate import translate
 
 MODEL = """
 backend: "python"

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from penstock.pipelines.triton.fields.table import FIELDS
 from penstock.pipelines.triton.fields.treatments import Treatment
 from penstock.pipelines.triton.reading import parse_config
-from penstock.pipelines.triton.translate import translate
+from penstock.pipelines.triton.translation.translate import translate
 
 A, B, Y, Z = (f'{{ name: "{name}" data_type: TYPE_FP32 dims: 4 }}' for name in "ABYZ")
 TENSORS = f"input [ {A}, {B} ] output [ {Y}, {Z} ]"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.classifier import read_graph
-from ..config.source import Tables
-from .complete_onnx import TYPES, dims_of
-from .datatypes import type_name
-from .model import TritonModel
+from ...config.classifier import read_graph
+from ...config.source import Tables
+from ..completion.onnx import TYPES, dims_of
+from ..datatypes import type_name
+from ..model import TritonModel
 
 
 def check_tensors(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .model import TritonModel
+from ..model import TritonModel
 
 
 def translate_tensors(model: TritonModel, node: dict[str, Any]) -> None:

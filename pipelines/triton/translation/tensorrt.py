@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from .model import TritonModel
-from .translate_tensors import translate_tensors
+from ...config.source import Tables
+from ..model import TritonModel
+from .tensors import translate_tensors
 
 
 def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:

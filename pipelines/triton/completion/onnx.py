@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..config.classifier import read_graph
-from .complete_tensors import KnownTensor, complete_tensors
-from .messages import ModelConfig
+from ...config.classifier import read_graph
+from ..messages import ModelConfig
+from .tensors import KnownTensor, complete_tensors
 
 TYPES = {
     "BOOL": "BOOL",

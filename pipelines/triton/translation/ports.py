@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.presets import COLORS
-from ..config.source import Tables
-from .datatypes import datatype_name
-from .model import TritonModel
+from ...config.presets import COLORS
+from ...config.source import Tables
+from ..datatypes import datatype_name
+from ..model import TritonModel
 
 HAS_OWN = frozenset({"tensorrt", "openvino"})
 """The backends whose engines know their tensors, and whose configurations may lack them."""

@@ -9,36 +9,28 @@ from typing import Any
 from penstock.backends.errors import ConfigError
 from penstock.backends.suggestions import did_you_mean
 
-from ..config.source import Tables, fit_name
-from . import (
-    translate_ensemble,
-    translate_onnx,
-    translate_openvino,
-    translate_python,
-    translate_tensorrt,
-    translate_torch,
-)
-from .complete import complete
-from .folders import CONFIG_FILE
-from .messages import ModelConfig, as_json
-from .model import TritonModel
-from .translate_instances import translate_instances
-from .translate_ports import translate_ports
-from .translate_scheduling import translate_scheduling
-from .translate_sequences import translate_sequences
-from .translate_warm_up import translate_warm_up
-from .validate import validate
+from ...config.source import Tables, fit_name
+from ..completion.complete import complete
+from ..folders import CONFIG_FILE
+from ..messages import ModelConfig, as_json
+from ..model import TritonModel
+from ..validate import validate
+from . import ensemble, onnx, openvino, python, tensorrt, torch
+from .instances import translate_instances
+from .ports import translate_ports
+from .scheduling import translate_scheduling
+from .sequences import translate_sequences
+from .warm_up import translate_warm_up
 
 BACKENDS: Mapping[str, Callable[[TritonModel, Tables, dict[str, Any]], None]] = {
-    "onnxruntime": translate_onnx.translate,
-    "pytorch": translate_torch.translate,
-    "tensorrt": translate_tensorrt.translate,
-    "openvino": translate_openvino.translate,
-    "python": translate_python.translate,
-    "ensemble": translate_ensemble.translate,
+    "onnxruntime": onnx.translate,
+    "pytorch": torch.translate,
+    "tensorrt": tensorrt.translate,
+    "openvino": openvino.translate,
+    "python": python.translate,
+    "ensemble": ensemble.translate,
 }
 """Triton's backends -> what lets a node run them."""
-
 
 LIMITS: Mapping[str, Any] = {"timeout": 3600, "max_wait": "none", "max_requests": 65_536}
 """Triton lets any number of requests wait and run for as long as they take. `max_memory` bounds
@@ -82,6 +74,8 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
         tables.pipeline["batched"] = False
     tables.pipeline["version_policy"] = _policy_of(model)
     translate_ports(model, tables)
+    if tables.problems:  # the engine's keys name the tensors
+        return tables
     translate_instances(model, tables, node)
     translate_scheduling(model, tables, node)
     translate_sequences(model, tables, node)

@@ -6,9 +6,9 @@ from typing import Any
 
 from penstock.backends.errors import ConfigError
 
-from ..config.source import Tables, fit_name
-from .model import TritonModel
-from .translate_tensors import translate_reshape
+from ...config.source import Tables, fit_name
+from ..model import TritonModel
+from .tensors import translate_reshape
 
 
 def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:

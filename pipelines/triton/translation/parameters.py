@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..config.source import Tables
-from .model import TritonModel
+from ...config.source import Tables
+from ..model import TritonModel
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from .model import TritonModel
+from ...config.source import Tables
+from ..model import TritonModel
 from .parameters import ParameterReader
-from .translate_tensors import translate_tensors
+from .tensors import translate_tensors
 
 THREADS = ("CPU_THREADS_NUM", "INFERENCE_NUM_THREADS")
 BF16 = ("ENFORCE_BF16", "HINT_BF16")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from penstock.backends.triton_python import auto_complete
 
-from .messages import ModelConfig, as_json
-from .reading import parse_json_config
+from ..messages import ModelConfig, as_json
+from ..reading import parse_json_config
 
 
 def complete(config: ModelConfig, version: Path) -> None:

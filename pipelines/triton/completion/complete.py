@@ -6,9 +6,9 @@ from pathlib import Path
 
 from penstock.backends.gpu.ipc import gpu_count
 
-from . import complete_onnx, complete_openvino, complete_python
-from .folders import own_name
-from .messages import ModelConfig, new_config
+from ..folders import own_name
+from ..messages import ModelConfig, new_config
+from . import onnx, openvino, python
 from .normalise import set_backend, set_defaults
 
 ON_GPU = frozenset({"pytorch", "tensorrt", "python"})
@@ -25,11 +25,11 @@ def complete(written: ModelConfig, folder: Path, version: str) -> ModelConfig:
     set_backend(config, own_name(folder), folder / version)
     gpus = tuple(range(gpu_count())) if config.backend in ON_GPU else ()
     if config.backend == "onnxruntime":
-        complete_onnx.complete(config, folder / version)
+        onnx.complete(config, folder / version)
     elif config.backend == "openvino":
-        complete_openvino.complete(config, folder / version)
+        openvino.complete(config, folder / version)
     elif config.backend == "python":
         set_defaults(config, gpus)  # the model may look at all of it
-        complete_python.complete(config, folder / version)
+        python.complete(config, folder / version)
     set_defaults(config, gpus)
     return config

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from .datatypes import datatype_name
-from .model import TritonModel
+from ...config.source import Tables
+from ..datatypes import datatype_name
+from ..model import TritonModel
 
 INITIAL_STATES = "initial_state"
 """The folder in that of the model that has the files of states to begin with."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from ..config.tables import numpy_type
-from .datatypes import datatype_name, type_name
-from .model import TritonModel
+from ...config.source import Tables
+from ...config.tables import numpy_type
+from ..datatypes import datatype_name, type_name
+from ..model import TritonModel
 
 WARM_UP_FOLDER = "warmup"
 """The folder beside `config.pbtxt` with the files of samples."""

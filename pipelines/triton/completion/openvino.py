@@ -7,8 +7,8 @@ from typing import Any
 
 from penstock.backends.errors import ConfigError, Problem
 
-from .complete_tensors import KnownTensor, complete_tensors
-from .messages import ModelConfig
+from ..messages import ModelConfig
+from .tensors import KnownTensor, complete_tensors
 
 TYPES = {
     "boolean": "BOOL",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import ConfigError, Problem
 
-from .messages import ModelConfig, model_config_pb2
+from ..messages import ModelConfig, model_config_pb2
 
 DEFAULT_MAX_BATCH_SIZE = 4
 """Triton's `default-max-batch-size`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..config.source import Tables
-from ..config.tables import numpy_type
-from .datatypes import datatype_name
-from .model import TritonModel
+from ...config.source import Tables
+from ...config.tables import numpy_type
+from ..datatypes import datatype_name
+from ..model import TritonModel
 from .parameters import ParameterReader
-from .translate_tensors import translate_tensors
+from .tensors import translate_tensors
 
 SWITCHES = (
     "INFERENCE_MODE",

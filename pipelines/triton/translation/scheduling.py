@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from .model import TritonModel
+from ...config.source import Tables
+from ..model import TritonModel
 
 
 def translate_scheduling(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..config.source import Tables
-from .model import TritonModel
+from ...config.source import Tables
+from ..model import TritonModel
 from .onnx_file import check_tensors
 from .parameters import ParameterReader
-from .translate_tensors import translate_tensors
+from .tensors import translate_tensors
 
 GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "disabled"}
 """Triton's `optimization.graph.level` -> ONNX Runtime's optimisation; others: all."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from .messages import as_json
-from .model import TritonModel
+from ...config.source import Tables
+from ..messages import as_json
+from ..model import TritonModel
 
 EXECUTOR_PARAMETER = "PENSTOCK_EXECUTOR"
 """The parameter that says where the model runs: `process` (the default), or `thread`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.source import Tables
-from .model import TritonModel
+from ...config.source import Tables
+from ..model import TritonModel
 
 ON_CPU = frozenset({"onnxruntime", "openvino"})
 """The backends whose engines run on the CPU, whatever kind of instances is asked for."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .folders import DEFAULT_FILES
-from .messages import ModelConfig
+from ..folders import DEFAULT_FILES
+from ..messages import ModelConfig
 
 PLATFORMS = {
     "onnxruntime_onnx": "onnxruntime",

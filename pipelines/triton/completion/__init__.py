@@ -1,0 +1,1 @@
+"""Completes a ModelConfig that leaves things out, as Triton does."""
