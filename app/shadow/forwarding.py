@@ -49,7 +49,9 @@ would cost more than it saves.
 """
 
 KEPT_BYTES = 1 << 20
-"""So much of a request that is not held is kept, to know of which sequence it is a step."""
+"""So much is kept of a request that may be a step of a sequence, whether it is held or not, and of
+one that changes the server.
+"""
 
 
 class NotForwardedError(Exception):
@@ -96,8 +98,8 @@ class Forwarding:
         self._model = model
         self._verb = verb
         self._headers = dict(scope["headers"])
-        self._kept: list[bytes] = []
-        self._kept_size = 0
+        self._kept: list[bytes] | None = []
+        self._memory = Reservation(budget)  # of what is kept
         self._facts = NO_FACTS
         self._held: Held | None = None
         self._body: list[bytes] = []  # while it is held
@@ -108,7 +110,8 @@ class Forwarding:
 
     def small_body(self) -> bytes | None:
         """Return the body of the request, None if it is larger than `KEPT_BYTES`."""
-        return b"".join(self._kept) if self._kept_size <= KEPT_BYTES else None
+        whole = self._kept is not None and self._memory.size <= KEPT_BYTES
+        return b"".join(self._kept or ()) if whole else None
 
     async def run(self) -> None:
         """Forward the request, or answer it here if it turns out that it may be.
@@ -164,6 +167,8 @@ class Forwarding:
         """Hold the request, to compare its answers, if there is room."""
         rules = self._rules
         pipeline = rules.switch.pipeline(model.name)
+        if pipeline is None or not pipeline.takes_sequences:
+            self._kept = None
         if pipeline is None:
             served = rules.switch.is_served(model.name)
             model.skip("not_ready_here" if served else "not_served_here")
@@ -186,9 +191,12 @@ class Forwarding:
                 self._body.append(piece)
             else:
                 self._body.clear()
-        if self._kept_size <= KEPT_BYTES:
-            self._kept_size += len(piece)
-            if self._kept_size <= KEPT_BYTES:
+        if self._kept is not None and self._memory.size <= KEPT_BYTES:
+            try:
+                self._memory.resize(self._memory.size + len(piece), "a forwarded request")
+            except PenstockError:
+                self._kept = None
+            else:
                 self._kept.append(piece)
 
     def _too_long_here(self, piece: bytes) -> bool:
@@ -218,7 +226,7 @@ class Forwarding:
         settings = self._rules.settings
         is_held = self._held is not None and not self._held.ended
         # If only the beginning is kept: the JSON is there, if tensors come after it.
-        body = b"".join(self._body if is_held else self._kept)
+        body = b"".join(self._body if is_held else self._kept or ())
         try:
             if window := window_of(self._headers.get(b"content-encoding")):
                 memory = Reservation(budget)
@@ -320,7 +328,7 @@ class Forwarding:
     async def _upload(self, connection: UpstreamConnection, chunked: bool) -> None:
         """Send the rest of the body, unless Triton answers before its end."""
         more = True
-        while more and not connection.has_head:
+        while more and connection.open and not connection.has_head:
             message = await self._receive()
             if message["type"] != "http.request":
                 self._left = True

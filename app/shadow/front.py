@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import logging
 import re
+from collections import deque
 
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +27,8 @@ from .replay import replay
 from .upstream import Upstream
 
 logger = logging.getLogger("penstock.shadow")
+
+KEPT_FAILURES = 10
 
 MAX_FORWARDED = 1024
 """The most requests that wait for Triton at a time."""
@@ -45,8 +48,8 @@ class HttpFront:
     """ASGI app for all paths below /v2."""
 
     def __init__(self, rules: ForwardingRules) -> None:
-        self.not_repeated: list[str] = []
-        """Changes of Triton that could not be repeated here, the first few."""
+        self.not_repeated: deque[str] = deque(maxlen=KEPT_FAILURES)
+        """Changes of Triton that could not be repeated here, the last few."""
         self._rules = rules
         self.protocol = rules.protocol
         self._switch = rules.switch
@@ -139,8 +142,7 @@ class HttpFront:
             reason = raw.body.decode("utf-8", "replace")[:200]
         text = f"POST {path} was not repeated here: {reason}"
         logger.warning("%s", text, extra={"request_id": request_id_of(scope)})
-        if len(self.not_repeated) < 10:
-            self.not_repeated.append(text)
+        self.not_repeated.append(text)
 
 
 def asked_for(method: str, path: str) -> tuple[str | None, str]:
