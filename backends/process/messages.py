@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import socket
 import struct
@@ -54,15 +55,22 @@ class Messages:
         self._allocate = allocate
         self._sending = threading.Lock()
         self._gone = False
+        self._pid = os.getpid()
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
 
     def send(self, kind: int, number: int, message: Any) -> None:
         """Send a message. Does nothing if the other side has gone.
 
-        Waits while the other side reads what was sent before. Raises whatever pickling raises; then
+        Waits while the other side reads what was sent before. Raises whatever pickling raises, and
+        RuntimeError in a process that was forked from this one, which no answer would reach; then
         nothing was sent.
         """
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "a process that a model has forked can't call the server: call it from the model's "
+                "own process, or from threads"
+            )
         parcel = Parcel()
         Pickler(parcel, protocol=5).dump(message)
         heads = pickle.dumps([(array.dtype, array.shape) for array in parcel.arrays], protocol=5)
@@ -109,6 +117,8 @@ class Messages:
     def close(self) -> None:
         """End both directions. `receive_all` returns, and what is sent from now on is dropped."""
         self._gone = True
+        if os.getpid() != self._pid:
+            return  # the socket is that of the process that forked this one
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -262,3 +263,18 @@ def test_a_child_whose_parent_has_gone_gets_errors() -> None:
         assert parent.closed.wait(60)
         with pytest.raises(ProcessDiedError, match="the server has gone"):
             server.run(max, 1, 2)
+
+
+def test_a_forked_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        messages = Messages(ours)
+        pid = os.getpid()
+        monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+        with pytest.raises(RuntimeError, match="a process that a model has forked"):
+            messages.send(1, 2, None)
+        messages.close()
+        monkeypatch.undo()
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):  # neither a message nor the end of the stream
+            theirs.recv(1)
