@@ -131,7 +131,12 @@ class Response(NamedTuple):
 
 def failed(error: BaseException) -> Response:
     """Return the last response of a call that failed."""
-    return Response(None, ResponseError(code_of(error), message_of(error)))
+    words = message_of(error)
+    if isinstance(error, DeadlineExceeded):
+        words = f"Request timeout expired: {words}"  # as Triton says it
+    elif isinstance(error, (QueueFull, Overloaded)):
+        words = f"Exceeds maximum queue size: {words}"
+    return Response(None, ResponseError(code_of(error), words))
 
 
 def code_of(error: BaseException) -> str:

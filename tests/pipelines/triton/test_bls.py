@@ -341,7 +341,7 @@ REFUSED = "Unable to send response. "
         ),
         (
             "shown(add(-3, timeout=200_000).exec())",
-            ["UNAVAILABLE", "the deadline passed while the call ran"],
+            ["UNAVAILABLE", "Request timeout expired: the deadline passed while the call ran"],
         ),
         ("counted(2)", [{"OUT": [0]}, {"OUT": [1]}, {}]),
         ("counted(3)", [{"OUT": [0]}, {"OUT": [1]}, {"OUT": [2]}]),
