@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -57,6 +58,9 @@ def provide() -> None:
             if name not in made:
                 made[name] = ModuleType(name, "Penstock's stand-in for TorchServe's module.")
                 made[name].__path__ = []
+                # Another thread may look for the package that this one makes: without a spec,
+                # `find_spec` raises.
+                made[name].__spec__ = ModuleSpec(name, None, is_package=True)
                 if length > 1:
                     setattr(made[".".join(parts[: length - 1])], parts[length - 1], made[name])
         vars(made[place]).update(names)

@@ -366,6 +366,7 @@ def test_a_function_and_a_module_of_the_same_name(client: httpx.Client) -> None:
 
 def test_a_handler_that_answers_in_parts(client: httpx.Client) -> None:
     events = client.post("/predict/parts", json="abc", headers={"accept": "text/event-stream"})
+    assert events.status_code == 200, events.text
     assert re.findall(r'"result":"(.)"', events.text) == ["a", "b", "c"]
     assert client.post("/predict/parts", json="abc").json() == {"result": ["a", "b", "c"]}
     assert client.post("/predict/parts", json="wrong").status_code == 500

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import importlib
+import importlib.util
 import io
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ def test_the_package_of_torchserve(module: str, name: str) -> None:
     assert getattr(importlib.import_module(module), name)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("ts.launcher")
+
+
+def test_two_handlers_that_load_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other thread makes the package while this one looks for it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ts"]:
+        monkeypatch.delitem(sys.modules, name)
+    others = iter([modules.provide])
+
+    def find_spec(name: str) -> Any:
+        for other in others:
+            other()
+        return importlib.util.find_spec(name)
+
+    monkeypatch.setattr(modules, "find_spec", find_spec)
+    modules.provide()
+    assert importlib.import_module("ts.context").Context is Context
 
 
 def test_the_base_handler(tmp_path: Path) -> None:
