@@ -105,7 +105,9 @@ class VirtualExecutor:
         owner: Owner,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
+        link: object,
     ) -> None:
+        """`link`: how a backend would call other models; those of the simulation call none."""
         self.name = name
         self.device_group = device_group
         self._simulation = simulation
