@@ -20,6 +20,7 @@ from ..params import Reshape
 from ..sequences.definition import why_no_id
 from ..server import HANDLE
 from ..warm_up_samples import Sample, run_samples
+from . import model_file
 from .config_defaults import with_defaults
 from .datatypes import TYPE_OF, DataType, datatype_named
 from .error import answer_of
@@ -240,8 +241,10 @@ class TritonPython(Backend):
         self._copies = not context.alone  # on threads, the arrays of an item are not the model's
         self._sequence_ids = itertools.count(1)
         self._instance: ModelInstance | None = None
-        if not context.opens_only:
-            file = context.resolve_input(params.model)
+        file = context.resolve_input(params.model)
+        if context.opens_only:
+            model_file.check(file)
+        else:
             self._instance = ModelInstance(file, params.triton_config, context)
 
     def warm_up(self) -> None:

@@ -58,6 +58,16 @@ def load(model: RunningModel, file: Path) -> Any:
         raise BackendError(f"{file} has no class {CLASS}") from None
 
 
+def check(file: Path) -> None:
+    """Raise BackendError if a `model.py` can't be read or is not Python. Runs nothing of it."""
+    try:
+        compile(file.read_bytes(), file, "exec", dont_inherit=True)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BackendError(
+            f"{file} can't be imported: {type(error).__name__}: {message_of(error)}"
+        ) from error
+
+
 def _import(package: str, file: Path) -> ModuleType:
     """Import a file as a module of a package, whose other modules are the files beside it."""
     parent = ModuleType(package)

@@ -342,6 +342,21 @@ def test_a_model_that_does_not_load(make: Make, body: str, words: str) -> None:
         make(body + ("" if "execute" in body or "args): pass" in body else "\ndef execute(): 0"))
 
 
+def test_a_check_reads_the_file_and_runs_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, "raise SystemExit")
+    context = Context("m", "m", tmp_path / "m", opens_only=True)
+    params = TritonPythonParams.model_validate({"model": "1/model.py", "model_config": CONFIG})
+    backend = TritonPython()
+    with closing(backend):
+        backend.init(params, context)
+        file.write_text("def execute(self: pass")
+    for words in ("SyntaxError", "FileNotFoundError"):
+        fresh = Context("m", "m", tmp_path / "m", opens_only=True)
+        with pytest.raises(BackendError, match=words):
+            TritonPython().init(params, fresh)
+        file.unlink(missing_ok=True)
+
+
 def test_a_file_without_the_class(make: Make) -> None:
     with pytest.raises(BackendError, match="has no class TritonPythonModel"):
         make("pass", head="class Other:\n")
