@@ -68,8 +68,6 @@ class EnsembleNode(LogicNode):
         assert isinstance(spec.params, EnsembleParams)
         self._params = spec.params
         self._steps = spec.params.steps
-        # The steps that lead to some of the outputs, by the names of these.
-        self._leading: dict[tuple[str, ...], tuple[EnsembleStep, ...]] = {}
 
     async def start(self) -> None:
         logic = self.config.instance_groups[0].spec.cls()
@@ -206,18 +204,16 @@ class EnsembleNode(LogicNode):
         wanted = item.get("request_facts", NO_FACTS).requested_outputs
         if wanted is None:
             return self._steps
-        if wanted not in self._leading:
-            needed = {*wanted}
-            steps: list[EnsembleStep] = []
-            while more := [
-                step
-                for step in self._steps
-                if step not in steps and not needed.isdisjoint(step.outputs.values())
-            ]:
-                steps += more
-                needed.update(tensor for step in more for tensor in step.inputs.values())
-            self._leading[wanted] = tuple(step for step in self._steps if step in steps)
-        return self._leading[wanted]
+        needed = {*wanted}
+        steps: list[EnsembleStep] = []
+        while more := [
+            step
+            for step in self._steps
+            if step not in steps and not needed.isdisjoint(step.outputs.values())
+        ]:
+            steps += more
+            needed.update(tensor for step in more for tensor in step.inputs.values())
+        return [step for step in self._steps if step in steps]
 
     def _inputs(self, item: Item) -> Tensors:
         config = self._pipeline.config
