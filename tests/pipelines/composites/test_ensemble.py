@@ -600,6 +600,10 @@ async def test_a_load_of_an_ensemble_loads_the_models_that_it_calls(tmp_path: Pa
             await repository.reload("both")
     finally:
         await repository.close()
+        # A thread that has read the file ends a moment after it has said so.
+        await until(
+            lambda: not any(thread.name.startswith("reading") for thread in threading.enumerate())
+        )
 
 
 async def test_steps_have_the_priority_of_the_request_where_they_have_levels() -> None:
