@@ -276,6 +276,7 @@ class Server:
         self._calls: dict[int, Call] = {}
         self._unread: dict[int, _Unread] = {}
         self._running: tuple[int, ...] = ()
+        self._running_thread: int | None = None  # None: calls from any thread are the batch's
         self._closed = False
         self.connection = connect(self)
 
@@ -286,16 +287,22 @@ class Server:
         """Say that the backend works on these items.
 
         Calls made meanwhile are made on behalf of all of them. `responds`: they are answered by
-        `respond`, until a final response or their end.
+        `respond`, until a final response or their end. Then only calls from this thread are made on
+        their behalf: others may be for requests of before.
         """
         handles = tuple(item[HANDLE] for item in items if HANDLE in item)  # a warm-up has none
         with self._lock:
             self._running = handles
+            self._running_thread = threading.get_ident() if responds else None
             if responds:
                 for handle in handles:
                     self._unread[handle] = _Unread()
         try:
             yield
+        except BaseException:
+            for handle in handles:
+                self.ended(handle)
+            raise
         finally:
             self._running = ()
 
@@ -329,7 +336,11 @@ class Server:
 
         `on_response` is called, on another thread, when a response has come.
         """
-        if isinstance(call, ModelCall) and not call.parents:
+        if (
+            isinstance(call, ModelCall)
+            and not call.parents
+            and self._running_thread in {None, threading.get_ident()}
+        ):
             call.parents = self._running
         made = Call(self, next(self._numbers), on_response)
         with self._lock:

@@ -282,8 +282,12 @@ class TritonPython(Backend):
                 responses = self._responses(instance, requests)
             except BaseException as error:  # SystemExit too: a model's code ends no thread
                 text = self.failure(instance, error)
-                for item, _ in asked:
-                    item["error"] = ModelError(text)
+                for item, request in asked:
+                    sender = request.sender
+                    if isinstance(sender, OneResponseSender) and sender.response is not None:
+                        self._answer(item, request, sender.response)  # the model has sent it
+                    else:
+                        item["error"] = ModelError(text)
                 return
             again: list[tuple[Item, InferenceRequest]] = []
             for (item, request), response in zip(asked, responses, strict=True):

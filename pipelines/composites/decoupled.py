@@ -93,6 +93,10 @@ class DecoupledNode(LogicNode):
             QueuePolicy(pipeline_config.queue_size, pipeline_config.queue_timeout),
         ) * (config.priority_levels or 1)
 
+    def __repr__(self) -> str:
+        running = sum(instance.running is not None for instance in self._instances)
+        return f"<DecoupledNode {self.name}: {running} running, {len(self._queue)} queued>"
+
     async def start(self) -> None:
         logic = self.config.instance_groups[0].spec.cls()
         assert isinstance(logic, Logic)
@@ -207,6 +211,8 @@ class DecoupledNode(LogicNode):
         error = None if executing.cancelled() else executing.result()[1]
         if error is not None:
             responses.fail(error)
+        else:
+            responses.executed()
         self._hand_on(instance)
 
     def _hand_on(self, instance: Instance) -> None:
@@ -245,6 +251,8 @@ class DecoupledNode(LogicNode):
                 self._hand_on(waiter.result())  # it was freed in this very iteration
             raise
         finally:
+            if place in self._queue:
+                self._queue.remove(place)
             if timer is not None:
                 timer.cancel()
 

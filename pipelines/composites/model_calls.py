@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -68,7 +68,7 @@ class Models(Protocol):
         """
         ...
 
-    async def order_model(self, order: ModelOrder) -> Response:
+    def order_model(self, order: ModelOrder) -> Coroutine[Any, Any, Response]:
         """Carry out an order to the repository."""
         ...
 
@@ -83,7 +83,7 @@ class OpenCall:
         self.deadline = deadline
         self.asked = asyncio.Event()
         self.submission: Submission | None = None
-        self.task: asyncio.Task[None]
+        self.task: asyncio.Task[Response]
 
     def fail(self, error: BaseException, kind: str) -> None:
         """End it with an error. `kind`: what the request to the other pipeline counts as."""
@@ -97,7 +97,7 @@ class InstanceLink:
     """Connects one instance of a backend with the server.
 
     `calls` are the calls that it has made and that have not ended. `entries` are the requests that
-    it works on, by handle.
+    it works on, by handle. `listener` is its present life, None once that has gone.
     """
 
     def __init__(self, calls: ModelCalls, node: RunningNode) -> None:
@@ -105,6 +105,7 @@ class InstanceLink:
         self.calls: dict[tuple[Listener, int], OpenCall] = {}
         self.entries: dict[int, Entry] = {}
         self.streams: dict[int, ResponseStream] = {}
+        self.listener: Listener | None = None
         self._all = calls
         self._handles = count(1)
 
@@ -112,6 +113,7 @@ class InstanceLink:
         return f"<InstanceLink of {self.node.name}: {len(self.calls)} calls>"
 
     def connect(self, listener: Listener) -> InstanceConnection:
+        self.listener = listener
         return InstanceConnection(self._all, self, listener)
 
     # on the executor's thread
@@ -196,6 +198,8 @@ class InstanceConnection:
         for (listener, _), call in list(self._link.calls.items()):
             if listener is self._listener:
                 call.task.cancel()
+        if self._link.listener is self._listener:
+            self._link.listener = None
         for stream in list(self._link.streams.values()):
             stream.listener_gone(self._listener)
 
@@ -203,16 +207,18 @@ class InstanceConnection:
 class ResponseStream:
     """The responses to one request of a decoupled model, on the loop: they wait for its client.
 
-    `listener`: the life of the instance that works on it, once it has begun.
+    `listener`: the life of the instance that works on it, once it has begun to respond or its
+    `execute` has returned.
     """
 
-    __slots__ = ("_handle", "_link", "_responses", "_waiter", "listener")
+    __slots__ = ("_closed", "_handle", "_link", "_responses", "_waiter", "listener")
 
     def __init__(self, link: InstanceLink, entry: Entry) -> None:
         self._link = link
         self._handle = link.add(entry)
         self._responses: deque[tuple[Response | BaseException, Listener | None]] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
         self.listener: Listener | None = None
         link.streams[self._handle] = self
 
@@ -234,10 +240,19 @@ class ResponseStream:
         """End the responses by a failure."""
         self._put(error, None)
 
+    def executed(self) -> None:
+        """Note that `execute` has returned: the rest is up to the instance that ran it."""
+        if self.listener is None:
+            self.listener = self._link.listener
+            if self.listener is None:
+                self.fail(gone())
+        if self._closed and self.listener is not None:  # before the instance knew of the request
+            self.listener.ended(self._handle)
+
     def listener_gone(self, listener: Listener) -> None:
         """Fail it if the instance that worked on it has gone."""
         if self.listener is listener:
-            self.fail(BackendError("the instance that answered ended before its last response"))
+            self.fail(gone())
 
     async def next(self) -> Response:
         """Wait for the next response. Raises the failure that ends them."""
@@ -253,10 +268,16 @@ class ResponseStream:
 
     def close(self) -> None:
         """Take no more responses: the request has ended."""
+        self._closed = True
         self._link.streams.pop(self._handle, None)
         self._link.entries.pop(self._handle, None)
-        if self.listener is not None:
-            self.listener.ended(self._handle)
+        listener = self.listener or self._link.listener
+        if listener is not None:
+            listener.ended(self._handle)
+
+
+def gone() -> BackendError:
+    return BackendError("the instance that answered ended before its last response")
 
 
 class ModelCalls:
@@ -306,25 +327,28 @@ class ModelCalls:
         link.calls[listener, number] = opened
         self._open.append(opened)
 
-        async def run() -> None:
-            last = Response(None, CANCELLED)
-            try:
-                if isinstance(call, ModelOrder):
-                    last = await self._models.order_model(call)
-                else:
-                    last = await self._run(link, opened, call, listener, number)
-            except asyncio.CancelledError:
-                pass
-            except Exception as error:
+        running: Coroutine[Any, Any, Response]
+        if isinstance(call, ModelOrder):
+            running = self._models.order_model(call)
+        else:
+            running = self._run(link, opened, call, listener, number)
+        opened.task = self.loop.create_task(running, context=self.context.copy())
+
+        def end(task: asyncio.Task[Response]) -> None:
+            # Not in the task itself, which may be cancelled before it has begun.
+            del link.calls[listener, number]
+            self._open.remove(opened)
+            if opened.submission is not None:
+                opened.submission.leave()
+            if task.cancelled():
+                last = failed(NotReady(self._closed)) if self._closed else Response(None, CANCELLED)
+            elif (error := task.exception()) is not None:
                 last = failed(error)
-            finally:
-                del link.calls[listener, number]
-                self._open.remove(opened)
-                if opened.submission is not None:
-                    opened.submission.leave()
+            else:
+                last = task.result()
             listener.answered(number, last)
 
-        opened.task = self.loop.create_task(run(), context=self.context.copy())
+        opened.task.add_done_callback(end, context=self.context.copy())
         if self._timer is None:
             self._set_timer()
 

@@ -277,3 +277,27 @@ def test_a_forked_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):  # neither a message nor the end of the stream
             theirs.recv(1)
+
+
+@pytest.mark.parametrize(("responds", "parents"), [(False, (5,)), (True, ())])
+def test_calls_from_other_threads_are_those_of_the_batch_unless_it_responds(
+    responds: bool, parents: tuple[int, ...]
+) -> None:
+    with connected() as (server, parent):
+        with server.running([{"handle": 5}], responds):
+            server.start(ModelCall("m", "", {}))
+            thread = threading.Thread(target=lambda: server.start(ModelCall("m", "", {})))
+            thread.start()
+            thread.join()
+        assert [parent.get()[2].parents for _ in range(2)] == [(5,), parents]
+        server.start(ModelCall("m", "", {}))
+        assert parent.get()[2].parents == ()
+
+
+def test_a_request_whose_batch_fails_takes_no_responses() -> None:
+    with connected() as (server, parent):
+        with pytest.raises(ValueError, match="no"), server.running([{"handle": 5}], responds=True):
+            raise ValueError("no")
+        server.respond(5, Response({}))
+        assert server.run(max, 1, 2) == 2  # what was sent before has come
+        assert parent.asked.empty()

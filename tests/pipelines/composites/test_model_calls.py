@@ -14,6 +14,8 @@ import pytest
 
 from penstock import DeadlineExceeded, InvalidInput, NotReady, Pipeline
 from penstock.backends.errors import BackendError
+from penstock.backends.server import ModelOrder, Response
+from penstock.pipelines.composites.model_calls import ModelCalls
 from penstock.pipelines.config.load import load
 from penstock.pipelines.repository import Repository
 
@@ -158,11 +160,14 @@ class Counts(Decoupled):
                 raise ValueError("99 is too many")
             if n == 98:
                 os._exit(3)
+            if n == 95:
+                Gate.wait()
             self.thread = threading.Thread(target=self.work, args=(item["handle"], n), daemon=True)
             self.thread.start()
 
     def work(self, handle, n):
         if n == 97:
+            Gate.wait()
             os._exit(3)
         for number in range(n):
             if self.server.is_cancelled(handle):
@@ -383,6 +388,22 @@ async def a_slow_client_holds_its_model_back(repository: Repository, folder: Pat
     assert rest == list(range(1, 200))
 
 
+async def clients_that_leave_leave_the_queue(repository: Repository, folder: Path) -> None:
+    counts = repository.get("counts")
+    first = asyncio.ensure_future(parts_of(counts, 95))
+    await until(folder / "waits")
+    others = [asyncio.ensure_future(parts_of(counts, 2)) for _ in range(10)]
+    (node,) = counts.composites
+    while repr(node) != "<DecoupledNode model: 1 running, 10 queued>":
+        await asyncio.sleep(0.005)
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
+    assert repr(node) == "<DecoupledNode model: 1 running, 0 queued>"
+    (folder / "go").touch()
+    assert await first == list(range(95))
+
+
 async def responses_that_wait_are_bounded_in_bytes(repository: Repository, folder: Path) -> None:
     stream = repository.get("counts").stream({"data": np.array([4], np.int32)})
     await anext(stream)
@@ -400,8 +421,11 @@ async def a_child_that_dies_ends_its_streams(repository: Repository, folder: Pat
     with pytest.raises(BackendError, match="ended before its last response"):
         async for _ in stream:
             pass
-    with pytest.raises(BackendError, match=r"ended before its last response|exited with"):
-        await parts_of(counts, 97)  # after `forward` has returned
+    waiting = asyncio.ensure_future(parts_of(counts, 97))
+    await until(folder / "waits")  # `forward` has returned, and nothing was sent
+    (folder / "go").touch()
+    with pytest.raises(BackendError, match="ended before its last response"):
+        await waiting
     assert await parts_of(counts, 2) == [0, 1]
 
 
@@ -430,6 +454,7 @@ IN_THREADS = [  # test_bls.py has most of it in processes
     models_load_and_unload_others,
     a_ring_of_calls_ends_with_an_error,
     a_ring_through_logic_ends_with_an_error,
+    clients_that_leave_leave_the_queue,
     a_decoupled_model_responds_when_it_likes,
     a_model_iterates_over_a_decoupled_one,
 ]
@@ -468,3 +493,48 @@ async def idle(repository: Repository) -> None:
             node.scheduler.running for pipeline in repository.served for node in pipeline.nodes
         ):
             await asyncio.sleep(0.005)
+
+
+class Answers:
+    """A listener that keeps the last responses."""
+
+    def __init__(self) -> None:
+        self.last: dict[int, Response] = {}
+
+    def answered(self, number: int, response: Response) -> None:
+        self.last[number] = response
+
+    def taken(self, handle: int, size: int) -> None: ...
+    def ended(self, handle: int) -> None: ...
+
+
+class NeverReady:
+    """The pipeline of a backend whose orders take for ever."""
+
+    def call_model(self, *arguments: object) -> Any:
+        raise AssertionError
+
+    async def order_model(self, order: ModelOrder) -> Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_call_that_ends_before_it_has_begun_is_answered(folder: Path) -> None:
+    loop = asyncio.get_running_loop()
+    calls = ModelCalls(NeverReady(), loop, loop.time)
+    async with serving(folder, "thread") as repository:
+        link, answers = calls.link(repository.get("double").nodes[0]), Answers()
+        connection = link.connect(answers)
+        connection.start(1, ModelOrder("load", "m"))
+        connection.cancel(1)  # read in the same iteration of the loop
+        while not answers.last:
+            await asyncio.sleep(0)
+        assert answers.last[1].error == ("CANCELLED", "the request was cancelled")
+        connection.start(2, ModelOrder("load", "m"))
+        while not link.calls:
+            await asyncio.sleep(0)
+        calls.close("the pipeline is closed")
+        while len(answers.last) < 2:
+            await asyncio.sleep(0)
+        assert answers.last[2].error == ("UNAVAILABLE", "the pipeline is closed")
+        assert not link.calls

@@ -254,6 +254,9 @@ class TritonPythonModel:
             sender.send(self.response(command))
             sender.send(flags=FINAL)
             return self.response("dropped")
+        if command == "send and fail":
+            sender.send(self.response(command))
+            sender.send(self.response("too much"), flags=FINAL)
         if command == "send nothing":
             try:
                 sender.send(flags=FINAL)
@@ -381,6 +384,7 @@ REFUSED = "Unable to send response. "
         ("send", "sent"),
         ("send later", "send later"),
         ("send twice", "send twice"),
+        ("send and fail", "send and fail"),
         (
             "send nothing",
             REFUSED + "Non-decoupled model cannot send complete final before sending a response.",
