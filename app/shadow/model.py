@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
+
+from penstock.pipelines.pipeline import Pipeline
 
 from .compare import Comparison, Distance
 
@@ -35,8 +37,8 @@ class ShadowedModel:
 
     `streak`: how many compared requests in a row have agreed. `is_here`: requests are answered
     here, not by Triton. `at_triton`: requests that Triton works on, and the most that it ever did.
-    `running`: requests that run here to be compared. `sequences`: the sequences that
-    live at Triton, and when each had its last answer, on the monotonic clock.
+    `running`: requests that run here to be compared. `sequences`: the sequences that live at
+    Triton, and when each had its last step, on the monotonic clock.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,6 +54,8 @@ class ShadowedModel:
         self.at_triton = 0
         self.most_at_triton = 0
         self.running = 0
+        self.pipeline: Callable[[], Pipeline | None] = lambda: None
+        """Returns the pipeline that the last request was compared with."""
         self.sequences: dict[int | str, float] = {}
         self._theirs: deque[float] = deque(maxlen=KEPT_DURATIONS)
         self._ours: deque[float] = deque(maxlen=KEPT_DURATIONS)

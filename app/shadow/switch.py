@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Callable
 
 from penstock.pipelines.pipeline import Pipeline
@@ -77,6 +78,10 @@ class Switch:
 
     def compared(self, model: ShadowedModel) -> None:
         """Switch a model if enough of its requests in a row have agreed."""
+        pipeline = self.pipeline(model.name)
+        if pipeline is not None and model.pipeline() is not pipeline:
+            model.pipeline = weakref.ref(pipeline)
+            model.streak = min(model.streak, 1)  # another one has agreed before
         after = self._options.switch_after
         if after is None or model.is_here or model.streak < after:
             return

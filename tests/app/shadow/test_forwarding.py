@@ -248,6 +248,14 @@ def test_a_client_that_leaves_is_gone_at_triton_too(
     assert server.model("simple")["not_compared"]["client_left"] == skipped + 1
 
 
+def test_no_more_requests_wait_for_triton_than_may_be(
+    server: Shadowing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.app.shadow.front.MAX_FORWARDED", 0)
+    got = server.client.get("/v2")
+    assert (got.status_code, "0 requests wait for Triton" in got.json()["error"]) == (503, True)
+
+
 def test_compressed_requests_pass_as_they_are(server: Shadowing, raw: RawServer) -> None:
     packed = gzip.compress(b"{}")
     raw.answer = lambda request: ok(packed, b"Content-Encoding: gzip")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,6 +18,10 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from penstock.app.settings import Settings
+from penstock.app.shadow.compare import Comparison
+from penstock.app.shadow.facts import Facts
+from penstock.app.shadow.options import ShadowOptions
+from penstock.app.shadow.switch import Switch
 
 from .conftest import Shadowing, Theirs, models, step, their_server, two_inputs, until
 
@@ -179,6 +184,57 @@ def test_disagreement_begins_the_count_anew(theirs: Theirs, shadowing: Any, ops:
         for _ in range(3):
             server.client.post(INFER, json=two_inputs())
         assert server.model(compared=3)["answered_by"] == "triton"
+
+
+def test_a_pipeline_that_is_loaded_anew_has_agreed_with_nothing() -> None:
+    class Loaded:
+        sequences = None
+
+    repository: Any = SimpleNamespace(pipelines={"m": Loaded()}, configs={"m": None, "n": None})
+    switch = Switch(repository, ShadowOptions(switch_after=3))
+    model = switch.model("m")
+
+    def compared() -> bool:
+        model.note(Comparison([], {}), 0.1, 0.1, "")
+        switch.compared(model)
+        return model.is_here
+
+    assert [compared(), compared()] == [False, False]
+    repository.pipelines["m"] = Loaded()
+    assert [compared(), compared(), compared()] == [False, False, True]
+
+
+def test_names_that_no_one_serves_are_counted_together_if_there_are_many() -> None:
+    repository: Any = SimpleNamespace(pipelines={}, configs={})
+    switch = Switch(repository, ShadowOptions())
+    for number in range(400):
+        switch.model(f"m{number}").skip("not_served_here")
+    assert len(switch.models) == 257
+    assert switch.model("(others)").not_compared == {"not_served_here": 144}
+
+
+def test_sequences_that_end_without_a_word_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("penstock.app.shadow.switch.time.monotonic", lambda: now)
+    idle: Any = SimpleNamespace(sequences=SimpleNamespace(idle_timeout=5))
+    repository: Any = SimpleNamespace(pipelines={"m": idle}, configs={"m": None})
+    switch = Switch(repository, ShadowOptions())
+    model, called = switch.model("m"), list[str]()
+    for sequence in (1, 2, 1):
+        switch.begins_at_triton(model, Facts(sequence))
+        now += 3
+        switch.ended_at_triton(model, Facts(sequence))
+    switch.on_switch.add(lambda: called.append("here"))
+    switch.take_all()
+    assert list(model.sequences) == [2, 1]
+    assert switch.goes_to_triton(model, Facts(2)) and not switch.goes_to_triton(model, Facts(3))
+    called.clear()
+    now += 3
+    switch.look()
+    assert (list(model.sequences), called, switch.is_left) == ([1], ["here"], True)
+    now += 3
+    switch.look()
+    assert not switch.is_left
 
 
 def test_sequences_end_where_they_began(theirs: Theirs, shadowing: Any, ops: Path) -> None:
