@@ -177,8 +177,13 @@ MODEL_FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     "model_transaction_policy": (honoured("how many answers a request has"),),
     "model_transaction_policy.decoupled": (
-        honoured("a request may have any number of answers", (PYTHON, ENSEMBLE)),
         honoured("false: each request has one answer", values="false"),
+        honoured("a request may have any number of answers", ENSEMBLE),
+        approximated(
+            "a request may have any number of answers; `execute` gets one request at a time, also "
+            "with dynamic_batching",
+            PYTHON,
+        ),
         refused("a model of this backend gives one answer to a request: remove it"),
     ),
     "model_repository_agents": (ignored("it sets nothing"),),

@@ -511,7 +511,7 @@ class Answers:
 class NeverReady:
     """The pipeline of a backend whose orders take for ever."""
 
-    def call_model(self, *arguments: object) -> Any:
+    def call_model(self, call: object, future: object, parents: object, deadline: float) -> Any:
         raise AssertionError
 
     async def order_model(self, order: ModelOrder) -> Response:
