@@ -54,6 +54,9 @@ class Front(Handler, Protocol):
     def end_streams(self) -> None:
         """End the streams that are open. Their clients may keep them open for ever."""
 
+    async def close(self) -> None:
+        """Let go of everything, after the last call."""
+
 
 MakeFront = Callable[[Sequence[Handler], Uploads], Front]
 
@@ -129,6 +132,8 @@ class GrpcServer:
         self._inference.end_streams()
         self._health.end_watches()
         await self._server.stop(grace)
+        if self._front is not None:
+            await self._front.close()
         self._registry.unregister(self._inference.counts)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import InvalidRequest
 from penstock.backends.lazy_numpy import np
+from penstock.backends.memory import Reservation
 
 from ..http.compression import window_of
 from ..http.inputs.datatypes import DATATYPES, Array, Datatype
@@ -64,14 +65,17 @@ class RawAnswer(NamedTuple):
         return window_of(self.headers.get(b"content-encoding"))
 
 
-def read_infer(raw: RawAnswer) -> Answer:
-    """Read the answer to an infer request, which is not compressed. Raises `InvalidRequest`."""
+def read_infer(raw: RawAnswer, memory: Reservation | None = None) -> Answer:
+    """Read the answer to an infer request, which is not compressed.
+
+    `memory` is grown by what its JSON takes. Raises `InvalidRequest`, and `MemoryFull`.
+    """
     if raw.status != 200:
         return failure(raw)
     body = memoryview(raw.body)
     length = raw.headers.get(b"inference-header-content-length")
     size = len(body) if length is None else int(length)
-    document = _object(bytes(body[:size]))
+    document = _object(bytes(body[:size]), memory)
     outputs: Outputs = {}
     position = size
     for output in document.get("outputs", ()):
@@ -90,13 +94,13 @@ def read_infer(raw: RawAnswer) -> Answer:
     return Answer("200", [outputs])
 
 
-def read_generate(raw: RawAnswer) -> Answer:
+def read_generate(raw: RawAnswer, memory: Reservation | None = None) -> Answer:
     """Read the answer to a generate request: an object, or a stream of them as events."""
     if raw.status != 200:
         return failure(raw)
     if not raw.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-        return Answer("200", [_generated(_object(raw.body))])
-    parts = [_object(event) for event in _events(raw.body)]
+        return Answer("200", [_generated(_object(raw.body, memory))])
+    parts = [_object(event, memory) for event in _events(raw.body)]
     errors = [part["error"] for part in parts if set(part) == {"error"}]
     if errors:
         return Answer("200", [], str(errors[0]))
@@ -112,8 +116,8 @@ def failure(raw: RawAnswer) -> Answer:
     return Answer(str(raw.status), [], text)
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    document = parse_json(text, _LIMITS)
+def _object(text: bytes, memory: Reservation | None = None) -> dict[str, Any]:
+    document = parse_json(text, _LIMITS, memory)
     if not isinstance(document, dict):
         raise InvalidRequest("an answer is not a JSON object")
     return document

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from itertools import chain
 from typing import Any, Protocol
 
-from penstock.backends.errors import PenstockError
+from penstock.backends.errors import MemoryFull, PenstockError, TooLarge
 from penstock.backends.memory import Reservation, budget
 
 from ..http.helper_thread import on_helper_thread
@@ -353,6 +353,9 @@ class Comparisons:
     async def _read(self, held: Held, raw: Any, whose: str) -> Answer | None:
         try:
             return await held.way.read(raw, held)
+        except (MemoryFull, TooLarge):
+            held.skip("no_room")
+            return None
         except (PenstockError, ValueError, KeyError, TypeError, AttributeError) as error:
             held.skip("unreadable")
             logger.warning("model %r: %s answer can't be read: %s", held.model.name, whose, error)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from penstock.backends.errors import PenstockError
 from penstock.backends.memory import Reservation, budget
+from penstock.pipelines.sequences.step import MAX_ID, MAX_ID_CHARACTERS
 
 from ..http.helper_thread import PARSE_OFF_LOOP_BYTES, on_helper_thread
 from ..http.json_text import JsonLimits, parse_json
@@ -36,7 +37,7 @@ NO_FACTS = Facts()
 async def facts_of_json(text: bytes, limits: JsonLimits) -> Facts:
     """Return the facts of an infer request, of the JSON in its body.
 
-    There are none in what is not JSON: Triton refuses that.
+    There are none in what is not JSON, or is not as the protocol says: Triton refuses that.
     """
     if not any(key in text for key in _KEYS):
         return NO_FACTS
@@ -48,7 +49,7 @@ async def facts_of_json(text: bytes, limits: JsonLimits) -> Facts:
             document = await on_helper_thread(parse_json, text, limits, memory)
         return _facts(document)
     except (PenstockError, TypeError, AttributeError):
-        return NO_FACTS
+        return NO_FACTS._replace(shared=b"shared_memory_region" in text)
     finally:
         memory.close()
 
@@ -58,12 +59,23 @@ def _facts(document: Any) -> Facts:
     tensors = [*(document.get("inputs") or ()), *(document.get("outputs") or ())]
     given = [(tensor.get("name"), tensor.get("parameters") or {}) for tensor in tensors]
     return Facts(
-        parameters.get("sequence_id") or None,  # 0 and "" stand for no sequence
+        _sequence(parameters.get("sequence_id")),
         parameters.get("sequence_start") is True,
         parameters.get("sequence_end") is True,
         any("shared_memory_region" in one for _, one in given),
         {name: one["classification"] for name, one in given if "classification" in one},
     )
+
+
+def _sequence(given: Any) -> int | str | None:
+    """Return the id of a sequence; None for 0 and "", which stand for none, and for one that no
+    server takes.
+    """
+    if type(given) is int and 0 < given <= MAX_ID:
+        return given
+    if type(given) is str and 0 < len(given) <= MAX_ID_CHARACTERS:
+        return given
+    return None
 
 
 def facts_of_message(text: bytes, request: Any) -> Facts:
@@ -77,7 +89,7 @@ def facts_of_message(text: bytes, request: Any) -> Facts:
     parameters = {name: _chosen(value) for name, value in message.parameters.items()}
     tensors = (*message.inputs, *message.outputs)
     return Facts(
-        parameters.get("sequence_id") or None,
+        _sequence(parameters.get("sequence_id")),
         parameters.get("sequence_start") is True,
         parameters.get("sequence_end") is True,
         any("shared_memory_region" in tensor.parameters for tensor in tensors),

@@ -100,6 +100,7 @@ class Forwarding:
         self._headers = dict(scope["headers"])
         self._kept: list[bytes] | None = []
         self._memory = Reservation(budget)  # of what is kept
+        self._whole_memory = Reservation(budget)  # of a body that was read before it is forwarded
         self._facts = NO_FACTS
         self._held: Held | None = None
         self._body: list[bytes] = []  # while it is held
@@ -121,11 +122,19 @@ class Forwarding:
         message = await self._receive()
         if message["type"] != "http.request":
             return
-        model = self._model
-        if model is None:
-            self._keep(message)
-            await self._forward(message)
-            return
+        try:
+            if self._model is None:
+                self._keep(message)
+                await self._forward(message)
+            else:
+                await self._run_model(self._model, message)
+        finally:
+            self._memory.close()
+            self._whole_memory.close()
+            if self._held is not None and self._held.theirs is None:
+                self._held.skip("client_left" if self._left else "failed_at_triton")
+
+    async def _run_model(self, model: ShadowedModel, message: Message) -> None:
         if model.is_here and message.get("more_body"):  # where it goes, its body says
             message = await self._whole(message)
             if message["type"] != "http.request":
@@ -139,26 +148,20 @@ class Forwarding:
                     self._held.end()
                 if self._facts.sequence is not None:
                     await self._rules.comparisons.settled(model.name, self._facts.sequence)
+                self._whole_memory.close()  # whoever answers it counts it
                 receive = _given(message, self._receive)
                 await self._rules.protocol(self._scope, receive, self._send)
                 return
         model.requests += 1
-        try:
-            await self._forward(message)
-        finally:
-            if self._held is not None and self._held.theirs is None:
-                self._held.skip("client_left" if self._left else "failed_at_triton")
+        await self._forward(message)
 
     async def _whole(self, first: Message) -> Message:
         """Read the rest of the body. Returns one message with all of it."""
-        memory = Reservation(budget)
         try:
             limit = self._rules.settings.max_body
-            body = await read_rest(first, self._receive, limit, memory)
+            body = await read_rest(first, self._receive, limit, self._whole_memory)
         except ClientLeft:
             return {"type": "http.disconnect"}
-        finally:
-            memory.close()
         return {"type": "http.request", "body": body, "more_body": False}
 
     # what is known of it
@@ -227,18 +230,18 @@ class Forwarding:
         is_held = self._held is not None and not self._held.ended
         # If only the beginning is kept: the JSON is there, if tensors come after it.
         body = b"".join(self._body if is_held else self._kept or ())
+        memory = Reservation(budget)
         try:
             if window := window_of(self._headers.get(b"content-encoding")):
-                memory = Reservation(budget)
                 body = await inflate(body, window, settings.max_inflated, memory)
-                memory.close()
             length = self._headers.get(b"inference-header-content-length")
             text = body if length is None else body[: int(length)]
+            limits = JsonLimits(settings.max_json_depth, settings.max_json_values)
+            return await facts_of_json(text, limits)
         except (PenstockError, KeyError, ValueError):  # Triton refuses it
             return NO_FACTS
-        return await facts_of_json(
-            text, JsonLimits(settings.max_json_depth, settings.max_json_values)
-        )
+        finally:
+            memory.close()
 
     # to Triton and back
 
@@ -327,6 +330,7 @@ class Forwarding:
 
     async def _upload(self, connection: UpstreamConnection, chunked: bool) -> None:
         """Send the rest of the body, unless Triton answers before its end."""
+        seconds = self._upstream.timeout
         more = True
         while more and connection.open and not connection.has_head:
             message = await self._receive()
@@ -341,9 +345,9 @@ class Forwarding:
                 self._rules.switch.note_step(self._model, self._facts)
             piece: bytes = message.get("body", b"")
             if piece:
-                await connection.write(_chunk(piece) if chunked else piece)
+                await connection.write(_chunk(piece) if chunked else piece, seconds)
         if chunked and not more:
-            await connection.write(b"0\r\n\r\n")
+            await connection.write(b"0\r\n\r\n", seconds)
         if more:
             self._unread = True
 

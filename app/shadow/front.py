@@ -23,15 +23,13 @@ from ..v2.call import ProtocolAnswer, error_answer, error_with
 from ..v2.routes import respond
 from .forwarding import Forwarding, ForwardingRules, NotForwardedError
 from .model import ShadowedModel
+from .options import MAX_FORWARDED
 from .replay import replay
 from .upstream import Upstream
 
 logger = logging.getLogger("penstock.shadow")
 
 KEPT_FAILURES = 10
-
-MAX_FORWARDED = 1024
-"""The most requests that wait for Triton at a time."""
 
 INFER_VERBS = frozenset({"infer", "generate", "generate_stream"})
 

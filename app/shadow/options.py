@@ -14,6 +14,9 @@ class Tolerance(NamedTuple):
     atol: float = 1e-5
 
 
+MAX_FORWARDED = 1024
+"""The most requests that wait for Triton at a time by HTTP, and the most calls by gRPC."""
+
 DEFAULT_TOLERANCE = Tolerance()
 
 

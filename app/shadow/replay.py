@@ -9,6 +9,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from penstock.backends.errors import InvalidRequest
+from penstock.backends.memory import Reservation
 
 from ..http.compression import inflate
 from ..http.helper_thread import on_helper_thread
@@ -31,7 +32,9 @@ class HttpWay:
         """`body`: its pieces, all of them once it runs."""
         self._app = app
         self._scope = scope
-        self._read: Callable[[RawAnswer], Answer] = read_infer if verb == "infer" else read_generate
+        self._read: Callable[[RawAnswer, Reservation], Answer] = (
+            read_infer if verb == "infer" else read_generate
+        )
         self._max_inflated = settings.max_inflated
         self._body = body
 
@@ -48,8 +51,8 @@ class HttpWay:
                 held.memory.resize(before, "an answer to compare")
             raw = raw._replace(body=body)
         if len(raw.body) < COMPARE_OFF_LOOP_BYTES:
-            return self._read(raw)
-        return await on_helper_thread(self._read, raw)
+            return self._read(raw, held.memory)
+        return await on_helper_thread(self._read, raw, held.memory)
 
 
 async def replay(

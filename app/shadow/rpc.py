@@ -25,7 +25,7 @@ from ..grpc.unary import RPCS, STATISTICS
 from ..grpc.uploads import Uploads
 from ..http.request_id import request_id_of
 from .facts import NO_FACTS
-from .rpc_forwarding import RpcForwarding, RpcRules, passed_on
+from .rpc_forwarding import RpcForwarding, RpcRequest, RpcRules, passed_on
 from .rpc_replay import RawRpc, RpcWay, TakenContext
 from .rpc_stream import Stream
 
@@ -40,7 +40,6 @@ _NAMED = {
     "ModelMetadata": "name",
     "ModelConfig": "name",
     "ModelStatistics": "name",
-    "RepositoryModelLoad": "",
 }
 """The calls of one model, and the field that names it."""
 
@@ -112,19 +111,20 @@ class GrpcFront:
                 settings, guard = rules.settings, rules.protocol.guard
                 check_call(scope, group, settings, guard, is_open=rpc.is_open)
             message = bytes(await self._uploads.receive(context, memory))
+            if self._is_here(name, message):
+                memory.close()  # whoever answers it counts it
+                return await self._own(own, TakenContext(context, message))
+            rules.switch.begins_at_triton(None, NO_FACTS)
+            try:
+                content = await self._forwarding.forward(method, message, context)
+            finally:
+                rules.switch.ended_at_triton(None, NO_FACTS)
         except PenstockError as error:
             return await abort(context, error, request_id_of(scope))
-        finally:
-            memory.close()
-        if self._is_here(name, message):
-            return await self._own(own, TakenContext(context, message))
-        rules.switch.begins_at_triton(None, NO_FACTS)
-        try:
-            content = await self._forwarding.forward(method, message, context)
         except aio.AioRpcError as error:
             return await refuse(context, error)
         finally:
-            rules.switch.ended_at_triton(None, NO_FACTS)
+            memory.close()
         if name in _REPEATED:
             await self._repeat(name, own, TakenContext(context, message, replays=True))
         return content
@@ -156,21 +156,29 @@ class GrpcFront:
             check_call(scope, "inference", rules.settings, rules.protocol.guard)
             message = bytes(await self._uploads.receive(context, memory))
             call = self._forwarding.read(message)
+            if rules.switch.goes_to_triton(call.model, call.facts):
+                return await self._forward_infer(own, call, message, context, scope)
         except PenstockError as error:
             return await abort(context, error, request_id_of(scope))
+        except aio.AioRpcError as error:
+            return await refuse(context, error)
         finally:
             memory.close()
-        model, facts = call.model, call.facts
-        if not rules.switch.goes_to_triton(model, facts):
-            if facts.sequence is not None:
-                await rules.comparisons.settled(model.name, facts.sequence)
-            return await self._own(own, TakenContext(context, message))
+        if call.facts.sequence is not None:
+            await rules.comparisons.settled(call.model.name, call.facts.sequence)
+        return await self._own(own, TakenContext(context, message))
+
+    async def _forward_infer(
+        self, own: Any, call: RpcRequest, message: bytes, context: Any, scope: Any
+    ) -> bytes:
+        """Return Triton's answer, and have it compared. Raises what `forward` raises."""
+        switch, model, facts = self._rules.switch, call.model, call.facts
         model.requests += 1
         way = RpcWay(own, TakenContext(context, message, replays=True), is_stream=False)
         held = self._forwarding.hold(call, way, len(message))
         if held is not None:
             held.request_id = call.identity or request_id_of(scope)
-        rules.switch.begins_at_triton(model, facts)
+        switch.begins_at_triton(model, facts)
         began = time.perf_counter()
         try:
             content = await self._forwarding.forward(INFER, message, context)
@@ -178,13 +186,14 @@ class GrpcFront:
             if held is not None:
                 raw = RawRpc(error.code().name, [], error.details() or "")
                 held.answered(raw, time.perf_counter() - began)
-            return await refuse(context, error)
-        except BaseException:
+            raise
+        except BaseException as error:
             if held is not None:
-                held.skip("client_left")
+                is_refused = isinstance(error, PenstockError)
+                held.skip("failed_at_triton" if is_refused else "client_left")
             raise
         finally:
-            rules.switch.ended_at_triton(model, facts)
+            switch.ended_at_triton(model, facts)
         seconds = time.perf_counter() - began
         if held is not None and held.hold(len(content)):
             held.answered(RawRpc("OK", [content]), seconds)

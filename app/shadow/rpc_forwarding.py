@@ -15,11 +15,12 @@ from grpc import aio
 from ..grpc.messages import messages
 from ..grpc.wire import cut
 from ..settings import Settings
+from ..v2.call import ProtocolError
 from ..v2.routes import ProtocolApp
 from .comparisons import Comparisons, Held
 from .facts import NO_FACTS, Facts, facts_of_message
 from .model import ShadowedModel
-from .options import ShadowOptions
+from .options import MAX_FORWARDED, ShadowOptions
 from .rpc_replay import RpcWay
 from .switch import Switch
 
@@ -63,6 +64,7 @@ class RpcForwarding:
         self.infer: Any = None
         """The handler of ModelInfer of this server, once the server knows it."""
         self._channel: aio.Channel | None = None
+        self._in_flight = 0
 
     def channel(self) -> aio.Channel:
         """Return the channel to Triton, which is made for the first call."""
@@ -82,13 +84,23 @@ class RpcForwarding:
             await channel.close(None)
 
     async def forward(self, method: str, message: bytes, context: Any) -> bytes:
-        """Return Triton's answer to a call. Raises `AioRpcError`."""
+        """Return Triton's answer to a call.
+
+        Raises `AioRpcError`, and `ProtocolError` if too many calls wait for Triton already.
+        """
+        if self._in_flight >= MAX_FORWARDED:
+            text = f"Exceeds maximum queue size: {MAX_FORWARDED} calls wait for Triton"
+            raise ProtocolError(503, text)
         remaining = context.time_remaining()
         patience = self.rules.options.timeout
         timeout = patience if remaining is None else min(remaining, patience)
         multi = self.channel().unary_unary(method)
         call = multi(message, metadata=self.metadata(context), timeout=timeout)
-        answer: bytes = await call
+        self._in_flight += 1
+        try:
+            answer: bytes = await call
+        finally:
+            self._in_flight -= 1
         trailing = passed_on(await call.trailing_metadata())
         if trailing:
             context.set_trailing_metadata(trailing)

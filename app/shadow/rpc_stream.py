@@ -104,10 +104,12 @@ class Stream:
         try:
             while (message := await self._context.read()) is not EOF:
                 memory = Reservation(budget)
-                plain = bytes(await self._uploads.plain(message, memory))
-                async with self._turn:
-                    await self._send(plain)
-                memory.close()
+                try:
+                    plain = bytes(await self._uploads.plain(message, memory))
+                    async with self._turn:
+                        await self._send(plain)
+                finally:
+                    memory.close()
                 del message, plain  # the next one may not come for long
             async with self._turn:
                 await self._leave_triton(at_end=True)
@@ -135,6 +137,7 @@ class Stream:
             if facts.sequence is not None:
                 self._begun.add((model, facts.sequence))
                 if facts.end:
+                    self._begun.discard((model, facts.sequence))
                     model.sequences.pop(facts.sequence, None)
                     if model.is_here:
                         await self._leave_triton()

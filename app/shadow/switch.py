@@ -24,6 +24,11 @@ MAX_UNKNOWN_MODELS = 256
 
 OTHER_MODELS = "(others)"
 
+MAX_SEQUENCES = 1 << 14
+"""So many sequences of a model are known at a time. If there are more, those without a step for the
+longest time are forgotten.
+"""
+
 UNKNOWN_IDLE_SECONDS = 60.0
 """When a sequence without a step has ended at Triton, if the model here keeps none."""
 
@@ -152,6 +157,8 @@ class Switch:
         if facts.sequence is not None:
             model.sequences.pop(facts.sequence, None)
             model.sequences[facts.sequence] = time.monotonic()  # the last one of them
+            if len(model.sequences) > MAX_SEQUENCES:
+                del model.sequences[next(iter(model.sequences))]
 
     def ended_at_triton(self, model: ShadowedModel | None, facts: Facts) -> None:
         """Note that Triton has answered a forwarded request, or has failed."""
@@ -160,7 +167,7 @@ class Switch:
             model.at_triton -= 1
             self.note_step(model, facts)
             if facts.sequence is not None and facts.end:
-                del model.sequences[facts.sequence]
+                model.sequences.pop(facts.sequence, None)
         if self.is_done:
             self.look()
 

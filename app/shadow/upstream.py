@@ -74,13 +74,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_head = is_head
         self._transport.writelines((head, body) if body else (head,))
 
-    async def write(self, data: bytes) -> None:
-        """Send more of the body, and wait while the connection is full."""
-        if self.open:
-            self._transport.write(data)
-            while not self._writable and self.open:
-                self._writer = asyncio.get_running_loop().create_future()
-                await self._writer
+    async def write(self, data: bytes, seconds: float) -> None:
+        """Send more of the body, and wait while the connection is full. Raises `UpstreamError`."""
+        if not self.open:
+            return
+        self._transport.write(data)
+        while not self._writable and self.open and not self.has_head:
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._within(self._writer, seconds, "it took nothing of the body")
 
     async def head(self, seconds: float) -> None:
         """Wait for the head of the answer, `status` and `fields`. Raises `UpstreamError`."""
@@ -110,12 +111,15 @@ class UpstreamConnection(asyncio.Protocol):
         if not self.open:
             raise UpstreamError("it has closed the connection without a whole answer")
         self._reader = asyncio.get_running_loop().create_future()
+        await self._within(self._reader, seconds, "no answer came")
+
+    async def _within(self, news: asyncio.Future[None], seconds: float, otherwise: str) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._reader
+                await news
         except TimeoutError:
             self.close()
-            raise UpstreamError(f"no answer came within {seconds:g} s", late=True) from None
+            raise UpstreamError(f"{otherwise} within {seconds:g} s", late=True) from None
 
     @property
     def is_over(self) -> bool:
@@ -129,7 +133,10 @@ class UpstreamConnection(asyncio.Protocol):
     def close(self) -> None:
         self.open = False
         if self._transport is not None:
-            self._transport.close()
+            if self._transport.get_write_buffer_size():  # `close` would wait until it is sent
+                self._transport.abort()
+            else:
+                self._transport.close()
         self._wake()
 
     def _wake(self) -> None:

@@ -299,6 +299,19 @@ def test_a_triton_that_is_too_slow(shadowing: Any, ops: Path) -> None:
         assert "no answer came within 0.05 s" in got.json()["error"]
 
 
+def test_a_triton_that_takes_nothing_of_a_body(shadowing: Any, ops: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,  # that accepts no one
+        shadowing(
+            models(ops), f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.05
+        ) as server,
+    ):
+        got = server.client.post(INFER, content=b"x" * (32 << 20))
+        assert (got.status_code, "took nothing" in got.json()["error"]) == (504, True)
+        server.model(in_flight_at_triton=0)
+        assert server.report()["held"]["requests"] == 0
+
+
 def test_keys_are_checked_here_and_not_passed_on(raw: RawServer, shadowing: Any, ops: Path) -> None:
     raw.requests.clear()
     raw.answer = lambda request: ok(b"forwarded")

@@ -213,6 +213,18 @@ def test_names_that_no_one_serves_are_counted_together_if_there_are_many() -> No
     assert switch.model("(others)").not_compared == {"not_served_here": 144}
 
 
+def test_no_more_sequences_are_known_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.app.shadow.switch.MAX_SEQUENCES", 2)
+    repository: Any = SimpleNamespace(pipelines={}, configs={"m": None})
+    switch = Switch(repository, ShadowOptions())
+    model = switch.model("m")
+    for sequence in (1, 2, 1, 3):
+        switch.begins_at_triton(model, Facts(sequence))
+    assert list(model.sequences) == [1, 3]
+    switch.ended_at_triton(model, Facts(2, end=True))
+    assert 2 not in model.sequences
+
+
 def test_sequences_that_end_without_a_word_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("penstock.app.shadow.switch.time.monotonic", lambda: now)
