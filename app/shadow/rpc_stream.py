@@ -136,6 +136,8 @@ class Stream:
             await self._send_to_triton(message)
             if facts.sequence is not None:
                 self._begun.add((model, facts.sequence))
+                if len(self._begun) > MAX_PENDING:
+                    self._has_sequences()  # it forgets those that have ended
                 if facts.end:
                     self._begun.discard((model, facts.sequence))
                     model.sequences.pop(facts.sequence, None)
