@@ -102,9 +102,12 @@ class ConfigError(PenstockError, ValueError):
     """Raised when a pipeline can't be loaded. `problems` holds every problem found."""
 
     code = "config"
+    problems: tuple[Problem, ...] = ()  # of a subclass whose `__init__` does not call this one
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
+        """Take the problems; a text is one problem."""
+        given = (Problem(problems),) if isinstance(problems, str) else problems
+        self.problems = tuple(given)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

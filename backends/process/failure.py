@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import errors
-from ..errors import InvalidInput, PenstockError, code_and_status
+from ..errors import ConfigError, InvalidInput, PenstockError, Problem, code_and_status
 from ..text import message_of, name_of
 
 
@@ -38,6 +38,7 @@ class Failure:
 
     `known` is the nearest base class that Python or `errors.py` has, so that the same `except`
     catches it in both processes. `code` and `status` are those of an error class of a user's own.
+    `problems` are those of a ConfigError.
     """
 
     known: str
@@ -47,6 +48,7 @@ class Failure:
     backend: str = ""
     code: str = ""
     status: int | None = None
+    problems: tuple[Problem, ...] = ()
 
     @classmethod
     def of(cls, error: BaseException, backend: str = "") -> Failure:
@@ -57,13 +59,18 @@ class Failure:
             if _known(name_of(base)) is base and not issubclass(base, BaseExceptionGroup)
         )
         code, status = "", None
+        problems: tuple[Problem, ...] = ()
         with suppress(BaseException):  # of a user's class: any attribute may raise
             backend = getattr(error, "penstock_backend", backend)
             if issubclass(kind, PenstockError):
                 code, status = code_and_status(error)  # type: ignore[arg-type]  # it is one
+            if isinstance(error, ConfigError):
+                problems = tuple(one for one in error.problems if type(one) is Problem)
         # A soft failure is the client's mistake: its traceback helps no one.
         lines = "" if issubclass(kind, InvalidInput) else _traceback_of(error)
-        return cls(name_of(known), name_of(kind), message_of(error), lines, backend, code, status)
+        return cls(
+            name_of(known), name_of(kind), message_of(error), lines, backend, code, status, problems
+        )
 
     def rebuild(self, where: str) -> BaseException:
         """Return an exception of the same name, text and kind.
@@ -73,6 +80,8 @@ class Failure:
         error = self._plain() or self._copy()
         if isinstance(error, PenstockError) and code_and_status(error) != (self.code, self.status):
             error.code, error.status = self.code, self.status  # of the instance, not of its class
+        if isinstance(error, ConfigError):
+            error.problems = self.problems
         if self.backend:
             error.penstock_backend = self.backend  # type: ignore[attr-defined]
         if self.traceback:

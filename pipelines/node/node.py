@@ -688,7 +688,8 @@ class Node:
             self._deliver(batch, now)
 
     def _why_not_loaded(self, error: BaseException) -> str:
-        if isinstance(error, ConfigError):  # a mistake in the file: named as `check` names one
+        # A mistake in the file: named as `check` names one.
+        if isinstance(error, ConfigError) and error.problems:
             source = self._pipeline.source
             return "\n".join(
                 str(replace(problem, file=problem.file or source, node=problem.node or self.name))

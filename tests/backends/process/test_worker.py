@@ -278,6 +278,15 @@ def test_exceptions_keep_kind_name_and_text(
         assert type(rebuilt) is type(error)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_config_error_keeps_its_problems(own: bool) -> None:
+    kind = type("Own", (ConfigError,), {}) if own else ConfigError
+    problems = (Problem("two strings", node="m", key="warm_up"), Problem("no such file"))
+    rebuilt = pickle.loads(pickle.dumps(Failure.of(kind(problems)))).rebuild("process 7")
+    assert isinstance(rebuilt, ConfigError)
+    assert (rebuilt.problems, str(rebuilt)) == (problems, "[m] warm_up: two strings\nno such file")
+
+
 def test_the_traceback_becomes_a_note_except_for_a_soft_failure() -> None:
     try:
         raise ValueError("here")

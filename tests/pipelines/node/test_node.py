@@ -329,6 +329,25 @@ async def test_a_mistake_in_the_file_is_named_as_a_check_names_it() -> None:
     await node.close(20)
 
 
+class NoProblemsError(ConfigError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "no device")
+
+
+@pytest.mark.parametrize("error", [NoProblemsError(), ConfigError("no device")])
+async def test_a_config_error_without_problems_ends_the_start(error: ConfigError) -> None:
+    node, cls = make()
+
+    def fail(self: Any, params: Any, context: Any) -> None:
+        raise error
+
+    cls.init = fail  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match="no device"):
+        async with asyncio.timeout(20):
+            await node.start()
+    await node.close(20)
+
+
 async def test_a_node_that_is_closed_while_a_decision_is_due_starts_nothing() -> None:
     node, cls = make()
     await node.start()
