@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from penstock.backends import timeline
 from penstock.backends.base import Context
-from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
+from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.item import Item
 
 from .trace_events import Shown

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.engines.encryption import KEY_VARIABLE, WrongKeyError, encrypt
-from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
+from penstock.backends.engines.onnx import OnnxTensor
 from penstock.backends.engines.onnx_model import OnnxModel
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from penstock import create_app
 from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.engines.model import ModelParams, ModelTensor
-from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
+from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.errors import BackendError, ConfigError
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING

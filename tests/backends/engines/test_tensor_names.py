@@ -13,7 +13,7 @@ from onnx import TensorProto
 from pydantic import ValidationError
 
 from penstock.backends.base import TensorPort
-from penstock.backends.engines.onnx import OnnxParams
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 from penstock.pipelines.pipeline import Pipeline
 

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock.backends.base import Context
-from penstock.backends.engines.onnx import OnnxParams, OnnxTensor
+from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.errors import ConfigError
 from penstock.backends.expressions.registry import find_backend
 from penstock.pipelines.pipeline import Pipeline
