@@ -106,6 +106,8 @@ class Repository:
         self._draining: set[asyncio.Task[None]] = set()
         self._unloading: set[Pipeline] = set()  # unloaded, with requests still in flight
         self._locks: dict[str, asyncio.Lock] = {}
+        # By the name of an ensemble that is reloaded: the model that is loaded before it just now.
+        self._waits_for: dict[str, str] = {}
         # The names that serve an override, with the repository's own configurations of each. Then
         # `_configs` has the override.
         self._overrides: dict[str, list[PipelineConfig]] = {}
@@ -385,10 +387,6 @@ class Repository:
         raises; if only some versions fail, the others have been loaded. The models that an ensemble
         calls are loaded before it if they are not.
         """
-        return await self._reload(name, keep_override, ())
-
-    async def _reload(self, name: str, keep_override: bool, callers: tuple[str, ...]) -> Pipeline:
-        """Do so. `callers`: the ensembles that wait for it, each for the one after it."""
         # Reading imports the modules that the file names: code of the user, which may take
         # seconds. The loop serves meanwhile. The lock keeps reloads of one name in order.
         async with self._lock(name):
@@ -399,9 +397,13 @@ class Repository:
             found.configs = [self._joined(config) or config for config in found.configs]
             for model in {model for config in found.configs for model in models_of(config)}:
                 # In a circle, one would wait for the other. It is refused when it loads.
-                if model not in self._served and model not in (*callers, name):
-                    with contextlib.suppress(NotFound):  # the ensemble is refused, and says so
-                        await self._reload(model, True, (*callers, name))
+                if model not in self._served and not self._waits(model, name):
+                    self._waits_for[name] = model
+                    try:
+                        with contextlib.suppress(NotFound):  # the ensemble is refused, and says so
+                            await self.reload(model)
+                    finally:
+                        del self._waits_for[name]
             unread = {version: error for (_, version), error in found.unread.items()}
             unchanged = await self._unchanged(name, found)
             changed = [config for config in found.configs if config.version not in unchanged]
@@ -417,6 +419,12 @@ class Repository:
                     for config in found.configs
                 ):
                     self._overrides.pop(name, None)
+
+    def _waits(self, model: str | None, name: str) -> bool:
+        """Return whether a model is `name`, or its reload waits for that of `name`."""
+        while model is not None and model != name:
+            model = self._waits_for.get(model)
+        return model is not None
 
     async def _unchanged(self, name: str, found: Read) -> set[str]:
         """Return the versions that serve with the files that were just read. None of them if

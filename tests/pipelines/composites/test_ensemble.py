@@ -566,22 +566,49 @@ async def test_an_ensemble_is_loaded_after_its_models_and_not_without_them(
         await repository.close()
 
 
-async def test_a_load_of_an_ensemble_loads_the_models_that_it_calls(tmp_path: Path) -> None:
-    tables = {
-        "double": ("X", "Y", 'backend = "Identity"'),
-        "both": (
-            "IN",
-            "OUT",
-            'backend = "Ensemble"\nsteps = [{ model = "double", inputs = { X = "IN" }, '
-            'outputs = { Y = "OUT" } }]',
-        ),
-    }
-    for name, (taken, given, node) in tables.items():
-        port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
-        (tmp_path / f"{name}.toml").write_text(
-            f"[pipeline.inputs]\n{taken} = {port}\n[pipeline.outputs]\n{given} = {port}\n"
-            f"[{name}]\n{node}\n"
+def write_models(folder: Path, **called: str) -> None:
+    """Write models, each with the name of the one that it calls; "": it is no ensemble."""
+    port = '{ kind = "tensor", dtype = "FP32", shape = [-1, 2] }'
+    for name, other in called.items():
+        node = 'backend = "Identity"'
+        if other:
+            node = (
+                f'backend = "Ensemble"\nsteps = [{{ model = "{other}", inputs = {{ X = "X" }}, '
+                'outputs = { Y = "Y" } }]'
+            )
+        (folder / f"{name}.toml").write_text(
+            f"[pipeline.inputs]\nX = {port}\n[pipeline.outputs]\nY = {port}\n[{name}]\n{node}\n"
         )
+
+
+async def test_two_ensembles_that_call_each_other_are_refused_when_loaded_at_once(
+    tmp_path: Path,
+) -> None:
+    write_models(tmp_path, double="", first="second", second="first", third="first")
+    repository = Repository.read(tmp_path)
+    await repository.start()
+    try:
+        assert [*repository.pipelines] == ["double"]
+        async with asyncio.timeout(20):
+            failed = await asyncio.gather(
+                *[repository.reload(name) for name in ("third", "first", "second")],
+                return_exceptions=True,
+            )
+        assert [type(error) for error in failed] == [ConfigError] * 3
+    finally:
+        await repository.close()
+        await until_read()
+
+
+async def until_read() -> None:
+    """Wait for the threads that read files: each ends a moment after it has said what it read."""
+    await until(
+        lambda: not any(thread.name.startswith("reading") for thread in threading.enumerate())
+    )
+
+
+async def test_a_load_of_an_ensemble_loads_the_models_that_it_calls(tmp_path: Path) -> None:
+    write_models(tmp_path, double="", both="double")
     repository = Repository.read(tmp_path)
     await repository.start()
     try:
@@ -594,16 +621,12 @@ async def test_a_load_of_an_ensemble_loads_the_models_that_it_calls(tmp_path: Pa
         with pytest.raises(ConfigError, match=r"double\.toml: there is no such file"):
             await repository.reload("both")
         assert "both" in repository.pipelines  # as it was
-        text = (tmp_path / "both.toml").read_text().replace('model = "double"', 'model = "both"')
-        (tmp_path / "both.toml").write_text(text.replace('X = "IN"', 'IN = "IN"'))
+        write_models(tmp_path, both="both")
         with pytest.raises(ConfigError, match="circular dependency"):
             await repository.reload("both")
     finally:
         await repository.close()
-        # A thread that has read the file ends a moment after it has said so.
-        await until(
-            lambda: not any(thread.name.startswith("reading") for thread in threading.enumerate())
-        )
+        await until_read()
 
 
 async def test_steps_have_the_priority_of_the_request_where_they_have_levels() -> None:
