@@ -21,6 +21,7 @@ from penstock.backends.base import Backend, Context
 from penstock.backends.errors import BackendError, DeadlineExceeded, QueueFull
 from penstock.backends.expressions.composite import Logic
 from penstock.backends.item import Item
+from penstock.backends.process.failure import ProcessDiedError
 from penstock.backends.server import HANDLE, Server
 from penstock.backends.text import message_of
 
@@ -164,7 +165,16 @@ class DecoupledNode(LogicNode):
         instance.running = entry
         backend = instance.backend
         assert backend is not None
-        executing = instance.worker.run(lambda: backend.forward([given]))
+
+        def execute() -> None:
+            try:
+                backend.forward([given])
+            except ProcessDiedError:
+                if responses.listener is not None or not self.config.retry:
+                    raise
+                backend.forward([given])  # as others do: another request may have killed the child
+
+        executing = instance.worker.run(execute)
         executing.add_done_callback(partial(self._executed, instance, responses))
         try:
             while True:

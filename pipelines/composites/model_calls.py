@@ -425,7 +425,9 @@ class ModelCalls:
 def refused(model: str, error: PenstockError) -> Response:
     """Return the response to a call that another pipeline does not take, in Triton's words."""
     words = message_of(error)
-    if isinstance(error, (NotFound, NotReady)):
+    if isinstance(error, NotFound):
+        words = f"Request for unknown model: '{model}' is not found ({words})"
+    elif isinstance(error, NotReady):
         words = f"Failed for execute the inference request. Model '{model}' is not ready. ({words})"
     message = f"Model {model} - Error when running inference: {words}"
     return Response(None, ResponseError(code_of(error), message))

@@ -422,8 +422,11 @@ async def a_child_that_dies_ends_its_streams(repository: Repository, folder: Pat
         async for _ in stream:
             pass
     waiting = asyncio.ensure_future(parts_of(counts, 97))
-    await until(folder / "waits")  # `forward` has returned, and nothing was sent
-    (folder / "go").touch()
+    await until(folder / "waits")
+    (node,) = counts.composites
+    while repr(node) != "<DecoupledNode model: 0 running, 0 queued>":
+        await asyncio.sleep(0.005)
+    (folder / "go").touch()  # `forward` has returned, and nothing was sent
     with pytest.raises(BackendError, match="ended before its last response"):
         await waiting
     assert await parts_of(counts, 2) == [0, 1]

@@ -299,9 +299,9 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[http
         yield client
 
 
-NOT_READY = (
-    "Model no - Error when running inference: Failed for execute the inference request. Model 'no' "
-    "is not ready. (there is no pipeline 'no')"
+UNKNOWN = (
+    "Model no - Error when running inference: Request for unknown model: 'no' is not found (there "
+    "is no pipeline 'no')"
 )
 REFUSED = "Unable to send response. "
 
@@ -317,7 +317,7 @@ REFUSED = "Unable to send response. "
             {"SEEN": {"id": "me", "sequence": [7, 1], "parameters": {"a": 1}}},
         ),
         ("sorted(shown(add(outputs=[]).exec()))", ["SEEN", "SUM"]),
-        ("shown(add(model='no').exec())", ["NOT_FOUND", NOT_READY]),
+        ("shown(add(model='no').exec())", ["NOT_FOUND", UNKNOWN]),
         (
             "shown(add(outputs=['NO']).exec())",
             [
@@ -352,7 +352,7 @@ REFUSED = "Unable to send response. "
         ("counted(-2)", [["UNAVAILABLE", "no -2"]]),
         (
             "[shown(each) for each in add(model='no').exec(decoupled=True)]",
-            [["NOT_FOUND", NOT_READY]],
+            [["NOT_FOUND", UNKNOWN]],
         ),
         ("[shown(each) for each in add().exec(decoupled=True)]", [{"SUM": [3]}]),
         ("'using the decoupled' in shown(count(2).exec())[1]", True),
