@@ -31,12 +31,13 @@ class ModelInstance:
         self.name = arguments["model_instance_name"]
         self.loop = EventLoop(f"event loop of {self.name}")
         beside = () if context.alone else (str(file.parent), str(file.parent.parent))
+        package = "" if context.alone else model_file.package_of_thread()
         server = getattr(context, "server", None)
         metrics = InstanceMetrics(server if context.alone else None)
-        self.running = RunningModel(file.parent, metrics, server, beside)
+        self.running = RunningModel(file.parent, metrics, server, beside, package)
         self._initialized = False
-        cls = model_file.load(self.running, file)
         try:
+            cls = model_file.load(self.running, file)
             with self.running.entered():
                 self._model = cls()
                 if not callable(getattr(self._model, "execute", None)):
@@ -46,7 +47,7 @@ class ModelInstance:
             self._initialized = True
         except BaseException as error:
             self.close()
-            if isinstance(error, BackendError):
+            if isinstance(error, (BackendError, KeyboardInterrupt)):
                 raise
             raise BackendError(
                 f"initializing model {self.name} failed: {describe(error)}"
@@ -69,6 +70,7 @@ class ModelInstance:
         finally:
             self.loop.close()
             self.running.metrics.close()
+            model_file.unload(self.running)
 
 
 def arguments_of(file: Path, config: dict[str, Any], context: Context) -> dict[str, str]:

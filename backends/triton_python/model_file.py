@@ -2,8 +2,9 @@
 
 A child process has one model: its module is `VERSION.model`, and the version's folder and the
 model's are at the end of `sys.path`. On threads, models share the interpreter: each `model.py` is a
-module of a package of its own, so relative imports work, and `import helper` finds the files beside
-this `model.py`, not those of another model.
+module of a package of its own, so relative imports work, and `import helper` at its top finds the
+files beside this `model.py`, not those of another model. One inside a method may find the module
+that another model has imported inside a method.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _numbers = count(1)
 
 
 def load(model: RunningModel, file: Path) -> Any:
-    """Import a `model.py` and return its class TritonPythonModel.
+    """Import a `model.py` and return its class TritonPythonModel. `unload` ends what it imports.
 
     Raises BackendError if it can't be imported or has no such class.
     """
@@ -41,7 +42,7 @@ def load(model: RunningModel, file: Path) -> Any:
         sys.dont_write_bytecode = True  # a repository may be read-only, or shared with Triton
         sys.argv = [""]  # as in Triton: what parses it must not find our own arguments
         sys.path += [str(file.parent), str(file.parent.parent)]
-    package = f"_penstock_triton_{next(_numbers)}" if model.beside else file.parent.name
+    package = model.package or file.parent.name
     try:
         with _imports_beside(model):
             module = _import(package, file)
@@ -56,6 +57,19 @@ def load(model: RunningModel, file: Path) -> Any:
         return getattr(module, CLASS)
     except AttributeError:
         raise BackendError(f"{file} has no class {CLASS}") from None
+
+
+def package_of_thread() -> str:
+    """Return a new name for the package of a model that shares the interpreter with others."""
+    return f"_penstock_triton_{next(_numbers)}"
+
+
+def unload(model: RunningModel) -> None:
+    """Let go of a model's modules. In a child process they end with it."""
+    if not model.package:
+        return
+    for name in [name for name in [*sys.modules] if name.partition(".")[0] == model.package]:
+        sys.modules.pop(name, None)
 
 
 def check(file: Path) -> None:
@@ -98,8 +112,8 @@ def _imports_beside(model: RunningModel) -> Iterator[None]:
 
 
 def _forget_found() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] in _Beside.found]:
-        del sys.modules[name]
+    for name in [name for name in [*sys.modules] if name.partition(".")[0] in _Beside.found]:
+        sys.modules.pop(name, None)
     _Beside.found.clear()
 
 

@@ -27,13 +27,14 @@ class RunningModel:
     """One instance of a model. `folder`: that of its `model.py`. `server`: None if none serves.
 
     `beside`: the folders in which its imports are looked up last; none in a child process, which
-    has them in `sys.path`.
+    has them in `sys.path`. `package`: the name of the package of its modules; "" in a child.
     """
 
     folder: Path
     metrics: InstanceMetrics
     server: Server | None = None
     beside: tuple[str, ...] = ()
+    package: str = ""
 
     @contextmanager
     def entered(self) -> Iterator[None]:

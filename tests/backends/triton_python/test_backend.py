@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +389,35 @@ def execute(self, requests):
         assert run(backends[0], row(1))[0]["result"].tolist() == [[1, 1, 1, 1]]
         assert run(backends[1], row(1))[0]["result"].tolist()[0][:3] == [1, 1, 1]
     assert not {"helper", "packed", "packed.inner"} & set(sys.modules)
+
+
+HELPED = "import helper\nfrom .helper import WORD\n" + HEAD
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [
+        ("def execute(self, requests):\n    return []", HELPED),
+        ("execute = None", HELPED),
+        ("pass", HELPED + "    raise ValueError\n"),
+        ("pass", HELPED.replace("TritonPythonModel", "Other")),
+    ],
+    ids=["closed", "not initialized", "not imported", "without the class"],
+)
+def test_nothing_of_a_model_stays_in_the_interpreter(tmp_path: Path, body: str, head: str) -> None:
+    file = write(tmp_path, body, head)
+    (file.parent / "helper.py").write_text("WORD = 1\n")
+    before = set(sys.modules)
+    backend = TritonPython()
+    given = {"model": "1/model.py", "model_config": CONFIG}
+    works = "return []" in body
+    with nullcontext() if works else pytest.raises(BackendError):
+        backend.init(
+            TritonPythonParams.model_validate(given), Context("m", "m", file.parent.parent)
+        )
+    backend.close()
+    new = set(sys.modules) - before
+    assert not [name for name in new if "helper" in name or name.startswith("_penstock_triton")]
 
 
 # auto-completion
