@@ -86,7 +86,7 @@ def _options(url: str, settings: Settings) -> str:
 
 def _request(config: PipelineConfig) -> tuple[str, str, str]:
     """Return what comes before curl, the path, and curl's options for the body."""
-    path = f"/predict/{config.name}{'?sequence=try' if config.takes_sequences else ''}"
+    path = f"/predict/{config.name}{'?sequence=1' if config.takes_sequences else ''}"
     ports = [port for port in config.inputs if not port.optional] or list(config.inputs)
     if len(ports) == 1:
         (port,) = ports

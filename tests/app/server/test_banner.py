@@ -95,3 +95,10 @@ def test_many_pipelines_have_no_line_of_their_own(tmp_path: Path) -> None:
     assert len(said) == 21 and said[-1] == (
         "and 10 more pipelines: GET http://h:1/pipelines lists them"
     )
+
+
+def test_the_id_of_a_sequence_is_one_that_every_model_takes(tmp_path: Path) -> None:
+    """An id that is a text fits no model that takes a number, as most of Triton's do."""
+    (tmp_path / "step.py").write_text("class Count:\n    def forward(self, batch): pass\n")
+    said = lines(tmp_path, '[a]\nbackend = "Python[step.py:Count]"\n[a.sequence]\n')
+    assert said.endswith("'http://127.0.0.1:80/predict/one?sequence=1'")
