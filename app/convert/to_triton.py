@@ -270,7 +270,7 @@ def _files_of(config: PipelineConfig) -> Iterator[tuple[str, Path]]:
     for name in dict.fromkeys(re.findall(r'"(\.\./[^"]+|/[^"]+)"', text)):
         if not (config.directory / name).exists():
             continue
-        if name.startswith(("/", "../../")):
+        if name.startswith("/") or Path(os.path.normpath(name)).parts[:2] == ("..", ".."):
             message = f"names {name!r}: expected a file in the pipeline's folder, to be copied"
             raise ConfigError([Problem(message, config.source)])
         yield name, config.directory / name

@@ -26,6 +26,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Of ImageNet's pixels from 0 to 1."""
 
+LONG_SIDE_PIXELS = 256 * 100
+"""Up to which the whole image is resized, as TorchServe does: to the bit the same."""
+
 
 class BaseHandler:
     """Loads the archive's model, and runs it: `preprocess`, `inference`, `postprocess`."""
@@ -211,7 +214,13 @@ def image_net_input(image: Any) -> torch.Tensor:
     long = int(256 * max(width, height) / min(width, height))
     size = (256, long) if width <= height else (long, 256)
     left, top = (round((side - 224) / 2) for side in size)
-    cut = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    area = (left, top, left + 224, top + 224)
+    if long <= LONG_SIDE_PIXELS:
+        cut = image.resize(size, Image.Resampling.BILINEAR).crop(area)
+    else:  # a strip: a few KB of it may make gigabytes
+        across, down = width / size[0], height / size[1]
+        box = (area[0] * across, area[1] * down, area[2] * across, area[3] * down)
+        cut = image.resize((224, 224), Image.Resampling.BILINEAR, box)
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
     return (to_tensor(cut) - mean) / std
 

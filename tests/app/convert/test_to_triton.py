@@ -253,6 +253,8 @@ def test_a_stream_in_the_real_triton(loaded: InferenceServerClient, triton: Trit
             "'data' is a stream: Triton has no such inputs",
         ),
         ('[a]\nbackend = "Identity"\n# "../../outside.txt"\n', "names '../../outside.txt'"),
+        ('[a]\nbackend = "Identity"\n# "../b/../../outside.txt"\n', "names '../b/../../out"),
+        ('[a]\nbackend = "Identity"\n# "../.."\n', "names '../..'"),
         (
             '[pipeline.inputs]\nx = { kind = "tensor", shape = [-1, 1] }\n'
             '[pipeline.outputs]\ny = { kind = "tensor", dtype = "FP32", shape = [-1, 1] }\n'

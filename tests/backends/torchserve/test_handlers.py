@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -141,6 +142,29 @@ def test_images_by_every_way(tmp_path: Path) -> None:
     handler.set_max_result_classes(1)
     assert handler.get_max_result_classes() == 1
     assert handler.postprocess(torch.tensor([[0.0, 100.0]])) == [{"1": 1.0}]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 600), (600, 1)])
+def test_of_a_strip_only_what_is_cut_is_resized(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    """All of it may be a hundred thousand pixels long, and of longer ones gigabytes."""
+    resize, made = Image.Image.resize, []
+
+    def noted(image: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Any:
+        made.append(size)
+        return resize(image, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    line = np.arange(600) % 200
+    strip = Image.fromarray(line.astype(np.uint8).reshape(height, width)).convert("RGB")
+    found = handlers.image_net_input(strip)[0]
+    assert made == [(224, 224)]
+    # 224 of the 256 pixels of the middle: between it and the pixels beside it.
+    where = (np.arange(224) - 111.5) / 256 + 299.5
+    values = np.interp(where, np.arange(600), line) / 255
+    expected = torch.tensor((values - handlers.MEAN[0]) / handlers.STD[0]).float()
+    np.testing.assert_allclose(found[:, 0] if width == 1 else found[0], expected, atol=0.03)
 
 
 @pytest.mark.parametrize(
