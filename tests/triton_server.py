@@ -11,12 +11,14 @@ import http.client
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from tritonclient.http import InferenceServerClient
@@ -48,8 +50,12 @@ class TritonServer:
     `address` and `grpc_address` are HOST:PORT. `repository` is the folder that it loads from.
     """
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        """Start it. `directory` is empty, and keeps its repository and its log."""
+    def __init__(self, directory: Path, *options: str, completes: bool = False) -> None:
+        """Start it. `directory` is empty, and keeps its repository and its log.
+
+        `completes`: whether it completes configurations, for which it starts each Python model
+        twice, and takes 1.3 s more for each.
+        """
         packages = _installed()
         self.repository = directory / "repository"
         self.repository.mkdir()
@@ -59,10 +65,13 @@ class TritonServer:
         stub = installed / "python_backend_stubs" / packages.parent.name.removeprefix("python")
         for file in [*(installed / "backends" / "python").iterdir(), *stub.iterdir()]:
             (backends / "python" / file.name).symlink_to(file)
+        self.shared_memory = f"penstock_{uuid4().hex}"
         http_port, grpc_port = free_port(), free_port()
         self.address, self.grpc_address = f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}"
         # Metrics and pinned memory would take 8 s to find that there is no GPU.
         metrics = [] if any("metrics" in option for option in options) else ["--allow-metrics=0"]
+        completion = [] if completes else ["--disable-auto-complete-config"]
+        region = f"--backend-config=python,shm-region-prefix-name={self.shared_memory}"
         self.log = directory / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -72,8 +81,9 @@ class TritonServer:
                     *("--http-address=127.0.0.1", f"--http-port={http_port}"),
                     *("--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"),
                     *("--model-control-mode=explicit", "--pinned-memory-pool-byte-size=0"),
-                    *(*metrics, *options),
+                    *(region, *metrics, *completion, *options),
                 ],
+                start_new_session=True,
                 env={
                     **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
                     "LD_LIBRARY_PATH": str(packages / "nvidia_pytriton.libs"),
@@ -127,14 +137,13 @@ class TritonServer:
             raise InferenceServerException(f"{error.message()}\n{words}", error.status()) from error
 
     def close(self) -> None:
-        """End it, and its models' processes with it."""
+        """Kill it and its models' processes: to end in its own way takes it seconds."""
         self.client.close()
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        if self.process.poll() is None:  # else its number may be another's
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for region in Path("/dev/shm").glob(f"{self.shared_memory}*"):
+            region.unlink()
 
 
 def _same(folder: Path, copy: Path) -> bool:
@@ -152,9 +161,11 @@ def _same(folder: Path, copy: Path) -> bool:
 
 
 @contextmanager
-def triton_server(directory: Path, *options: str) -> Iterator[TritonServer]:
+def triton_server(
+    directory: Path, *options: str, completes: bool = False
+) -> Iterator[TritonServer]:
     """Run a server of its own, with options of tritonserver, for the length of the block."""
-    server = TritonServer(directory, *options)
+    server = TritonServer(directory, *options, completes=completes)
     try:
         yield server
     finally:

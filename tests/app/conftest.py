@@ -101,17 +101,26 @@ def serving(
         with asyncio.Runner(loop_factory=lambda: clock) as runner:
             runner.run(server.serve())
 
-    run = partial(run_on, loop) if isinstance(loop, Clock) else server.run
+    def run() -> None:
+        try:
+            if isinstance(loop, Clock):
+                run_on(loop)
+            else:
+                server.run()
+        finally:
+            started.set()
+
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert started.wait(30) and server.started, "the server did not start"
+        started.wait()  # the limit of the test ends it
+        assert server.started, "the server did not start"
         port = server.servers[0].sockets[0].getsockname()[1]
         with plain_client(f"http://127.0.0.1:{port}") as client:
             yield client
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 

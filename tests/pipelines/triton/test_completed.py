@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from penstock.pipelines.repository import Repository
 from penstock.pipelines.triton.completion import complete
 from penstock.pipelines.triton.reading import parse_config
 from penstock.pipelines.triton.translation.translate import translate
+
+from ...triton_server import TritonServer, triton_server
 
 ECHO = """
 import triton_python_backend_utils as pb_utils
@@ -90,12 +92,21 @@ async def serving(repository: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def test_configurations_and_metadata_are_those_of_triton(tmp_path: Path, triton: Any) -> None:
+@pytest.fixture
+def completing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    with triton_server(tmp_path_factory.mktemp("triton"), completes=True) as server:
+        yield server
+
+
+def test_configurations_and_metadata_are_those_of_triton(
+    tmp_path: Path, completing: TritonServer
+) -> None:
     write_python(tmp_path, "whole", WHOLE)
     (tmp_path / "whole" / "labels.txt").write_text("a\nb\nc\nd\n")
     (tmp_path / "wrapper" / "1").mkdir(parents=True)
     (tmp_path / "wrapper" / "config.pbtxt").write_text(ENSEMBLE)
-    triton.add(tmp_path)
+    completing.add(tmp_path)
+    triton = completing.client
     names = ("whole", "wrapper")
 
     async def ours() -> list[Any]:
@@ -105,13 +116,13 @@ def test_configurations_and_metadata_are_those_of_triton(tmp_path: Path, triton:
 
     answers = iter(asyncio.run(ours()))
     for name in names:
-        theirs, config, metadata = triton.client.get_model_config(name), *islice(answers, 2)
+        theirs, config, metadata = triton.get_model_config(name), *islice(answers, 2)
         config.get("ensemble_scheduling", {}).pop("max_inflight_requests", None)  # is newer
         assert config == theirs
         assert [*config] == [*theirs]
         for tensor in metadata["inputs"]:
             tensor.pop("optional", None)  # Triton doesn't say it there
-        assert metadata == triton.client.get_model_metadata(name)
+        assert metadata == triton.get_model_metadata(name)
 
 
 async def test_the_names_of_tensors_are_free(tmp_path: Path) -> None:
