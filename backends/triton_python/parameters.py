@@ -9,20 +9,20 @@ from .error import TritonModelException
 
 
 def checked(parameters: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a copy. Raises TritonModelException if a key is no text, or a value no text, boolean
-    or number that fits into 64 bits.
+    """Return a copy. Raises TritonModelException if it is no dict, a key no text, or a value no
+    text, boolean or number that fits into 64 bits.
     """
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise TypeError(f"parameters: expected a dict, found {type(parameters).__name__}")
+        raise TritonModelException(f"Expect dict, got {type(parameters)}")  # Triton's words
     return {_key(key): _value(key, value) for key, value in parameters.items()}
 
 
 def _key(key: object) -> str:
     if not isinstance(key, str):
         raise TritonModelException(
-            f"Expect parameters keys to have type str, found type '{type(key)}'"
+            f"Expect parameters keys to have type str, found type {type(key)}"
         )
     return str(key)
 
@@ -38,8 +38,9 @@ def _value(key: object, value: object) -> bool | int | float | str:
         return float(value)
     if isinstance(value, str):
         return str(value)
+    # Triton's words: it takes no float, which goes to clients here all the same.
     raise TritonModelException(
-        f"Expect parameters values to have type bool/int/float/str, found type '{type(value)}'"
+        f"Expect parameters values to have type bool/int/str, found type {type(value)}"
     )
 
 

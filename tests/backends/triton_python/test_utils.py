@@ -109,19 +109,23 @@ def test_a_tensor_is_contiguous_and_native() -> None:
         (
             lambda: untyped.InferenceResponse(parameters={"a": [1]}),
             TritonModelException,
-            "have type bool/int/float/str",
+            "values to have type bool/int/str, found type <class 'list'>",
         ),
         (
             lambda: untyped.InferenceResponse(parameters={1: 1}),
             TritonModelException,
-            "keys to have type str",
+            "keys to have type str, found type <class 'int'>",
         ),
         (
             lambda: untyped.InferenceResponse(parameters={"a": 2**63}),
             TritonModelException,
             "64 bits",
         ),
-        (lambda: untyped.InferenceResponse(parameters=[1]), TypeError, "expected a dict"),
+        (
+            lambda: untyped.InferenceResponse(parameters=[1]),
+            TritonModelException,
+            "Expect dict, got <class 'list'>",
+        ),
         (lambda: untyped.TritonError("x", 5), TypeError, "found 5"),
         (lambda: untyped.TritonError(None), TypeError, "found NoneType"),
         (lambda: untyped.InferenceRequest("id"), TypeError, "needs inputs"),
