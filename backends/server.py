@@ -125,8 +125,8 @@ class Response(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes of its arrays."""
-        return sum(size_of(array) for array in (self.outputs or {}).values())
+        """The bytes of its outputs."""
+        return sum(map(size_of, (self.outputs or {}).values()))
 
 
 def failed(error: BaseException) -> Response:
@@ -152,11 +152,20 @@ def code_of(error: BaseException) -> str:
     return "INTERNAL"
 
 
-def size_of(array: Any) -> int:
-    """Count the bytes of an array. The elements of an object array count too."""
-    size: int = getattr(array, "nbytes", 0)
-    if getattr(array, "dtype", None) == "O":
-        size += sum(len(element) for element in array.flat if isinstance(element, (bytes, str)))
+def size_of(value: Any) -> int:
+    """Count the bytes of an array, a text or bytes, and of those in lists, dicts and object arrays.
+
+    A text counts as a byte for each character.
+    """
+    if isinstance(value, (bytes, str)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value)) + sum(map(size_of, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(size_of, value))
+    size: int = getattr(value, "nbytes", 0)
+    if getattr(value, "dtype", None) == "O":
+        size += sum(len(element) for element in value.flat if isinstance(element, (bytes, str)))
     return size
 
 
