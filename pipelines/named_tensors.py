@@ -171,7 +171,12 @@ def _value(port: Port, tensor: Any) -> Any:
     value = tensor.reshape(-1)[0]
     value = value.item() if hasattr(value, "item") else value
     if port.kind == "text" and isinstance(value, bytes):
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"input '{port.name}' is not valid UTF-8 (byte {error.start}): expected a text"
+            ) from None
     return value
 
 
