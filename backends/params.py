@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,7 +120,7 @@ class Reshape(BaseModel):
 
     @model_validator(mode="after")
     def _same_number_of_elements(self) -> Reshape:
-        if _elements_between_open_sizes(self.given) != _elements_between_open_sizes(self.to):
+        if elements_between_open_sizes(self.given) != elements_between_open_sizes(self.to):
             raise ValueError(
                 f"from = {list(self.given)} and to = {list(self.to)} differ in the number of "
                 "elements"
@@ -148,7 +149,7 @@ def _changed(
     return tuple(next(open_sizes) if size == -1 else size for size in target)
 
 
-def _elements_between_open_sizes(shape: tuple[int, ...]) -> list[int]:
+def elements_between_open_sizes(shape: Iterable[int]) -> list[int]:
     """Return the number of elements before, between and after the -1s of a shape."""
     counts = [1]
     for size in shape:

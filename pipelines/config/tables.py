@@ -398,6 +398,10 @@ MOST_PRIORITY_LEVELS = 1 << 16
 """Each level is a queue of its own, and each batch looks at all of them."""
 
 
+MOST_INSTANCES = 1024
+"""Each instance is a thread."""
+
+
 class NodeTable(_Table):
     """The keys that a node itself understands.
 
@@ -406,7 +410,7 @@ class NodeTable(_Table):
 
     min: Lowest | None = None
     max: Highest | None = None
-    instance_num: int = Field(1, ge=1, le=1024)  # each is a thread
+    instance_num: int = Field(1, ge=1, le=MOST_INSTANCES)
     batching_timeout: float = Field(0.0, ge=0, allow_inf_nan=False)
     priority_levels: int = Field(0, ge=0, le=MOST_PRIORITY_LEVELS)
     default_priority: int | None = Field(None, ge=0)

@@ -6,12 +6,13 @@ or its backend must have is found where the model is translated.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from penstock.backends.errors import Problem
+from penstock.backends.params import elements_between_open_sizes
 
+from ..config.tables import MOST_INSTANCES
 from .completion.normalise import PLATFORMS
 from .fields.classify import classify, refusals
 from .model import TritonModel
@@ -84,7 +85,9 @@ def _tensor(tensor: Any, path: str, batched: bool) -> Found:
             yield from wrong
         elif not tensor.reshape.shape and not batched:
             yield shape, "it is empty, which needs a batch dimension: expected sizes"
-        elif not _same_elements(tensor.dims, tensor.reshape.shape):
+        elif elements_between_open_sizes(tensor.dims) != elements_between_open_sizes(
+            tensor.reshape.shape
+        ):
             yield (
                 shape,
                 f"found {[*tensor.reshape.shape]} for dims {[*tensor.dims]}: expected as many "
@@ -99,23 +102,6 @@ def _sizes(sizes: Iterable[int], path: str) -> Found:
     for size in sizes:
         if size < 1 and size != -1:
             yield path, f"found {size}: expected 1 or more, or -1 for any size"
-
-
-def _same_elements(dims: Sequence[int], shape: Sequence[int]) -> bool:
-    """Return whether `shape` has the elements of `dims`: as many before the first size of -1,
-    between two of them, and after the last.
-    """
-    return _runs(dims) == _runs(shape)
-
-
-def _runs(sizes: Iterable[int]) -> list[int]:
-    runs: list[list[int]] = [[]]
-    for size in sizes:
-        if size == -1:
-            runs.append([])
-        else:
-            runs[-1].append(size)
-    return [math.prod(run) for run in runs]
 
 
 def _preferred(sizes: Iterable[int], most: int, path: str) -> Found:
@@ -240,8 +226,8 @@ def _ensemble(config: Any) -> Found:
 def _instances(config: Any) -> Found:
     for index, group in enumerate(config.instance_group):
         path = f"instance_group[{index}]"
-        if group.count < 0:
-            yield f"{path}.count", f"found {group.count}: expected 1 or more"
+        if not 0 <= group.count <= MOST_INSTANCES:
+            yield f"{path}.count", f"found {group.count}: expected 1 to {MOST_INSTANCES}"
         if group.gpus and _enum(group, "kind") in ("KIND_CPU", "KIND_MODEL"):
             yield (
                 f"{path}.gpus",

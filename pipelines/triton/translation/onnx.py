@@ -48,6 +48,8 @@ def _translate_options(model: TritonModel, tables: Tables, node: dict[str, Any])
         node["shrink_mem_arena"] = True
 
 
+ACCELERATOR = "optimization.execution_accelerators.gpu_execution_accelerator"
+
 TENSORRT_SHAPES = {"trt_profile_min_shapes": "min", "trt_profile_max_shapes": "max"}
 """Parameters of the accelerator -> keys of the node."""
 
@@ -73,8 +75,7 @@ def _translate_tensorrt(model: TritonModel, tables: Tables, node: dict[str, Any]
             "TensorRT builds for known shapes: without trt_profile_max_shapes, or dims without "
             "-1, ONNX Runtime runs the model on the CPU"
         )
-        field = "optimization.execution_accelerators.gpu_execution_accelerator"
-        tables.warnings.append(model.problem(field, message))
+        tables.warnings.append(model.problem(ACCELERATOR, message))
         return
     node.update(keys)
     node["backend"] = "ModelTensor"
@@ -85,4 +86,8 @@ def _translate_tensorrt(model: TritonModel, tables: Tables, node: dict[str, Any]
     if precision != "fp32":
         node["precision"] = precision
     if size := wanted.parameters.get("max_workspace_size_bytes", ""):
-        node["max_workspace_size"] = max(1, int(size) // 2**20)
+        if size.isdecimal():
+            node["max_workspace_size"] = max(1, int(size) // 2**20)
+        else:
+            message = f"found max_workspace_size_bytes {size!r}, expected a number of bytes"
+            tables.problems.append(model.problem(ACCELERATOR, message))

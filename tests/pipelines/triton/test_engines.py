@@ -132,6 +132,7 @@ def test_accelerators(pair: Path) -> None:
     for wrong in (
         accelerator("tensorrt", precision_mode="INT8"),
         accelerator("tensorrt", trt_dla_enable="1"),
+        accelerator("tensorrt", max_workspace_size_bytes="1G"),
         accelerator("migraphx"),
         accelerator("openvino").replace("openvino", "armnn"),
     ):

@@ -126,6 +126,7 @@ def control(kind: str, values: str = "int32_false_true: [0, 1]", name: str = "ST
             "sequence_batching.oldest.preferred_batch_size",
         ),
         (f"{MODEL} ensemble_scheduling {{ step {{ model_name: 'x' }} }}", "ensemble_scheduling"),
+        (f"{MODEL} instance_group {{ count: 1025 }}", "instance_group[0].count"),
         (f'name: "m" platform: "ensemble" {TENSORS}', "ensemble_scheduling.step"),
         (
             f'name: "m" platform: "ensemble" backend: "python" {TENSORS} '
