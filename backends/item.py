@@ -14,12 +14,18 @@ CONTROL_KEYS = frozenset(
 )
 """Keys that steer Penstock. They never come from the network."""
 
+NOT_PARAMETERS = CONTROL_KEYS | {"data", "result", "error"}
+"""Keys of an item that are not parameters of its request."""
+
+SEQUENCE_START, SEQUENCE_END = 1, 2
+"""Triton's flags of a request that is the first or the last step of its sequence."""
+
 
 class RequestFacts(NamedTuple):
     """What a client of /v2 says of its request besides its inputs and parameters.
 
     An item has it in `request_facts` for backends with `takes_request_facts`. `correlation_id`: the
-    id of its sequence, 0 for none. `flags`: 1 if the sequence starts, 2 if it ends, 3 for both.
+    id of its sequence, 0 for none. `flags`: SEQUENCE_START, SEQUENCE_END, both or 0.
     `timeout_us`: microseconds, 0 for none. `requested_outputs`: None for all. `request_id`: the id
     that the client gave the request, "" for none. No answer that is kept depends on it.
     """
@@ -30,6 +36,9 @@ class RequestFacts(NamedTuple):
     requested_outputs: tuple[str, ...] | None = None
     request_id: str = ""
 
+
+NO_FACTS = RequestFacts()
+"""Those of a request of which nothing is said."""
 
 RESERVED_KEYS = CONTROL_KEYS | {
     "data",

@@ -8,7 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.backends.errors import InvalidRequest
-from penstock.backends.item import CONTROL_KEYS, Item, RequestFacts
+from penstock.backends.item import (
+    NOT_PARAMETERS,
+    SEQUENCE_END,
+    SEQUENCE_START,
+    Item,
+    RequestFacts,
+)
 from penstock.backends.server import ModelCall, Response
 
 from .config.definition import PipelineConfig
@@ -16,23 +22,17 @@ from .config.tables import numpy_type
 from .named_tensors import item_of, tensors_of
 from .sequences.step import Step
 
-OWN_KEYS = CONTROL_KEYS | {"data", "result", "error"}
-"""The keys of an item that are no parameters."""
-
-FLAG_START, FLAG_END = 1, 2
-"""Triton's flags of a step: it starts or ends its sequence."""
-
 
 def request_of(call: ModelCall, config: PipelineConfig) -> Item:
     """Return the item that a call sends to a pipeline. Raises InvalidRequest."""
     for name in call.outputs:
         if config.outputs and all(port.name != name for port in config.outputs):
             raise InvalidRequest(f"unexpected inference output '{name}' for model '{config.name}'")
-    if taken := OWN_KEYS & call.parameters.keys():
+    if taken := NOT_PARAMETERS & call.parameters.keys():
         raise InvalidRequest(f"parameter {min(taken)!r} can't be given: the server uses that name")
     item: Item = {**call.parameters, **item_of(config, call.inputs)}
     if config.takes_request_facts:
-        flags = call.starts * FLAG_START | call.ends * FLAG_END
+        flags = call.starts * SEQUENCE_START | call.ends * SEQUENCE_END
         item["request_facts"] = RequestFacts(
             call.correlation_id, flags, call.timeout, call.outputs or None, call.request_id
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from penstock.backends.errors import InvalidInput, InvalidRequest, PenstockError
-from penstock.backends.item import Item
+from penstock.backends.item import SEQUENCE_END, SEQUENCE_START, Item
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.pipeline import Pipeline
@@ -31,9 +31,6 @@ FILE = "penstock.toml"
 """The pipeline's file, beside `model.py`. It is not called `pipeline.toml`, because Penstock would
 serve that in place of the model.
 """
-
-SEQUENCE_START, SEQUENCE_END = 1, 2
-"""The flags of a request that begins or ends a sequence, as in Triton."""
 
 Answer = TypeVar("Answer")
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 
 from ..base import UNBOUNDED, Backend, Context, Params, Signature, TensorPort
 from ..errors import InvalidInput, ModelError
-from ..item import CONTROL_KEYS, Item, RequestFacts
+from ..item import NO_FACTS, NOT_PARAMETERS, SEQUENCE_END, SEQUENCE_START, Item, RequestFacts
 from ..params import Reshape
 from ..sequences.definition import why_no_id
 from ..server import HANDLE
@@ -25,24 +25,15 @@ from .config_defaults import with_defaults
 from .datatypes import TYPE_OF, DataType, datatype_named
 from .error import answer_of
 from .instance import ModelInstance, describe
-from .request import (
-    SEQUENCE_END,
-    SEQUENCE_START,
-    InferenceRequest,
-    InferenceTrace,
-)
+from .request import InferenceRequest, InferenceTrace
 from .response import InferenceResponse
 from .senders import OneResponseSender
 from .tensor import Tensor
 
 logger = logging.getLogger("penstock.model")
 
-_NO_PARAMETERS = CONTROL_KEYS | {
-    *("data", "result", "error", "request_id", "traceparent", "tracestate", "sequence", "handle")
-}
-"""The keys of an item that are no parameters of its request."""
-
-_NO_FACTS = RequestFacts()
+_NOT_PARAMETERS = NOT_PARAMETERS | {"request_id", "traceparent", "tracestate", "sequence", HANDLE}
+"""Keys of an item for this backend that are not parameters of its request."""
 
 
 class TritonPythonParams(Params):
@@ -376,7 +367,7 @@ class TritonPython(Backend):
             ]
 
     def _request(self, item: Item) -> InferenceRequest:
-        facts: RequestFacts = item.get("request_facts") or _NO_FACTS
+        facts: RequestFacts = item.get("request_facts") or NO_FACTS
         sequence = item.get("sequence")
         identity, flags = facts.correlation_id, facts.flags
         if sequence is not None:
@@ -441,5 +432,5 @@ def _parameters(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return {
         key: value
         for key, value in items
-        if key not in _NO_PARAMETERS and isinstance(value, bool | int | float | str)
+        if key not in _NOT_PARAMETERS and isinstance(value, bool | int | float | str)
     }

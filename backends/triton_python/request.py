@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
+from ..item import SEQUENCE_END, SEQUENCE_START
 from ..server import ModelCall, Server
 from . import calls
 from .error import TritonModelException
@@ -13,9 +14,6 @@ from .parameters import as_json, checked
 from .senders import InferenceResponseSender
 from .strings import as_text
 from .tensor import Tensor
-
-SEQUENCE_START, SEQUENCE_END = 1, 2
-"""The flags of a request."""
 
 RELEASE_ALL, RELEASE_RESCHEDULE = 1, 2
 """What `set_release_flags` takes."""

@@ -12,6 +12,12 @@ import sys
 
 import numpy as np
 
+from ..item import (
+    SEQUENCE_END as TRITONSERVER_REQUEST_FLAG_SEQUENCE_END,
+)
+from ..item import (
+    SEQUENCE_START as TRITONSERVER_REQUEST_FLAG_SEQUENCE_START,
+)
 from .calls import is_model_ready, load_model, unload_model
 from .datatypes import (
     TRITON_STRING_TO_NUMPY,
@@ -35,12 +41,6 @@ from .request import (
     RELEASE_RESCHEDULE as TRITONSERVER_REQUEST_RELEASE_RESCHEDULE,
 )
 from .request import (
-    SEQUENCE_END as TRITONSERVER_REQUEST_FLAG_SEQUENCE_END,
-)
-from .request import (
-    SEQUENCE_START as TRITONSERVER_REQUEST_FLAG_SEQUENCE_START,
-)
-from .request import (
     InferenceRequest,
     InferenceTrace,
     MemoryType,
@@ -48,11 +48,15 @@ from .request import (
 )
 from .response import InferenceResponse
 from .running import get_model_dir
-from .senders import InferenceResponseSender
+from .senders import (
+    FINAL as TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+)
+from .senders import (
+    InferenceResponseSender,
+)
 from .strings import deserialize_bytes_tensor, serialize_byte_tensor
 from .tensor import Tensor
 
-TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 TRITONSERVER_MEMORY_GPU = MemoryType.TRITONSERVER_MEMORY_GPU
 TRITONSERVER_MEMORY_CPU = MemoryType.TRITONSERVER_MEMORY_CPU
 

@@ -21,7 +21,14 @@ from penstock.backends.errors import (
     PenstockError,
 )
 from penstock.backends.expressions.composite import Ensemble, EnsembleParams, EnsembleStep
-from penstock.backends.item import CONTROL_KEYS, Item, RequestFacts
+from penstock.backends.item import (
+    NO_FACTS,
+    NOT_PARAMETERS,
+    SEQUENCE_END,
+    SEQUENCE_START,
+    Item,
+    RequestFacts,
+)
 
 from ..config.definition import NodeConfig, PipelineConfig
 from ..config.ensembles import shape_for_steps
@@ -30,10 +37,6 @@ from ..runs.run import Submission
 from ..runs.stream import Parts
 from ..sequences.step import Step
 from .logic import CalledPipeline, LogicNode, NodeCaller
-
-OWN_KEYS = CONTROL_KEYS | {"data", "result", "error"}
-"""The keys of an item that are not passed on to the steps as they are. All others are: parameters
-of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,6 @@ class Tensor:
     rows: int
 
 
-NO_FACTS = RequestFacts()
 ABSENT = Tensor(None, 0)
 
 Tensors = dict[str, Tensor]
@@ -184,13 +186,14 @@ class EnsembleNode(LogicNode):
                 },
             )
             rows = request.get("request_size", 1) if is_batched(config) else 0
-            keys = {key: value for key, value in item.items() if key not in OWN_KEYS}
+            keys = {key: value for key, value in item.items() if key not in NOT_PARAMETERS}
             facts: RequestFacts = item.get("request_facts", NO_FACTS)
             if facts is not NO_FACTS and config.takes_request_facts:
                 keys["request_facts"] = facts._replace(requested_outputs=None)
             sequence = None
             if facts.correlation_id and called.takes_sequences:
-                start, end = bool(facts.flags & 1), bool(facts.flags & 2)
+                start = bool(facts.flags & SEQUENCE_START)
+                end = bool(facts.flags & SEQUENCE_END)
                 sequence = Step(facts.correlation_id, start, end, strict=True)
             priority = call.priority
             if priority is not None and priority > called.priority_levels:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from penstock.backends.errors import DeadlineExceeded, InvalidRequest, PenstockError
-from penstock.backends.item import Item, RequestFacts
+from penstock.backends.item import NO_FACTS, Item
 from penstock.backends.memory import Reservation
 from penstock.pipelines.cache.request import cached
 from penstock.pipelines.runs.run import Submission
@@ -220,7 +220,7 @@ class InferCall:
             self.model = self._model()
         self._reading = time.monotonic() - self._arrived
         if request.id and self.model.takes_request_facts:
-            facts = request.item.get("request_facts", RequestFacts())
+            facts = request.item.get("request_facts", NO_FACTS)
             request.item["request_facts"] = facts._replace(request_id=request.id)
         context = self.context
         if context is not None and isinstance(context, Traced) and context.wants_tensors:

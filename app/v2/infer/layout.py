@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from penstock.backends.item import Item, RequestFacts
+from penstock.backends.item import NO_FACTS, Item
 from penstock.backends.lazy_numpy import np
 
 from ...http.inputs.datatypes import DATATYPES
@@ -27,8 +27,6 @@ from .wanted import Wanted
 
 KEPT_JSON_BYTES = 2048
 """The longest JSON whose layout is kept."""
-
-_NO_FACTS = RequestFacts()
 
 LAYOUTS_PER_MODEL = 64
 """The most layouts that a model keeps. When there are more, all are forgotten."""
@@ -128,7 +126,7 @@ def remember(
         len(text) > KEPT_JSON_BYTES
         or request.id is not None
         or request.step is not None
-        or request.item.get("request_facts", _NO_FACTS).correlation_id
+        or request.item.get("request_facts", NO_FACTS).correlation_id
         or not model.inputs
     ):
         return

@@ -10,7 +10,14 @@ from math import prod
 from typing import Any
 
 from penstock.backends.errors import InvalidRequest
-from penstock.backends.item import Item, RequestFacts, may_come_from_network
+from penstock.backends.item import (
+    NO_FACTS,
+    SEQUENCE_END,
+    SEQUENCE_START,
+    Item,
+    RequestFacts,
+    may_come_from_network,
+)
 from penstock.backends.lazy_numpy import np
 from penstock.backends.memory import Reservation
 from penstock.pipelines.config.ensembles import steps_of
@@ -47,8 +54,6 @@ RESERVED_PARAMETERS = frozenset({"data", "result", "error", "context", "headers"
 """Names that no parameter may have: keys of an item, and those that Triton's clients reserve."""
 
 PARAMETER_TYPES = frozenset({str, int, float, bool})
-
-_NO_FACTS = RequestFacts()
 
 MAX_PARAMETERS = 1024
 """The most parameters of a request. Each is a key of the item, which is copied at every node."""
@@ -131,7 +136,7 @@ def parse(
             )
         request.id = identity
     parameters = document.get("parameters")
-    facts = _NO_FACTS
+    facts = NO_FACTS
     if parameters:
         facts = _read_parameters(request, parameters, model)
     elif parameters is not None and type(parameters) is not dict:
@@ -145,7 +150,7 @@ def parse(
             names = tuple([wanted.name for wanted in request.outputs])
             if set(names) != model.outputs_by_name.keys():
                 facts = facts._replace(requested_outputs=names)
-        if facts != _NO_FACTS:
+        if facts != NO_FACTS:
             request.item["request_facts"] = facts
 
 
@@ -249,7 +254,8 @@ def _read_parameters(request: InferRequest, parameters: Any, model: Model) -> Re
             flags.get("sequence_end", False),
             strict=True,
         )
-    bits = flags.get("sequence_start", False) | flags.get("sequence_end", False) << 1
+    bits = flags.get("sequence_start", False) * SEQUENCE_START
+    bits |= flags.get("sequence_end", False) * SEQUENCE_END
     return RequestFacts(identity, bits, timeout_us)
 
 
