@@ -24,8 +24,10 @@ _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 @dataclass(slots=True)
 class Series:
-    """One metric. `bounds`, `counts`, and `sum` are those of a histogram; the last count is that
-    of values above all bounds.
+    """One metric. `value` is the sum of what a histogram has observed.
+
+    `bounds` and `counts` are those of a histogram; the last count is that of values above all
+    bounds.
     """
 
     value: float = 0.0
