@@ -158,8 +158,9 @@ class Context:
     alone: bool = False
     """The backend has a child process to itself (`executor = "process"`)."""
     server: Server | None = field(default=None, compare=False, repr=False)
-    """What calls the other models of the server, for a backend that `takes_server`; None: nothing
-    serves it."""
+    """Calls the other models of the server, for a backend that `takes_server`. None: the backend is
+    not served.
+    """
 
     def resolve(self, path: str) -> Path:
         """Return the path of a file that a parameter names.

@@ -22,7 +22,7 @@ SEQUENCE_START, SEQUENCE_END = 1, 2
 
 
 class RequestFacts(NamedTuple):
-    """What a client of /v2 says of its request besides its inputs and parameters.
+    """The facts that a client of /v2 gives besides its inputs and parameters.
 
     An item has it in `request_facts` for backends with `takes_request_facts`. `correlation_id`: the
     id of its sequence, 0 for none. `flags`: SEQUENCE_START, SEQUENCE_END, both or 0.
@@ -38,7 +38,7 @@ class RequestFacts(NamedTuple):
 
 
 NO_FACTS = RequestFacts()
-"""Those of a request of which nothing is said."""
+"""The facts of a request whose client gives none."""
 
 RESERVED_KEYS = CONTROL_KEYS | {
     "data",

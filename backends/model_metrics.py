@@ -16,7 +16,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[tuple[str, str], ...]
 
 OWN_PREFIXES = ("penstock_", "process_", "nv_inference_", "nv_cache_")
-"""What the names of the server's own metrics begin with."""
+"""The prefixes of the server's own metrics. Models can't use them."""
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")

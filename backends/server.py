@@ -1,5 +1,5 @@
-"""What the code of a backend may ask of the server while it runs: to call other models, to load
-them, to answer a request in parts.
+"""Lets the code of a backend call other models of the server, load them, and answer a request in
+parts.
 
 A `Server` is one instance's side. It works the same on an executor's thread and in a child process:
 only the `Connection` that it speaks through differs (`process/connection.py`, and
@@ -267,7 +267,7 @@ class Call:
 
 
 class _Unread:
-    """What the client of a request has not read yet."""
+    """The responses that the client of a request has not read yet: their number and bytes."""
 
     __slots__ = ("ended", "responses", "size")
 

@@ -1,4 +1,4 @@
-"""What `penstock check` prints of the fields of Triton's configurations."""
+"""Prints the fields of Triton's configurations for `penstock check`."""
 
 from __future__ import annotations
 

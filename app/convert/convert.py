@@ -16,13 +16,13 @@ from .written import Converted
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a conversion wrote: its files, notes for who converts, and what to do next."""
+    """The files that a conversion wrote, notes for the person who converts, and what to do next."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...]
     next: str
     problems: tuple[Problem, ...] = ()
-    """Why some models of a repository were left out."""
+    """The reasons why some models of a repository were left out."""
 
 
 def convert(path: Path, output: Path, *, force: bool = False) -> Written:

@@ -38,7 +38,7 @@ PREPARE: dict[str, Any] = {
 }
 MEAN = [123.675, 116.28, 103.53]
 STD = [58.395, 57.12, 57.375]
-"""Of the pixels from 0 to 255, as the preset `imagenet` has them."""
+"""The mean and deviation of pixels from 0 to 255, as in the preset `imagenet`."""
 
 ANSWERS = {
     "image_classifier": ("TopScoresTensor", "The probabilities of the 5 best classes, by label."),

@@ -1,4 +1,4 @@
-"""What a conversion has made: files to write, and notes for the person who converts."""
+"""The outcome of a conversion: files to write, and notes for the person who converts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ class Converted:
 
     `texts`: path below the output folder → content. `copies`: path below the output folder → the
     file or folder that it is a copy of. `notes`: what the conversion has changed or left out.
-    `serve`: what `penstock serve` takes, below the output folder; "" for the folder itself.
     """
 
     name: str

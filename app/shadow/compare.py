@@ -25,7 +25,7 @@ class Distance(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What differs, in words, none if the answers agree; and how far each output of numbers is."""
+    """The differences in words, none if the answers agree, and the distance of each output."""
 
     differences: list[str]
     distances: dict[str, Distance]

@@ -53,7 +53,7 @@ class TooMuchError(Exception):
 
 
 class Way(Protocol):
-    """How a held request runs here, and how its answers are read."""
+    """Runs a held request on this server, and reads the answers of both servers."""
 
     async def run(self, held: Held) -> Any:
         """Run the request here. Returns the answer as it came. Raises `TooMuchError`."""

@@ -1,4 +1,4 @@
-"""What has to be known of a request before it is forwarded: its sequence, and what it asks for."""
+"""Reads the facts of a request that decide where it goes and how its answers are compared."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..http.helper_thread import PARSE_OFF_LOOP_BYTES, on_helper_thread
 from ..http.json_text import JsonLimits, parse_json
 
 _KEYS = (b"sequence_id", b"shared_memory_region", b"classification")
-"""What the JSON of a request holds that has any of these facts. Most have none, and are not parsed
-for them.
+"""A request with any of these facts has one of these words in its JSON. Most have none, and are not
+parsed for them.
 """
 
 

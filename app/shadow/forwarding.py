@@ -38,10 +38,10 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-"""What goes with one connection is not passed on (RFC 9110, 7.6.1)."""
+"""Headers of one connection, which are not passed on (RFC 9110, 7.6.1)."""
 
 _OWN = _HOP_BY_HOP | {b"host", b"expect", b"content-length"}
-"""What a forwarded request does not take over: it has its own."""
+"""Headers that are not copied to a forwarded request: it has its own."""
 
 LEAVING_AFTER_SECONDS = 0.02
 """After so long without an answer, it is noticed if the client leaves. A task for each request
@@ -63,7 +63,9 @@ class NotForwardedError(Exception):
 
 
 class ForwardingRules(NamedTuple):
-    """What all forwarded requests share. `upstream`: None if Triton's HTTP port is not known."""
+    """The parts that all forwarded requests share. `upstream`: None if Triton's HTTP port is not
+    known.
+    """
 
     protocol: ProtocolApp
     upstream: Upstream | None

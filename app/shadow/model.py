@@ -29,7 +29,7 @@ Reason = Literal[
     "unreadable",
     "stopped",
 ]
-"""Why a request was not compared; docs/how-to/shadow.md explains each."""
+"""The reasons for which requests are not compared; docs/how-to/shadow.md explains each."""
 
 
 class ShadowedModel:

@@ -1,4 +1,4 @@
-"""What `penstock shadow` is told: where Triton is, how its answers are compared, when to switch."""
+"""The options of `penstock shadow`: Triton's addresses, the tolerance, and when to switch."""
 
 from __future__ import annotations
 

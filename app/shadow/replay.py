@@ -22,7 +22,7 @@ _DROPPED = frozenset({b"accept-encoding", b"expect", b"transfer-encoding", b"con
 
 
 class HttpWay:
-    """How a request runs here that came to one of the protocol's routes."""
+    """Runs a request that came by HTTP on this server."""
 
     __slots__ = ("_app", "_body", "_max_inflated", "_read", "_scope")
 

@@ -1,4 +1,4 @@
-"""What is known of a call by gRPC, and its way to Triton.
+"""Reads the model and the sequence of a call by gRPC, and forwards it to Triton.
 
 Messages pass as bytes: they are read only as far as it takes to know their model and sequence.
 """
@@ -38,7 +38,7 @@ _DROPPED = frozenset({"user-agent", "te", "content-type", "host", "connection"})
 
 
 class RpcRules(NamedTuple):
-    """What the calls of a server share."""
+    """The parts that all calls of a server share."""
 
     protocol: ProtocolApp
     options: ShadowOptions
@@ -49,7 +49,7 @@ class RpcRules(NamedTuple):
 
 
 class RpcRequest(NamedTuple):
-    """What is known of an infer request when its message is here."""
+    """The model, the facts and the id of an infer request, from its message."""
 
     model: ShadowedModel
     facts: Facts
@@ -57,7 +57,7 @@ class RpcRequest(NamedTuple):
 
 
 class RpcForwarding:
-    """What all calls share: the channel to Triton."""
+    """Forwards calls over one channel to Triton."""
 
     def __init__(self, rules: RpcRules) -> None:
         self.rules = rules

@@ -76,8 +76,7 @@ class TakenContext:
 
 
 class RpcWay:
-    """How a request runs here that came by gRPC. `is_stream`: by ModelStreamInfer, as its
-    handler `own` does."""
+    """Runs a request that came by gRPC on this server, by ModelStreamInfer if `is_stream`."""
 
     __slots__ = ("_context", "_is_stream", "_own")
 

@@ -1,4 +1,4 @@
-"""Who answers: which models have been switched from Triton to this server, and which may be."""
+"""Decides who answers: Triton, or this server for the models that have been switched."""
 
 from __future__ import annotations
 

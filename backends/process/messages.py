@@ -35,7 +35,9 @@ _HEAD = struct.Struct("<BxxxxxxxQQQQ")
 """Kind, number, and the sizes of the list of arrays, of the pickle and of all arrays."""
 
 _SOCKET_BYTES = 1 << 20
-"""What the kernel may hold of a message, so that a sender goes on before the receiver has woken."""
+"""The bytes of a message that the kernel may hold, so that a sender goes on before the receiver has
+woken.
+"""
 
 _PART_BYTES = 1 << 20
 

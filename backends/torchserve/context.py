@@ -48,7 +48,7 @@ class RequestProcessor:
 
 
 class Context:
-    """What `initialize` and `handle` get as `context`, with the names that TorchServe gave it.
+    """The argument `context` of `initialize` and `handle`, with the names that TorchServe gave it.
 
     `manifest` is that of the archive. `system_properties` has `model_dir`, `gpu_id` (None on the
     CPU), `batch_size`, `server_name`, `server_version` and `limit_max_image_pixels`.

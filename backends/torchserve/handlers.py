@@ -24,7 +24,7 @@ from .util import list_classes_from_module, load_label_mapping, map_class_to_lab
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels from 0 to 1."""
+"""The mean and deviation of ImageNet's pixels, from 0 to 1."""
 
 LONG_SIDE_PIXELS = 256 * 100
 """Up to which the whole image is resized, as TorchServe does: to the bit the same."""

@@ -1,4 +1,4 @@
-"""How TorchServe hands a request to a handler: a dict of its fields, decoded by their types."""
+"""Makes the dict of fields that a handler gets for a request, decoded by their types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 from ..item import Item
 
 WHOLE_BODY = "body"
-"""The field of a request whose body is no form."""
+"""The field that holds a body which is not a form."""
 
 
 def fields_of(item: Item) -> tuple[dict[str, Any], dict[str, str]]:

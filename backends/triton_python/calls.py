@@ -75,7 +75,7 @@ def run_async(wanted: ModelCall) -> asyncio.Future[Any]:
             )
 
     def on_response() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed: no one waits
             loop.call_soon_threadsafe(deliver)
 
     def ended(future: asyncio.Future[Any]) -> None:

@@ -16,7 +16,7 @@ from .strings import as_text
 from .tensor import Tensor
 
 RELEASE_ALL, RELEASE_RESCHEDULE = 1, 2
-"""What `set_release_flags` takes."""
+"""The values that `set_release_flags` takes."""
 
 
 class MemoryType(IntEnum):
@@ -192,7 +192,7 @@ class InferenceRequest:
 
     @property
     def sender(self) -> InferenceResponseSender:
-        """What `get_response_sender` returns."""
+        """The sender that `get_response_sender` returns."""
         return self._sender
 
     def is_cancelled(self) -> bool:

@@ -77,7 +77,7 @@ def _refused(why: str) -> TritonModelException:
 
 
 class OneResponseSender(InferenceResponseSender):
-    """That of a model which is not decoupled: it keeps the one response until `get`."""
+    """The sender of a model that is not decoupled. It keeps the one response until `get`."""
 
     __slots__ = ("_complete", "response")
 

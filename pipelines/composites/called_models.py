@@ -1,4 +1,4 @@
-"""What an ensemble and the models that it calls must have in common, checked before it is served.
+"""Checks that an ensemble and the models that it calls fit, before it is served.
 
 The rules and most of the words are Triton's (`ensemble_utils.cc` of its core).
 """
@@ -96,7 +96,7 @@ def _streams(config: PipelineConfig | None, find: Find) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """What one model says of a tensor of the ensemble. `dims` are without the batch."""
+    """The dtype and shape that a model gives a tensor of the ensemble. `dims` lack the batch."""
 
     model: str
     dtype: str | None

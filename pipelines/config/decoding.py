@@ -13,7 +13,7 @@ from .presets import COLORS, PRESETS, ImageOptions, image_keys
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How encoded images become a tensor of pixels.
+    """The steps that make a tensor of pixels of encoded images.
 
     `keys`: those of a node that makes 1×C×H×W (`channels_last`: 1×H×W×C) of one image, values 0 to
     255. `shape`: that of one image in the tensor. Each pixel becomes (x - mean) / std.

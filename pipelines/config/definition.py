@@ -42,7 +42,7 @@ class InstanceGroupConfig:
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """How long requests of one priority level may wait at a node, and how many."""
+    """Bounds the requests of one priority level that wait at a node, and their time."""
 
     max_queue_size: int | None = None
     """The largest number of requests that may wait. None: no bound."""
@@ -119,7 +119,7 @@ class Port:
     media_types: tuple[str, ...] = ()
     """The media types that the input takes (`image/png`, `audio/*`). Empty: those of its kind."""
     decode: Decoding | None = None
-    """How images that a client sends encoded become this tensor; None: they are refused."""
+    """Decodes the images that clients send encoded. None: they are refused."""
     stream: bool = False
     """An input that Python logic reads chunk by chunk while it arrives."""
 
@@ -214,7 +214,7 @@ class PipelineConfig:
 
     @property
     def result_port(self) -> Port | None:
-        """What the file declares of `result`; None: nothing.
+        """The declaration of `result` in the file; None: it has none.
 
         All outputs of a `positional` pipeline are in `result`: the one, or a list.
         """

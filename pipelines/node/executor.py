@@ -51,7 +51,7 @@ class _Signal(Enum):
 
 
 class Link(Protocol):
-    """What connects one instance of a backend with the server (composites/model_calls.py)."""
+    """Connects one instance of a backend with the server (composites/model_calls.py)."""
 
     def connect(self, listener: Listener, /) -> Connection: ...
     def begin(self, items: Sequence[Item], entries: Sequence[Entry]) -> None:

@@ -20,8 +20,8 @@ def read_override(config: ModelConfig, folder: ModelFolder, file: str) -> list[P
     """Return the pipelines of the model in `folder` with `config` in place of its own.
 
     `file` stands for the configuration's file in messages. Raises `ConfigError`, also for a
-    configuration that names code or a file outside of the folder: whoever may load models may not
-    read or run any file.
+    configuration that names code or a file outside of the folder: a client that may load models
+    may not read or run any file.
     """
     if config.name not in ("", folder.name):
         message = f"found {config.name!r}: expected {folder.name!r}, or no name"

@@ -16,7 +16,7 @@ _WORD = re.compile(r":\s*#([A-Z_]{2,})\b")
 _MISFIT = re.compile(
     r"(?:Couldn't parse integer: |Couldn't parse float: |has no value named )\"?([A-Z_]{3,})"
 )
-"""What protobuf says of a word that stands for a value (`dims: [ FEATURE_SIZE ]`)."""
+"""Finds the placeholder in protobuf's message about one (`dims: [ FEATURE_SIZE ]`)."""
 _PLACE = re.compile(r"^(\d+):(\d+)\s*:\s*(.*)$", re.DOTALL)
 
 

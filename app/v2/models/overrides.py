@@ -205,7 +205,7 @@ class Override:
 
     @property
     def _file(self) -> str:
-        """What messages say instead of a file's name."""
+        """The text that stands for a file's name in messages."""
         return f"configuration of {self.name}"
 
     def _written(self) -> Any:

@@ -1,1 +1,1 @@
-"""What is done with each field of a Triton model configuration."""
+"""The treatment of each field of a Triton model configuration."""

@@ -1,4 +1,4 @@
-"""What is done with the fields of a model itself, its tensors and its warm-up."""
+"""The treatment of the fields of a model itself, its tensors and its warm-up."""
 
 from __future__ import annotations
 

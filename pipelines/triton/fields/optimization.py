@@ -1,4 +1,4 @@
-"""What is done with the fields of `optimization`."""
+"""The treatment of the fields of `optimization`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with the parameters of each backend."""
+"""The treatment of the parameters of each backend."""
 
 from __future__ import annotations
 

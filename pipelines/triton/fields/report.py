@@ -1,4 +1,4 @@
-"""What `penstock check` says of the fields that Triton's configurations set."""
+"""Reports the fields that Triton's configurations set, for `penstock check`."""
 
 from __future__ import annotations
 

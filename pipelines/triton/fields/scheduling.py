@@ -1,4 +1,4 @@
-"""What is done with the fields that say when requests run, together, in order and where."""
+"""The treatment of the fields of batches, queues, sequences, ensembles and instances."""
 
 from __future__ import annotations
 

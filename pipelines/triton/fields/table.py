@@ -1,4 +1,4 @@
-"""What Penstock does with each field of a Triton model configuration (`config.pbtxt`).
+"""The table of all fields of a Triton model configuration (`config.pbtxt`) and their treatment.
 
 `FIELDS` is the one table: the translation does what it says, `penstock check` prints it, and
 `docs/reference/triton-config.md` is made from it. A field without a line is refused.

@@ -1,4 +1,4 @@
-"""The four things that Penstock may do with a field of a Triton model configuration."""
+"""The four treatments that a field of a Triton model configuration may get."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Treatment(StrEnum):
-    """What Penstock does with a field."""
+    """The treatment of a field."""
 
     HONOURED = "honoured"
     """It has the effect that it has in Triton."""
@@ -21,7 +21,7 @@ class Treatment(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What is done with a field, for some backends or values, or for all.
+    """The treatment of a field, for some backends or values, or for all.
 
     `backends`: those that the line is for; empty: all. `values`: the same for values, as
     `config.pbtxt` writes them (`KIND_GPU`, `true`, `2`); strings have no quotes.
