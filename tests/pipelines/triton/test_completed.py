@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,8 @@ from penstock.pipelines.triton.reading import parse_config
 from penstock.pipelines.triton.translation.translate import translate
 
 from ...triton_server import TritonServer, triton_server
+
+LOOPS = ("uvloop",)
 
 ECHO = """
 import triton_python_backend_utils as pb_utils
@@ -105,8 +108,9 @@ def test_configurations_and_metadata_are_those_of_triton(
     (tmp_path / "whole" / "labels.txt").write_text("a\nb\nc\nd\n")
     (tmp_path / "wrapper" / "1").mkdir(parents=True)
     (tmp_path / "wrapper" / "config.pbtxt").write_text(ENSEMBLE)
-    completing.add(tmp_path)
+    shutil.copytree(tmp_path, completing.repository, dirs_exist_ok=True)
     triton = completing.client
+    triton.load_model("wrapper")  # loads the other, once
     names = ("whole", "wrapper")
 
     async def ours() -> list[Any]:

@@ -16,6 +16,8 @@ from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.triton.folders import model_folder
 from penstock.pipelines.triton.read import read_version, written_config
 
+LOOPS = ("uvloop",)
+
 FLOAT = TensorProto.FLOAT
 HAS_TORCH = find_spec("torch") is not None
 

@@ -11,6 +11,8 @@ import pytest
 
 from penstock import create_app
 
+LOOPS = ("uvloop",)
+
 HEAD = """
 import numpy as np
 import triton_python_backend_utils as pb_utils

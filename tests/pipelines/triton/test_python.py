@@ -15,6 +15,8 @@ from pydantic import SecretStr
 
 from penstock import Settings, create_app
 
+LOOPS = ("debug",)
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CONFIG = """

@@ -14,6 +14,8 @@ from tritonclient.http import InferenceServerClient, InferInput
 
 from penstock import create_app
 
+LOOPS = ("uvloop",)
+
 MODEL = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
