@@ -37,6 +37,10 @@ def translate_ports(model: TritonModel, tables: Tables) -> None:
         | ({"labels": tensor.label_filename} if tensor.label_filename else {})
         for tensor in model.config.output
     }
+    for index, tensor in enumerate(model.config.output):
+        if tensor.label_filename and not (model.folder / tensor.label_filename).is_file():
+            message = f"there is no file {tensor.label_filename!r} in the model's folder"
+            tables.problems.append(model.problem(f"output[{index}].label_filename", message))
 
 
 def _port(tensor: Any, model: TritonModel) -> dict[str, Any]:

@@ -42,8 +42,9 @@ STUCK_AFTER_SECONDS = 3600
 def translate(written: ModelConfig, folder: Path, version: str, file: str = "") -> Tables:
     """Return the tables of a version of the model in `folder`.
 
-    `written` is its configuration as it is written, in `file`. What is wrong with it is among
-    the problems of the tables. Raises `ConfigError` if the model itself can't be read.
+    `written` is its configuration as it is written, in `file`. Raises `ConfigError` if that is not
+    valid, or if the model itself can't be read. Other mistakes are among the problems of the
+    tables.
     """
     own_file = folder / CONFIG_FILE
     file = file or str(own_file if own_file.is_file() else folder)
@@ -62,7 +63,7 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
         tables.warnings.append(model.problem("name", message))
     tables.problems += validate(model)
     if tables.problems:  # what follows relies on a valid configuration
-        return tables
+        raise ConfigError(tables.problems)
     translate_node = BACKENDS.get(model.backend)
     if translate_node is None:
         hint = did_you_mean(model.backend, BACKENDS)
@@ -75,7 +76,7 @@ def translate(written: ModelConfig, folder: Path, version: str, file: str = "") 
     tables.pipeline["version_policy"] = _policy_of(model)
     translate_ports(model, tables)
     if tables.problems:  # the engine's keys name the tensors
-        return tables
+        raise ConfigError(tables.problems)
     translate_instances(model, tables, node)
     translate_scheduling(model, tables, node)
     translate_sequences(model, tables, node)

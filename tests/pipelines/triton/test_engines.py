@@ -160,6 +160,11 @@ def test_accelerators(pair: Path) -> None:
         ),
         ('"a" data_type: TYPE_FP32 dims: [ 2', '"a" data_type: TYPE_FP32 dims: [ 3', r"\[3\]"),
         ('"a"', '"a" optional: true', "max_batch_size 0"),
+        (
+            '"difference"',
+            '"difference" label_filename: "x.txt"',
+            r"^[^\n]*output\[0\]\.label_filename: there is no file 'x.txt' in the model's folder$",
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_its_model(
