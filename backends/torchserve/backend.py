@@ -13,6 +13,7 @@ from pydantic import Field
 from ..base import Backend, Context, Params
 from ..errors import BackendError, InvalidInput
 from ..expressions.composite import Decoupled
+from ..gpu.ipc import gpu_count
 from ..item import Item
 from ..server import HANDLE, Response
 from .context import Context as HandlerContext
@@ -57,21 +58,19 @@ class TorchServeHandler(Backend):
     blocks = "it runs a handler of the user's"
 
     def init(self, params: TorchServeHandlerParams, context: Context) -> None:
-        from ..gpu.device import choose_device
         from . import loading, modules
 
         modules.provide()
         folder = context.resolve(params.model_dir).resolve()
         manifest = read_manifest(folder)
         model = manifest["model"]
-        device = choose_device(context.device)
         options = read_yaml(folder / model["configFile"]) if "configFile" in model else {}
         self.context = HandlerContext(
             str(model.get("modelName", context.pipeline)),
             str(folder),
             manifest,
             context.max or 1,
-            device.index if device.type == "cuda" else None,
+            _gpu(context.device),
             modules.VERSION,
             model_yaml_config=options,
         )
@@ -173,6 +172,19 @@ def _refused(status: int, message: str) -> InvalidInput:
     error = InvalidInput(message)
     error.status = status  # one that is none of HTTP's errors has no effect
     return error
+
+
+def _gpu(device: str) -> int | None:
+    """Return the number of the GPU that a device names; None for the CPU.
+
+    Imports torch only where there may be a GPU: it takes seconds, and not every handler uses it.
+    """
+    if device == "cpu" or (not device and not gpu_count()):
+        return None
+    from ..gpu.device import choose_device
+
+    chosen = choose_device(device)
+    return chosen.index if chosen.type == "cuda" else None
 
 
 def _has_own_process() -> bool:

@@ -314,15 +314,3 @@ class TextClassifier(TextHandler):
     def postprocess(self, data: Any) -> Any:
         scores = torch.softmax(data, dim=0 if data.dim() in {0, 1, 3} else 1)
         return map_class_to_label(scores.tolist(), self.mapping)
-
-
-BUILT_IN: dict[str, type[BaseHandler]] = {
-    "base_handler": BaseHandler,
-    "vision_handler": VisionHandler,
-    "image_classifier": ImageClassifier,
-    "image_segmenter": ImageSegmenter,
-    "object_detector": ObjectDetector,
-    "text_handler": TextHandler,
-    "text_classifier": TextClassifier,
-}
-"""The handlers that an archive may name in place of a file."""

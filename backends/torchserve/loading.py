@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import BackendError
 from .context import Context
-from .handlers import BUILT_IN
+from .modules import BUILT_IN, built_in
 from .util import list_classes_from_module
 
 _importing = threading.RLock()
@@ -68,7 +68,7 @@ def load_handler(name: str, folder: Path, context: Context) -> Handle:
             )
         handler = classes[0]()
     elif stem in BUILT_IN:
-        handler = BUILT_IN[stem]()
+        handler = built_in(stem)()
     else:
         raise BackendError(
             f"found handler {name!r}: there is no {stem}.py in {folder}; expected such a file, or "

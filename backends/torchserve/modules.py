@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from . import handlers, metrics, text, util
+from . import metrics, text, util
 from .context import Context, RequestProcessor
 
 VERSION = "0.12.0"
@@ -41,9 +41,34 @@ _HELPERS: dict[str, dict[str, Any]] = {
     },
 }
 
-_HANDLERS = {
-    f"ts.torch_handler.{name}": {cls.__name__: cls} for name, cls in handlers.BUILT_IN.items()
+BUILT_IN = {
+    "base_handler": "BaseHandler",
+    "vision_handler": "VisionHandler",
+    "image_classifier": "ImageClassifier",
+    "image_segmenter": "ImageSegmenter",
+    "object_detector": "ObjectDetector",
+    "text_handler": "TextHandler",
+    "text_classifier": "TextClassifier",
 }
+"""The handlers that an archive may name in place of a file, and their classes in `handlers`."""
+
+
+def built_in(name: str) -> Any:
+    """Return the class of a handler of `BUILT_IN`. Imports torch, which other handlers may do
+    without.
+    """
+    from . import handlers
+
+    return getattr(handlers, BUILT_IN[name])
+
+
+def _import_when_asked(module: ModuleType, handler: str) -> None:
+    def find(name: str) -> Any:
+        if name != BUILT_IN[handler]:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return built_in(handler)
+
+    vars(module)["__getattr__"] = find
 
 
 def provide() -> None:
@@ -51,7 +76,8 @@ def provide() -> None:
     if "ts" in sys.modules or find_spec("ts") is not None:
         return
     made: dict[str, ModuleType] = {}
-    for place, names in (_HELPERS | _HANDLERS).items():
+    handlers = {f"ts.torch_handler.{name}": name for name in BUILT_IN}
+    for place in (*_HELPERS, *handlers):
         parts = place.split(".")
         for length in range(1, len(parts) + 1):
             name = ".".join(parts[:length])
@@ -63,6 +89,9 @@ def provide() -> None:
                 made[name].__spec__ = ModuleSpec(name, None, is_package=True)
                 if length > 1:
                     setattr(made[".".join(parts[: length - 1])], parts[length - 1], made[name])
-        vars(made[place]).update(names)
+        if place in handlers:
+            _import_when_asked(made[place], handlers[place])
+        else:
+            vars(made[place]).update(_HELPERS[place])
     vars(made["ts"])["__version__"] = VERSION
     sys.modules.update(made)

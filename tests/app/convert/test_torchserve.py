@@ -103,13 +103,29 @@ class Echo(BaseHandler):
         return [json.dumps(answer) for answer in answers]
 """
 FUNCTION = """
+import sys
+
+from ts.utils.util import PredictionException
+
 loads = []
 
 def handle(data, context):
     if data is None:
         loads.append(context.system_properties["model_dir"])
         return None
-    return [{"loads": len(loads), "text": row["body"]} for row in data]
+    if data[0]["body"] == "teapot":
+        context.set_response_status(418, "no tea", 0)
+    if data[0]["body"] == "quota":
+        raise PredictionException("too much", 429)
+    return [
+        {
+            "loads": len(loads),
+            "text": row["body"],
+            "header": context.get_request_header(0, "X-Tenant"),
+            "torch": "torch" in sys.modules,
+        }
+        for row in data
+    ]
 """
 PARTS = """
 from ts.handler_utils.utils import send_intermediate_predict_response
@@ -266,7 +282,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(models: Path, running: Callable[..., Any]) -> Iterator[httpx.Client]:
-    for file in ("detector", "texts", "function", "parts"):  # echo keeps its process
+    for file in ("detector", "texts", "echo", "parts"):  # function keeps its process
         text = (models / f"{file}.toml").read_text()
         assert 'executor = "process"' in text
         (models / f"{file}.toml").write_text(text.replace('executor = "process"\n', ""))
@@ -341,10 +357,11 @@ def test_a_handler_gets_fields_headers_and_its_own_files(
     assert {key: answer[key] for key in expected} == expected
 
 
-def test_a_handler_sets_statuses(client: httpx.Client) -> None:
-    refused = client.post("/predict/echo", json="teapot")
+@pytest.mark.parametrize("name", ["echo", "function"])
+def test_a_handler_sets_statuses(client: httpx.Client, name: str) -> None:
+    refused = client.post(f"/predict/{name}", json="teapot")
     assert (refused.status_code, refused.json()["detail"]) == (418, "no tea")
-    refused = client.post("/predict/echo", json="quota")
+    refused = client.post(f"/predict/{name}", json="quota")
     assert (refused.status_code, refused.json()["detail"]) == (429, "too much")
 
 
@@ -360,8 +377,10 @@ def test_a_handler_by_other_doors(client: httpx.Client) -> None:
 
 
 def test_a_function_and_a_module_of_the_same_name(client: httpx.Client) -> None:
-    answer = client.post("/predict/function", json="hello").json()
-    assert answer == {"result": {"loads": 1, "text": "hello"}}
+    """It runs in a process, which has no need of torch."""
+    headers = {"x-tenant": "blue"}
+    answer = client.post("/predict/function", json="hello", headers=headers).json()
+    assert answer == {"result": {"loads": 1, "text": "hello", "header": "blue", "torch": False}}
 
 
 def test_a_handler_that_answers_in_parts(client: httpx.Client) -> None:
@@ -376,8 +395,9 @@ def test_what_a_conversion_writes(models: Path) -> None:
     config = load(models / "echo.toml")
     (node,) = config.nodes.values()
     assert (config.version, config.timeout, node.batching_timeout) == ("1.0", 60.0, 50.0)
-    assert (node.executor, node.instance_groups[0].max) == ("process", 4)
-    assert node.stuck_after == 60.0
+    assert (node.stuck_after, node.instance_groups[0].max) == (60.0, 4)
+    (node,) = load(models / "function.toml").nodes.values()
+    assert node.executor == "process"
     assert (models / "classifier" / "labels.txt").read_text() == "".join(
         f"{label}\n" for label in LABELS
     )
