@@ -24,6 +24,7 @@ from penstock.pipelines.directory import read_source
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.triton.folders import CONFIG_FILE
 from penstock.pipelines.triton.messages import new_config
+from penstock.pipelines.triton.translation.ports import DECODE_PARAMETER
 
 from ..v2.models.description import config_of
 from ..v2.models.model import Model
@@ -100,6 +101,9 @@ def _convert(config: PipelineConfig, result: Converted) -> None:
             result.copies[f"{config.name}/{Path(output.labels).name}"] = _file(
                 config, output.labels
             )
+    decoded = [f"{port.name}={port.decode.preset}" for port in config.inputs if port.decode]
+    if decoded:
+        message.parameters[DECODE_PARAMETER].string_value = ",".join(decoded)
     written, text = f"{config.name}/{CONFIG_FILE}", _text(message)
     if result.texts.setdefault(written, text) != text:
         wrong = "its versions differ in more than their files: Triton has one configuration for all"

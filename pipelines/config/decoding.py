@@ -15,10 +15,12 @@ from .presets import COLORS, PRESETS, ImageOptions, image_keys
 class Decoding:
     """The steps that make a tensor of pixels of encoded images.
 
-    `keys`: those of a node that makes 1×C×H×W (`channels_last`: 1×H×W×C) of one image, values 0 to
-    255. `shape`: that of one image in the tensor. Each pixel becomes (x - mean) / std.
+    `preset`: its name. `keys`: those of a node that makes 1×C×H×W (`channels_last`: 1×H×W×C) of one
+    image, values 0 to 255. `shape`: that of one image in the tensor. Each pixel becomes
+    (x - mean) / std.
     """
 
+    preset: str
     keys: dict[str, Any]
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -62,7 +64,7 @@ def decoding_of(preset: str, dtype: str | None, shape: Sequence[int] | None) -> 
     if channels_last:
         keys["data_format"] = "nhwc"
     whole = (height, width, channels) if channels_last else (channels, height, width)
-    return Decoding(keys, whole, mean, std, channels_last)
+    return Decoding(preset, keys, whole, mean, std, channels_last)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

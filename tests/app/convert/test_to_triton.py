@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 import penstock
 from penstock.app.cli.main import command_line
 from penstock.app.factory import create_app
+from penstock.pipelines.directory import read_source
 
 from ...triton_server import TritonServer
 
@@ -303,6 +304,29 @@ def test_the_files_of_a_pipeline_go_along(tmp_path: Path) -> None:
         "own/config.pbtxt",
         "own/labels.txt",
     ]
+
+
+def test_images_that_are_decoded_stay_so(tmp_path: Path) -> None:
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    (folder / "pixels.toml").write_text(
+        "[pipeline.inputs]\n"
+        'a = { kind = "tensor", dtype = "FP32", shape = [-1, 3, 4, 4], decode = "imagenet" }\n'
+        'b = { kind = "tensor", dtype = "UINT8", shape = [-1, 4, 4, 3], decode = "raw" }\n'
+        'c = { kind = "tensor", dtype = "UINT8", shape = [-1, 4, 4, 3] }\n'
+        '[pixels]\nbackend = "Identity"\n'
+    )
+    result = run(folder, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    again = run(tmp_path / "out", "-o", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    served = read_source(tmp_path / "out" / "pixels").configs[0].inputs
+    written = read_source(tmp_path / "again").configs[0].inputs
+    presets = [
+        [port.decode.preset if port.decode else None for port in ports]
+        for ports in (served, written)
+    ]
+    assert presets == [["imagenet", "raw", None]] * 2
 
 
 def test_versions_that_triton_has_not(tmp_path: Path) -> None:
