@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from penstock.backends.errors import BackendError, ConfigError, Problem
+from penstock.backends.torchserve.loading import find_handler
 from penstock.backends.torchserve.manifest import read_manifest, read_yaml
 from penstock.backends.torchserve.util import load_label_mapping
 from penstock.pipelines.config.source import Tables, fit_name
@@ -97,7 +98,7 @@ def _convert(folder: Path, path: Path) -> Converted:
         tables.pipeline["version"] = str(described["modelVersion"])
     if "responseTimeout" in options:
         tables.pipeline["timeout"] = float(options["responseTimeout"])
-    handler = Path(str(described["handler"])).name.removesuffix(".py")
+    handler, _ = find_handler(str(described["handler"]), folder)
     is_own = not (folder / f"{handler}.py").is_file()
     engine = _engine(described, folder, name) if "pt2" not in options else None
     if is_own and handler in ANSWERS and engine is not None:

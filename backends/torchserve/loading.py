@@ -46,13 +46,28 @@ def own_modules(folder: Path) -> Iterator[None]:
             sys.modules.update(hidden)
 
 
-def load_handler(name: str, folder: Path, context: Context) -> Handle:
-    """Import and initialise a handler: `file.py`, `file.py:function` or the name of TorchServe's.
+def find_handler(name: str, folder: Path) -> tuple[str, str]:
+    """Return the module of a handler and its function, "" if none is named.
 
-    Raises BackendError if there is none; other exceptions are the handler's own.
+    `name`: `file.py`, `file.py:function` or the name of one of TorchServe's. Nothing is imported.
+    Raises BackendError if there is none.
     """
     place, _, function = name.partition(":")
     stem = Path(place).name.removesuffix(".py")
+    if stem not in BUILT_IN and not (folder / f"{stem}.py").is_file():
+        raise BackendError(
+            f"found handler {name!r}, and no file {stem}.py beside it: expected such a file, or "
+            f"one of {', '.join(BUILT_IN)}"
+        )
+    return stem, function
+
+
+def load_handler(name: str, folder: Path, context: Context) -> Handle:
+    """Import and initialise a handler, named as for `find_handler`.
+
+    Raises BackendError if there is none; other exceptions are the handler's own.
+    """
+    stem, function = find_handler(name, folder)
     if (folder / f"{stem}.py").is_file():
         module = importlib.import_module(stem)
         function = function or "handle"
@@ -67,12 +82,7 @@ def load_handler(name: str, folder: Path, context: Context) -> Handle:
                 f"handle; found the classes {', '.join(cls.__name__ for cls in classes) or 'none'}"
             )
         handler = classes[0]()
-    elif stem in BUILT_IN:
-        handler = built_in(stem)()
     else:
-        raise BackendError(
-            f"found handler {name!r}: there is no {stem}.py in {folder}; expected such a file, or "
-            f"one of {', '.join(BUILT_IN)}"
-        )
+        handler = built_in(stem)()
     handler.initialize(context)
     return handler.handle  # type: ignore[no-any-return]

@@ -426,3 +426,6 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         made.writestr("MAR-INF/MANIFEST.json", '{"model": {}}')
     run = CliRunner().invoke(command_line, ["convert", str(path), "-o", str(tmp_path)])
     assert (run.exit_code, "is no manifest" in run.output) == (1, True)
+    archive(tmp_path, "wrong", {"h.py": ""}, handler="nlp_thing")
+    run = CliRunner().invoke(command_line, ["convert", str(path), "-o", str(tmp_path)])
+    assert (run.exit_code, "no file nlp_thing.py beside it" in run.output) == (1, True)

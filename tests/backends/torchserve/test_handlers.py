@@ -193,7 +193,7 @@ def test_labels(tmp_path: Path, content: Any, labels: Any) -> None:
         ("class A:\n  def handle(s, d, c): pass\nclass B:\n  pass", "found the classes A, B"),
         ("x = 1", "found the classes none"),
         ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
-        (None, "there is no h.py"),
+        (None, "no file h.py"),
     ],
 )
 def test_what_is_no_handler(tmp_path: Path, code: str | None, reason: str) -> None:
