@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from .errors import MemoryFull
+from .lazy_numpy import np
 from .memory import Reservation, budget
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 UNCOUNTED_BYTES = 1 << 16
 """Arrays up to this size are not counted: that would take longer than to fill them."""

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,20 @@ LEAST_PERCENT = 95.0
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("app", "pipelines", "backends")
-FOLDER_VARIABLE = "PENSTOCK_COVERAGE_FOLDER"
+FOLDER_VARIABLE = "LINE_COVERAGE_FOLDER"
 """Names the folder where the workers write what they measured."""
 
 
 class Probes(slipcover.Slipcover):  # type: ignore[misc]  # it has no types
+    _taking_out = threading.Lock()
+
     def deinstrument_seen(self) -> None:
         """Take out the probes of lines that have run, but not from functions among local variables.
 
         To look for these would read the locals of all frames, and Python 3.11 then keeps their
         values as long as the frames live. Tests of what is released would fail.
         """
-        with patch.object(sys, "_current_frames", dict):
+        with self._taking_out, patch.object(sys, "_current_frames", dict):
             super().deinstrument_seen()
 
 

@@ -11,7 +11,6 @@ from ..config.load import build
 from .folders import ModelFolder
 from .messages import ModelConfig, new_config
 from .reading import read_config
-from .translation.translate import translate
 
 
 def written_config(folder: ModelFolder) -> ModelConfig:
@@ -53,5 +52,8 @@ def read_version(
     written: ModelConfig, folder: ModelFolder, version: str, file: str = ""
 ) -> PipelineConfig:
     """Make the pipeline of one version of a model. Raises `ConfigError`."""
+    # Only here: it needs NumPy, which takes 12 MB and 0.1 s of a server without Triton's models.
+    from .translation.translate import translate
+
     config = build(translate(written, folder.path, version, file))
     return replace(config, versions_folder=folder.path)

@@ -182,7 +182,8 @@ async def test_a_snapshot_is_cheap() -> None:
 
     def count(frame: object, event: str, argument: object) -> None:
         nonlocal calls
-        calls += event in {"call", "c_call"}
+        counted = event == "call" or event == "c_call"
+        calls += counted and getattr(argument, "__name__", "") != "signal"  # of line_coverage.py
 
     sys.setprofile(count)
     try:

@@ -26,7 +26,7 @@ VALUES: dict[DataKind, Any] = {
 }
 KEYS = {
     "resize_h": 4, "resize_w": 4, "max_h": 4, "max_w": 4, "color": "rgb", "align": 4, "multiple": 4,
-    "target_h": 4, "target_w": 4,
+    "target_h": 4, "target_w": 4, "crop_h": 4, "crop_w": 4,
 }  # fmt: skip
 ITEM: Item = {
     "_box": [0, 0, 4, 4], "resize_h": 4, "resize_w": 4, "color": "bgr",
