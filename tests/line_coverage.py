@@ -30,7 +30,7 @@ FOLDER_VARIABLE = "LINE_COVERAGE_FOLDER"
 
 
 class Probes(slipcover.Slipcover):  # type: ignore[misc]  # it has no types
-    _taking_out = threading.Lock()
+    _taking_out = threading.RLock()  # what is collected meanwhile may run lines, too
 
     def deinstrument_seen(self) -> None:
         """Take out the probes of lines that have run, but not from functions among local variables.
