@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from penstock.backends import lazy_numpy
 from penstock.backends.allocation import empty_array
 from penstock.backends.base import Context
 from penstock.backends.errors import MemoryFull, TooLarge
@@ -100,7 +101,7 @@ def test_an_allocation_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cv2, "imdecode", refuse)
     with pytest.raises(MemoryFull, match="the operating system gives no more memory"):
         decode(file("PNG"), 10**9)
-    monkeypatch.setattr(np, "empty", refuse)
+    monkeypatch.setattr(lazy_numpy.np, "empty", refuse)
     with pytest.raises(MemoryFull, match="needs 3000000 bytes"):
         empty_array((1000, 1000, 3), np.uint8)
     assert budget.used == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def test_an_id_that_the_model_can_not_take_fails_its_item_alone() -> None:
 
 
 def test_states_are_counted_and_keep_no_batch_alive() -> None:
+    gc.collect()  # what earlier tests have left
     node = wrapped()
     before = budget.used
     sequences = [Sequence(number) for number in range(1, 4)]
