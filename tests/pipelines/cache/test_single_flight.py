@@ -419,7 +419,7 @@ async def test_large_items_are_hashed_elsewhere_and_run_once(workshop: Workshop)
         leaves = pipeline.submit_nowait({"data": large})
         assert isinstance(leaves, CachedRequest)
         leaves.leave()
-        await turns()
+        await turns(5000)  # threads hash a megabyte for each of them meanwhile
         workshop.release("n")
         answers = await asyncio.gather(first, *others)
         assert [answer["result"] for answer in answers] == [1 << 20] * 4
