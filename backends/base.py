@@ -26,6 +26,24 @@ DataKind = Literal["", "file", "image", "tensor", "array", "scores", "value"]
 (NumPy or torch), any array, an array of K scores, or a plain Python value.
 """
 
+NumpyType = Literal[
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "string",
+]
+"""The dtypes that a file may name, in NumPy's words. `string` is for texts of any length."""
+
 UNBOUNDED = 2**31 - 1
 """`max` of a backend without a bound of its own."""
 

@@ -68,7 +68,7 @@ class ModelMetrics:
         Raises ValueError if its name is none that Prometheus takes, or it is of another kind.
         """
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a metric: expected letters, digits, _ and :")
+            raise ValueError(f"found the metric name {name!r}: expected letters, digits, _ and :")
         if name.startswith(OWN_PREFIXES):
             raise ValueError(f"{name!r} is a name of the server's own metrics: choose another one")
         with self._lock:
@@ -84,7 +84,7 @@ class ModelMetrics:
         """
         for label, _ in labels:
             if not _LABEL.fullmatch(label):
-                raise ValueError(f"{label!r} is no name of a label: expected letters, digits and _")
+                raise ValueError(f"found the label name {label!r}: expected letters, digits and _")
         if list(bounds) != sorted(set(bounds)):
             raise ValueError(f"buckets {list(bounds)} must increase")
         with self._lock:

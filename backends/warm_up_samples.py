@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .base import Context
+from .base import Context, NumpyType
 from .errors import ConfigError, Problem
 from .item import Item
 from .lazy_numpy import np
-
-SampleType = Literal[
-    "bool",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "float16",
-    "float32",
-    "float64",
-    "bfloat16",
-    "string",
-]
 
 
 class SampleInput(BaseModel):
@@ -36,7 +19,7 @@ class SampleInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: SampleType
+    dtype: NumpyType
     shape: tuple[Annotated[int, Field(ge=0, strict=True)], ...]
     data: str = "zeros"
     """`zeros`, `random`, or the path of a file with the values, row by row. A text in it has its

@@ -81,7 +81,7 @@ def _unpack(path: Path, folder: Path) -> Path:
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise ConfigError([Problem(f"this is no archive: {error}", str(path))]) from error
+        raise ConfigError([Problem(f"this is not an archive: {error}", str(path))]) from error
     inside = list(folder.glob("*/MAR-INF"))  # a .tar.gz has its model's folder
     return inside[0].parent if inside else folder
 

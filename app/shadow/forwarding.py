@@ -150,7 +150,7 @@ class Forwarding:
                     self._held.end()
                 if self._facts.sequence is not None:
                     await self._rules.comparisons.settled(model.name, self._facts.sequence)
-                self._whole_memory.close()  # whoever answers it counts it
+                self._whole_memory.close()  # the answer counts it
                 receive = _given(message, self._receive)
                 await self._rules.protocol(self._scope, receive, self._send)
                 return

@@ -112,7 +112,7 @@ class GrpcFront:
                 check_call(scope, group, settings, guard, is_open=rpc.is_open)
             message = bytes(await self._uploads.receive(context, memory))
             if self._is_here(name, message):
-                memory.close()  # whoever answers it counts it
+                memory.close()  # the answer counts it
                 return await self._own(own, TakenContext(context, message))
             rules.switch.begins_at_triton(None, NO_FACTS)
             try:

@@ -52,6 +52,7 @@ class Switch:
         self._options = options
         self._unknown = 0
         self._told = False
+        self._has_sequences = asyncio.Event()
 
     def pipeline(self, name: str) -> Pipeline | None:
         """Return the pipeline that serves a model here, None if none is ready."""
@@ -159,6 +160,7 @@ class Switch:
             model.sequences[facts.sequence] = time.monotonic()  # the last one of them
             if len(model.sequences) > MAX_SEQUENCES:
                 del model.sequences[next(iter(model.sequences))]
+            self._has_sequences.set()
 
     def ended_at_triton(self, model: ShadowedModel | None, facts: Facts) -> None:
         """Note that Triton has answered a forwarded request, or has failed."""
@@ -185,13 +187,9 @@ class Switch:
         """Forget sequences that have ended at Triton, and say when nothing is left there."""
         now = time.monotonic()
         for model in self.models.values():
-            pipeline = self.pipeline(model.name)
-            if model.sequences:
-                keeps = pipeline.sequences if pipeline is not None else None
-                idle = keeps.idle_timeout if keeps is not None else UNKNOWN_IDLE_SECONDS
-                if model.forget_idle_sequences(now - idle) and model.is_here:
-                    for call in tuple(self.on_switch):
-                        call()
+            if model.forget_idle_sequences(now - self._idle_seconds(model)) and model.is_here:
+                for call in tuple(self.on_switch):
+                    call()
         if self.is_done and not self.is_left and not self._told:
             self._told = True
             logger.info("nothing is left at Triton: it may be stopped")
@@ -202,7 +200,22 @@ class Switch:
         return bool(self.at_triton) or any(model.sequences for model in self.models.values())
 
     async def watch(self) -> None:
-        """Look once a second, for ever: sequences end without a request."""
+        """Look when a sequence has ended without a request, for ever."""
         while True:
-            await asyncio.sleep(1)
-            self.look()
+            ends = [
+                next(iter(model.sequences.values())) + self._idle_seconds(model)
+                for model in self.models.values()
+                if model.sequences  # in the order of their last steps
+            ]
+            if ends:
+                await asyncio.sleep(max(0.0, min(ends) - time.monotonic()))
+                self.look()
+            else:
+                self._has_sequences.clear()
+                await self._has_sequences.wait()
+
+    def _idle_seconds(self, model: ShadowedModel) -> float:
+        """Return after how many seconds without a step a sequence of a model has ended."""
+        pipeline = self.pipeline(model.name)
+        keeps = None if pipeline is None else pipeline.sequences
+        return UNKNOWN_IDLE_SECONDS if keeps is None else keeps.idle_timeout

@@ -70,14 +70,22 @@ def _called(config: PipelineConfig, step: EnsembleStep, find: Find) -> PipelineC
 
 def _check_circle(config: PipelineConfig, find: Find) -> None:
     """Refuse an ensemble that calls itself, or calls others that do, whatever lies between."""
-    ways = [[config.name]]
-    for way in ways:  # it grows
-        model = config if len(way) == 1 else find(way[-1], "")
-        for name in models_of(model):
-            if name in way:
-                circle = " -> ".join([*way[way.index(name) :], name])
-                _refuse(config, f"circular dependency between ensembles: {circle}")
-            ways.append([*way, name])
+    way: list[str] = []  # from the ensemble to where the search is
+    passed: set[str] = set()  # no circle can be reached from them
+    ahead = [iter([config.name])]
+    while ahead:
+        name = next(ahead[-1], None)
+        if name is None:
+            ahead.pop()
+            passed.update(way[-1:])
+            del way[-1:]
+        elif name in way:
+            circle = " -> ".join([*way[way.index(name) :], name])
+            _refuse(config, f"circular dependency between ensembles: {circle}")
+        elif name not in passed:
+            model = config if not way else find(name, "")
+            way.append(name)
+            ahead.append(iter(models_of(model)))
 
 
 def models_of(config: PipelineConfig | None) -> list[str]:
@@ -86,12 +94,19 @@ def models_of(config: PipelineConfig | None) -> list[str]:
     return list(dict.fromkeys(step.model for node in nodes for step in steps_of(node)))
 
 
-def _streams(config: PipelineConfig | None, find: Find) -> bool:
+def _streams(config: PipelineConfig, find: Find) -> bool:
     """Return whether a model answers in parts, an ensemble by way of the models that it calls."""
-    return config is not None and (
-        any(node.streams for node in config.nodes.values())
-        or any(_streams(find(name, ""), find) for name in models_of(config))
-    )
+    models = [config]
+    names: set[str] = set()
+    for model in models:  # it grows
+        if any(node.streams for node in model.nodes.values()):
+            return True
+        for name in models_of(model):
+            called = None if name in names else find(name, "")
+            names.add(name)
+            if called is not None:
+                models.append(called)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from penstock.backends.base import refuse_truth_for_number
+from penstock.backends.base import NumpyType, refuse_truth_for_number
 from penstock.backends.errors import Problem
 from penstock.backends.params import Shapes, batch_sizes
 from penstock.backends.sequences.definition import (
@@ -54,22 +54,6 @@ MEDIA_KINDS = frozenset({"image", "bytes", "text"})
 """The kinds whose inputs may list media types: the others are read from JSON."""
 STREAM_KINDS = frozenset({"bytes", "text"})
 """The kinds of inputs that may be streams."""
-NumpyType = Literal[
-    "bool",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "float16",
-    "float32",
-    "float64",
-    "bfloat16",
-    "string",
-]
 ProtocolType = Literal[
     "BOOL",
     "UINT8",

@@ -421,7 +421,7 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "wrong.mar"
     path.write_bytes(b"no archive")
     run = CliRunner().invoke(command_line, ["convert", str(path), "-o", str(tmp_path)])
-    assert (run.exit_code, "this is no archive" in run.output) == (1, True)
+    assert (run.exit_code, "this is not an archive" in run.output) == (1, True)
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("MAR-INF/MANIFEST.json", '{"model": {}}')
     run = CliRunner().invoke(command_line, ["convert", str(path), "-o", str(tmp_path)])
