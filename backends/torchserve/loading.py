@@ -41,7 +41,7 @@ def own_modules(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+            for name in [name for name in list(sys.modules) if name.partition(".")[0] in names]:
                 del sys.modules[name]
             sys.modules.update(hidden)
 

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from penstock.backends.errors import BackendError
 from penstock.backends.torchserve import handlers, modules, util
 from penstock.backends.torchserve.backend import TorchServeHandler, TorchServeHandlerParams
 from penstock.backends.torchserve.context import Context, RequestProcessor
+from penstock.backends.torchserve.loading import own_modules
 from penstock.backends.torchserve.metrics import Dimension, MetricTypes
 
 
@@ -211,3 +213,31 @@ def test_parts_of_answers_are_refused() -> None:
     with pytest.raises(BackendError, match="answers a request once"):
         util.send_intermediate_predict_response(["part"], {0: "id"}, "message", 200, None)
     assert util.import_class("torchserve.util.timed", "penstock.backends") is util.timed
+
+
+def test_other_threads_may_import_while_a_handler_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.py").write_text("")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    ended = threading.Event()
+
+    def import_others() -> None:
+        while not ended.is_set():
+            for index in range(200):
+                sys.modules[f"imported_{index}"] = sys
+            for index in range(200):
+                del sys.modules[f"imported_{index}"]
+
+    thread = threading.Thread(target=import_others)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(200):
+            with own_modules(tmp_path):
+                pass
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
