@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +21,6 @@ from ..graph import edges_of, expressions_of, kind_of
 from ..http.inputs.datatypes import Datatype
 from ..http.inputs.declared import JSON_ITEM, Tensor, inputs_of, is_tensor
 from ..v2.models.model import Model
-
-logger = logging.getLogger("penstock.status")
 
 MAX_LABELS = 1024
 """The most labels of an output that are listed: those of the first classes."""
@@ -59,12 +56,8 @@ def _learnt(pipeline: Pipeline) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     The result of a predict request is `result`, whatever an engine calls its output.
     """
     config = pipeline.config
-    try:
-        inputs = inputs_of(pipeline).tensors if config.declares_inputs else ()
-        outputs = Model(pipeline).outputs
-    except Exception:  # a file of labels is gone: the rest is worth showing
-        logger.exception("the outputs of pipeline %s can't be described", pipeline.name)
-        return {}, {}
+    inputs = inputs_of(pipeline).tensors if config.declares_inputs else ()
+    outputs = Model(pipeline).outputs
     known = {tensor.name: tensor for tensor in outputs}
     if len(outputs) == 1 and not config.outputs:
         known = {"result": outputs[0]}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from penstock.backends.errors import ConfigError, Problem
-from penstock.backends.operators.labels import read_labels
+from penstock.backends.errors import ConfigError
 
 from ..composites.called_models import joined
 from ..config.definition import PipelineConfig
@@ -27,7 +25,6 @@ def check_pipelines(configs: Iterable[PipelineConfig], whole: bool) -> list[Open
     for config in configs:
         opened = open_pipeline(config)
         opened.findings += [
-            *_label_files(config),
             *Flow(opened).run(),
             *callee_findings(config, others, whole),
             *_ensemble_findings(config, configs, whole),
@@ -47,19 +44,3 @@ def _ensemble_findings(
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(problem, warning=not whole)
-
-
-def _label_files(config: PipelineConfig) -> Iterable[Finding]:
-    """Yield the label files of declared outputs that can't be read: /v2 would fail on them."""
-    for port in config.outputs:
-        if port.labels is None:
-            continue
-        beside = config.directory / port.labels
-        path = beside if beside.exists() else Path(port.labels)
-        try:
-            read_labels(path)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            message = f"the labels {path} can't be read: {reason}"
-            key = f"outputs.{port.name}.labels"
-            yield Finding(Problem(message, config.source, "pipeline", key))

@@ -122,6 +122,8 @@ class Port:
     """Decodes the images that clients send encoded. None: they are refused."""
     stream: bool = False
     """An input that Python logic reads chunk by chunk while it arrives."""
+    label_texts: tuple[str, ...] = field(default=(), compare=False)
+    """The labels of a declared output, as the file `labels` had them when the pipeline was read."""
 
     @property
     def inner_schema(self) -> JsonSchema | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from penstock.backends.errors import ConfigError, Problem
 from penstock.backends.item import may_come_from_network
+from penstock.backends.operators.labels import read_labels
 from penstock.backends.suggestions import did_you_mean
 
 from .answers import outputs_of_node, undeclared_outputs
@@ -247,7 +248,7 @@ def _build_nodes(
 
 
 class _Ports:
-    """Makes ports of their tables. Schemas that can't be read are added to the problems."""
+    """Makes ports of their tables. Adds schemas and labels that can't be read to the problems."""
 
     def __init__(self, directory: Path, problems: list[Problem]) -> None:
         self._directory = directory
@@ -276,7 +277,19 @@ class _Ports:
             if not isinstance(table, InputTable) or table.decode is None
             else decoding_of(table.decode, numpy_type(table.dtype), table.shape),
             isinstance(table, InputTable) and table.stream,
+            () if table.labels is None else self._labels(table.labels, path),
         )
+
+    def _labels(self, name: str, path: str) -> tuple[str, ...]:
+        beside = self._directory / name
+        file = beside if beside.exists() else Path(name)
+        try:
+            return read_labels(file)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            message = f"the labels {file} can't be read: {reason}: expected one label per line"
+            self._problems.append(Problem(message, node="pipeline", key=f"{path}.labels"))
+            return ()
 
     def _schema(self, source: object, path: str, is_input: bool) -> JsonSchema | None:
         mode: Mode = "validation" if is_input else "serialization"

@@ -202,6 +202,7 @@ def of_port(port: Port, engine: TensorPort | None = None, position: int | None =
         "tensor",
         known.text or port.dtype == "string" or port.kind == "text",
         position,
+        port.label_texts,
         optional=port.optional or known.optional,
         decoder=None if port.decode is None else ImageDecoder(port.decode),
     )

@@ -21,14 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from penstock.backends.base import TensorPort
 from penstock.backends.errors import BackendError, InvalidRequest, NotFound
 from penstock.backends.item import Item
-from penstock.backends.operators.labels import read_labels
-from penstock.pipelines.config.definition import PipelineConfig, Port
+from penstock.pipelines.config.definition import PipelineConfig
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.pipeline import Pipeline
 
@@ -225,14 +223,4 @@ def _outputs(config: PipelineConfig, known: Sequence[TensorPort] | None) -> Iter
         engine = None
         if known is not None and position is not None and len(known) == len(tensors):
             engine = known[position]
-        tensor = of_port(port, engine, position)
-        labels = _labels(port, config) if tensor.kind == "tensor" else ()
-        yield replace(tensor, labels=labels)
-
-
-def _labels(port: Port, config: PipelineConfig) -> tuple[str, ...]:
-    """Read an output's labels, relative to the pipeline's file or else to the working directory."""
-    if port.labels is None:
-        return ()
-    beside = config.directory / port.labels
-    return tuple(read_labels(beside if beside.exists() else Path(port.labels)))
+        yield of_port(port, engine, position)

@@ -34,13 +34,17 @@ def translate_ports(model: TritonModel, tables: Tables) -> None:
     _decode_images(model, tables)
     tables.pipeline["outputs"] = {
         tensor.name: _port(tensor, model)
-        | ({"labels": tensor.label_filename} if tensor.label_filename else {})
+        | ({"labels": tensor.label_filename} if _has_labels(tensor, model) else {})
         for tensor in model.config.output
     }
     for index, tensor in enumerate(model.config.output):
-        if tensor.label_filename and not (model.folder / tensor.label_filename).is_file():
+        if tensor.label_filename and not _has_labels(tensor, model):
             message = f"there is no file {tensor.label_filename!r} in the model's folder"
             tables.problems.append(model.problem(f"output[{index}].label_filename", message))
+
+
+def _has_labels(tensor: Any, model: TritonModel) -> bool:
+    return bool(tensor.label_filename) and (model.folder / tensor.label_filename).is_file()
 
 
 def _port(tensor: Any, model: TritonModel) -> dict[str, Any]:

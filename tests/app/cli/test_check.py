@@ -76,6 +76,11 @@ LABELLED = CLASSIFIER + 'labels = "labels.txt"\n'
             "[pipeline] outputs.box.labels: the labels absent.txt can't be read: No such file",
         ),
         (
+            '[pipeline.outputs.y]\nkind = "tensor"\nlabels = "absent.txt"\n' + CLASSIFIER,
+            {},
+            "[pipeline] outputs.y.labels: the labels absent.txt can't be read: No such file",
+        ),
+        (
             '[net]\nbackend = "S[ResizeMat(4,4),DecodeMat]"\n',
             {},
             "[net] backend: DecodeMat takes the bytes of a file, but ResizeMat gives an image",

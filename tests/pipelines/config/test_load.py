@@ -712,6 +712,7 @@ def test_the_pipeline_table(tmp_path: Path) -> None:
     [pipeline.outputs]
     label = {kind = "text", labels = "labels.txt", description = "The digit."}
     """
+    (tmp_path / "labels.txt").write_text("zero\none\n")
     config = load(write(tmp_path, text))
     assert (
         config.name,
@@ -729,6 +730,33 @@ def test_the_pipeline_table(tmp_path: Path) -> None:
     assert (config.loop, config.max_rounds, config.entry, config.warnings) == (True, 3, None, ())
     assert config.inputs == (Port("data", "tensor", "uint8", (-1, 8, 8)),)
     assert config.outputs == (Port("label", "text", labels="labels.txt", description="The digit."),)
+    assert config.outputs[0].label_texts == ("zero", "one")
+
+
+NO_FILE = "can't be read: No such file or directory: expected one label per line"
+
+
+def test_labels_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xff")
+    text = """
+    backend = "Scale"
+    [pipeline.outputs.a]
+    kind = "tensor"
+    labels = "absent.txt"
+    [pipeline.outputs.b]
+    kind = "list"
+    items = {kind = "tensor", labels = "binary.txt"}
+    [pipeline.expose.n.outputs.c]
+    labels = "absent.onnx"
+    """
+    found = problems(write(tmp_path, text.replace("backend", "[n]\n    backend")))
+    assert [problem.partition("[pipeline] ")[2] for problem in found] == [
+        f"outputs.a.labels: the labels absent.txt {NO_FILE}",
+        f"outputs.b.items.labels: the labels {tmp_path / 'binary.txt'} can't be read: 'utf-8' "
+        "codec can't decode byte 0xff in position 0: invalid start byte: expected one label per "
+        "line",
+        f"expose.n.outputs.c.labels: the labels absent.onnx {NO_FILE}",
+    ]
 
 
 def test_problems_of_the_pipeline_table() -> None:
