@@ -140,6 +140,10 @@ class RemoteListener:
         """End what the child has begun: it has gone. What it has sent is still heard."""
         self._messages.close()
 
+    def wait_until_heard(self) -> None:
+        """Wait until all that the child has sent is dealt with. Call it after `hang_up`."""
+        self._thread.join()
+
     def close(self) -> None:
         """Hang up, and end the threads."""
         self._messages.close()

@@ -378,7 +378,6 @@ class Child:
 
     def _wait(self) -> None:
         self._process.wait()
-        model_metrics.release(owner_of_process(self.pid))
         self.exited = True
         with suppress(OSError):
             # A process that the backend started may hold the other end open: wake the thread that
@@ -387,6 +386,10 @@ class Child:
         if self.remote is not None:
             self.remote.hang_up()
         self._on_exit()
+        if self.remote is not None:
+            # Only now: among the last messages of the child may be one that creates a metric.
+            self.remote.wait_until_heard()
+            model_metrics.release(owner_of_process(self.pid))
 
     def _close_files(self) -> None:
         while self._files:

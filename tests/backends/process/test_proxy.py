@@ -24,6 +24,7 @@ from penstock.backends.expressions.filters import register_filter
 from penstock.backends.expressions.registry import find_backend
 from penstock.backends.expressions.spec import Spec
 from penstock.backends.item import Item
+from penstock.backends.model_metrics import model_metrics
 from penstock.backends.process import proxy as process
 from penstock.backends.process.failure import Failure, ProcessDiedError, RestartError
 from penstock.backends.process.proxy import (
@@ -32,10 +33,12 @@ from penstock.backends.process.proxy import (
 )
 
 OPS = """
-import logging, os, signal, subprocess, sys, time
+import logging, os, signal, subprocess, sys, threading, time
+from functools import partial
 from pathlib import Path
 from penstock.backends.base import Backend
 from penstock.backends.errors import DeviceError, InvalidInput, TooLarge, code_and_status
+from penstock.backends.model_metrics import apply
 
 HERE = Path(__file__).parent
 
@@ -75,6 +78,11 @@ class Echo(Backend):
                     grandchild = subprocess.Popen(["sleep", "60"], close_fds=False)
                     (HERE / "grandchild").write_text(str(grandchild.pid))
                     os._exit(0)
+                case "metric":  # it dies before it is told that the metric is there
+                    arguments = "declare", f"process {os.getpid()}/0", "of_the_dead", "counter", ""
+                    declare = partial(self.context.server.run, apply, *arguments)
+                    threading.Thread(target=declare, daemon=True).start()
+                    time.sleep(60)
                 case "log":
                     logging.getLogger("penstock.ops").info("a log line")
                     try:
@@ -267,6 +275,40 @@ def test_on_exit_is_called(ops: Path) -> None:
     os.kill(backend.pid or 0, signal.SIGKILL)
     assert exits.wait(20)
     backend.close()
+
+
+class SlowConnection:
+    """A connection that runs what a child asks for when the child has gone."""
+
+    def __init__(self) -> None:
+        self.asked, self.may_run = threading.Event(), threading.Event()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.asked.set()
+        assert self.may_run.wait(60)
+        return function(*arguments)
+
+    def close(self) -> None: ...
+
+
+def test_no_metric_of_a_child_outlives_it(ops: Path) -> None:
+    """Not even one that it asked for as its last act."""
+    connection: Any = SlowConnection()
+    backend = ProcessBackend(Spec("ops.py:Echo", Backend, {}), connect=lambda _: connection)
+    backend.on_exit = connection.may_run.set
+    backend.create(context(ops))
+
+    def run_batch() -> None:
+        with suppress(ProcessDiedError):
+            run(backend, "metric")
+
+    batch = threading.Thread(target=run_batch)
+    batch.start()
+    assert connection.asked.wait(60)
+    backend.kill()
+    batch.join()
+    backend.close()
+    assert [family.name for family in model_metrics.shown()] == []
 
 
 def test_a_child_that_can_not_be_replaced_ends_the_thread(echo: ProcessBackend, ops: Path) -> None:
