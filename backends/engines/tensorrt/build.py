@@ -102,12 +102,17 @@ def prepare(recipe: Recipe, library: Library, progress: Progress, reported: list
         ) from error
     for profile in profiles:
         made = builder.create_optimization_profile()
-        for name, shapes in profile.items():
-            made.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        if config.add_optimization_profile(made) < 0:
+        refused: str | None = None
+        try:
+            for name, shapes in profile.items():
+                made.set_shape(name, shapes.min, shapes.opt, shapes.max)
+            if config.add_optimization_profile(made) < 0:
+                refused = "; ".join(reported) or "it gives no reason"
+        except ValueError as error:
+            refused = str(error)
+        if refused is not None:
             raise BackendError(
-                f"{recipe}: {library.name} refuses the profile {describe([profile])}: "
-                f"{'; '.join(reported)}"
+                f"{recipe}: {library.name} refuses the profile {describe([profile])}: {refused}"
             )
     monitor = make_monitor(trt, progress)
     config.progress_monitor = monitor

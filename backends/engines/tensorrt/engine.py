@@ -27,8 +27,9 @@ from ..tensor_names import places
 from ..torch.engine import TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.runner import BatchMember
-from .execution import EngineTensor, Execution, LoadedEngine, deserialise
+from .execution import EngineTensor, Execution
 from .library import Library, find_library
+from .loaded import LoadedEngine, deserialise
 from .params import TensorrtParams
 from .plan import cached_at, find_plan
 from .progress import BuiltEngine, Progress
@@ -84,7 +85,7 @@ class TensorrtEngine(TorchEngine):
             device,
             stream,
             batch_axis=params.batch_axis,
-            node=context.node,
+            context=context,
         )
         self.model_range = execution.range
         self._inputs = tuple(

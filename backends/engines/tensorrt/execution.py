@@ -2,25 +2,26 @@
 
 The shape of an output may depend on the data.
 
-This was written against the signatures and docstrings of TensorRT's bindings, and has never run on
-a GPU (see docs/reference/tensorrt.md).
+This was written against the signatures and docstrings of TensorRT's bindings. It has run with 8.5
+only (see docs/reference/tensorrt.md).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from ...base import BatchRange
-from ...errors import BackendError, DeviceError, InvalidInput
+from ...base import BatchRange, Context
+from ...errors import BackendError, InvalidInput
 from ..shapes import check_batch_axes, shape_text, with_batch
 from ..torch.reading import dtype_text
 from ..warming import RefusedRunError
-from .library import Library, log
-from .profiles import Profile, ShapeRange, choose, describe
+from .allocator import make_allocator
+from .library import Library
+from .loaded import LoadedEngine, ProfileHolder, failure
+from .profiles import Profile, ShapeRange, describe, fitting
 
 TORCH_DTYPES = {
     "FLOAT": torch.float32,
@@ -52,72 +53,6 @@ class EngineTensor(NamedTuple):
         return f"{dtype_text(self.dtype)} of shape {shape}"
 
 
-class LoadedEngine:
-    """A deserialised engine.
-
-    All instances of a recipe on a device share it, and with it the weights.
-    """
-
-    __slots__ = ("__weakref__", "cuda_engine", "runtime")
-
-    def __init__(self, cuda_engine: Any, runtime: Any) -> None:
-        self.cuda_engine = cuda_engine
-        self.runtime = runtime
-
-
-def deserialise(
-    library: Library, runtime: Any, plan: bytes, where: str, weight_budget: float | None
-) -> LoadedEngine:
-    """Make an engine of a plan.
-
-    `weight_budget` is the share of the weights to keep on the device, in percent. Raises
-    BackendError, DeviceError or torch.OutOfMemoryError with TensorRT's reasons.
-    """
-    with library.listening() as reported:
-        if library.is_rtx:
-            validity, bits = runtime.get_engine_validity(plan)
-            if validity == library.trt.EngineValidity.INVALID:
-                reasons = [
-                    name
-                    for name, value in library.trt.EngineInvalidityDiagnostics.__members__.items()
-                    if bits & int(value)
-                ]
-                raise failure(
-                    f"{where}: {library.name} {library.version} can't run this engine on this "
-                    "machine",
-                    reasons or reported,
-                )
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise failure(
-                f"{where}: {library.name} {library.version} can't load the engine", reported
-            )
-        if weight_budget is not None and engine.streamable_weights_size:
-            engine.weight_streaming_budget_v2 = int(
-                engine.streamable_weights_size * weight_budget / 100
-            )
-    return LoadedEngine(engine, runtime)
-
-
-def failure(
-    problem: str, reported: Sequence[str], refusal: type[BackendError] = BackendError
-) -> Exception:
-    """Return the exception for the errors that TensorRT reported in its log.
-
-    It is a `refusal` unless the device or its memory is the cause. TensorRT's calls themselves only
-    return None or False.
-    """
-    text = f"{problem}: {'; '.join(dict.fromkeys(reported)) or 'it gives no reason'}"
-    plain = text.lower()
-    if "out of memory" in plain or "outofmemory" in plain:
-        return torch.OutOfMemoryError(text)
-    return (
-        DeviceError(text)
-        if re.search("cuda (failure|error|runtime)|cudaerror", plain)
-        else refusal(text)
-    )
-
-
 class Execution:
     """The execution contexts of one instance.
 
@@ -126,7 +61,8 @@ class Execution:
 
     Each profile has its own context, made when first used, because changing a context's profile
     waits for the device. A context whose run was captured in a CUDA graph runs nothing else, since
-    the graph uses the context's memory and must find it unchanged.
+    the graph uses the context's memory and must find it unchanged. Where TensorRT gives a profile
+    to one context, a batch runs in the smallest fitting profile that no other context has.
     """
 
     def __init__(
@@ -138,12 +74,15 @@ class Execution:
         stream: int,
         *,
         batch_axis: Mapping[str, int] | None = None,
-        node: str = "",
+        context: Context | None = None,
     ) -> None:
-        """Make the contexts of an engine. `batch_axis` has the axes of tensors, by name, that have
-        the batch not first. Raises ConfigError, with `node`, if it does not fit.
+        """Read the engine's tensors and profiles. `context` is that of the instance.
+
+        `batch_axis` has the axes of tensors, by name, that have the batch not first. Raises
+        ConfigError if it does not fit.
         """
         self.where = where
+        self._context = context = context or Context()
         self._library = library
         self._loaded = engine
         self._engine = engine.cuda_engine
@@ -165,7 +104,7 @@ class Execution:
         ]
         axes = batch_axis or {}
         ranks = {port.name: len(port.shape) for port in (*self.inputs, *self.outputs)}
-        check_batch_axes(axes, ranks, node)
+        check_batch_axes(axes, ranks, context.node)
         self.inputs, self.outputs = (
             [port._replace(axis=axes.get(port.name, 0)) for port in ports]
             for ports in (self.inputs, self.outputs)
@@ -181,6 +120,10 @@ class Execution:
                 f"or of one size in all; found {ports}; batch_axis = {{ NAME = 1 }} names another "
                 "axis"
             )
+        self._chooses = any(-1 in port.shape for port in self.inputs)
+        """False for fixed shapes: all contexts are in the one profile from the start, and TensorRT
+        8 would refuse to choose it for a second one.
+        """
         self._contexts: dict[int, _Context] = {}
         self._captured: list[_Context] = []
 
@@ -209,8 +152,13 @@ class Execution:
         return max((profile[first.name].max[first.axis] for profile in fitting), default=0)
 
     def close(self) -> None:
+        """Free the contexts. The stream must have finished."""
+        contexts = [*self._contexts.values(), *self._captured]
         self._contexts.clear()
         self._captured.clear()
+        self._loaded.free(
+            [context.holder for context in contexts], [context.take() for context in contexts]
+        )
 
     def rows(self, count: int, inner: Sequence[Sequence[int]]) -> int:
         """Return how many rows a batch of `count` must be padded to, so that some profile takes it.
@@ -218,12 +166,10 @@ class Execution:
         That is `count`, or the least batch of a profile that begins later. `inner` has the shapes
         of the inputs, without the batch axis. Raises InvalidInput if no profile takes the batch.
         """
-        fitting = [count] if self._choose(count, inner) is not None else []
+        fitting = [count] if self._fitting(count, inner) else []
         first = self.inputs[0]
         later = (profile[first.name].min[first.axis] for profile in self.profiles)
-        fitting += [
-            size for size in sorted(later) if size > count and self._choose(size, inner) is not None
-        ]
+        fitting += [size for size in sorted(later) if size > count and self._fitting(size, inner)]
         if not fitting:
             shapes = ", ".join(
                 f"{port.name} {shape_text(with_batch(count, shape, port.axis))}"
@@ -236,27 +182,61 @@ class Execution:
         return fitting[0]
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        index = self._choose(len(inputs[0]), [tensor.shape[1:] for tensor in inputs])
-        if index is None:
+        fitting = self._fitting(len(inputs[0]), [tensor.shape[1:] for tensor in inputs])
+        if not fitting:
             raise BackendError(
                 f"{self.where}: {[tuple(tensor.shape) for tensor in inputs]} fits no profile of "
                 f"the engine: expected {describe(self.profiles)}"
             )
         with self._library.listening() as reported:
-            if index not in self._contexts:
-                self._contexts[index] = _Context(self, index, reported)
+            index = self._prepare(fitting, len(inputs[0]), reported)
             outputs = self._contexts[index].run(inputs, reported)
         if self._stream and torch.cuda.is_current_stream_capturing():
             self._captured.append(self._contexts.pop(index))
         return outputs
 
-    def _choose(self, rows: int, inner: Sequence[Sequence[int]]) -> int | None:
-        return choose(
+    def _fitting(self, rows: int, inner: Sequence[Sequence[int]]) -> list[int]:
+        return fitting(
             self.profiles,
             {
                 port.name: with_batch(rows, shape, port.axis)
                 for port, shape in zip(self.inputs, inner, strict=True)
             },
+        )
+
+    def _prepare(self, profiles: Sequence[int], rows: int, reported: list[str]) -> int:
+        """Return the first of these profiles in which there is or can be a context.
+
+        Raises BackendError if contexts of other instances, or of captured graphs, have all of them.
+        """
+        for index in profiles:
+            if index in self._contexts:
+                return index
+            holder = ProfileHolder(
+                index, f"instance {self._context.instance} of node {self._context.node!r}"
+            )
+            made = self._loaded.make_context(
+                holder,
+                self._stream,
+                reported,
+                f"{self.where}: instance {self._context.instance}",
+                choose=self._chooses,
+            )
+            if made is not None:
+                self._contexts[index] = _Context(self, made, holder)
+                return index
+        held = ", ".join(
+            f"{index} ({describe([self.profiles[index]])}) is held by "
+            f"{' and '.join(holder.instance for holder in self._loaded.holders(index))}"
+            for index in profiles
+        )
+        example = ";".join([str(self.range.max)] * max(2, self._context.instances))
+        raise BackendError(
+            f"{self.where}: instance {self._context.instance} has no profile for a batch of "
+            f"{rows}: this {self._library.name} {self._library.version} gives a profile to one "
+            f"execution context, and profile {held}. Use TensorRT 10 or later, whose contexts "
+            f"share profiles; or instance_num = 1; or as many profiles as instances (max = "
+            f'"{example}"). A CUDA graph keeps its profile too: cuda_graphs = false makes none'
         )
 
     def _port(self, name: str) -> EngineTensor:
@@ -290,14 +270,18 @@ class Execution:
 class _Context:
     """An `IExecutionContext` that stays in one profile."""
 
-    def __init__(self, owner: Execution, profile: int, reported: list[str]) -> None:
+    __slots__ = ("_allocators", "_context", "_owner", "holder")
+
+    def __init__(self, owner: Execution, context: Any, holder: ProfileHolder) -> None:
         self._owner = owner
-        self._context = owner._engine.create_execution_context()
-        if self._context is None:
-            raise failure(f"{owner.where}: TensorRT can't make an execution context", reported)
-        if not self._context.set_optimization_profile_async(profile, owner._stream):
-            raise failure(f"{owner.where}: TensorRT can't take profile {profile}", reported)
+        self._context: Any = context
+        self.holder = holder
         self._allocators: dict[str, Any] = {}
+
+    def take(self) -> Any:
+        """Return the context without keeping it."""
+        context, self._context = self._context, None
+        return context
 
     def run(self, inputs: Sequence[torch.Tensor], reported: list[str]) -> list[torch.Tensor]:
         """Enqueue a run on the stream and return its outputs.
@@ -345,13 +329,12 @@ class _Context:
         shape = tuple(self._context.get_tensor_shape(port.name))
         if -1 in shape:
             if port.name not in self._allocators:
-                allocator = self._allocators[port.name] = make_allocator(
-                    self._owner._library.trt, self._owner._device
-                )
+                allocator = make_allocator(self._owner._library.trt, self._owner._device)
                 if not self._context.set_output_allocator(port.name, allocator):
                     raise BackendError(
                         f"{self._owner.where}: TensorRT takes no allocator for output {port.name}"
                     )
+                self._allocators[port.name] = allocator
             return None
         output = torch.empty(shape, dtype=port.dtype, device=self._owner._device)
         if not self._context.set_tensor_address(port.name, output.data_ptr()):
@@ -359,46 +342,3 @@ class _Context:
                 f"{self._owner.where}: TensorRT refuses the memory of output {port.name}"
             )
         return output
-
-
-def make_allocator(trt: Any, device: torch.device) -> Any:
-    """Make an `IOutputAllocator` on memory of torch, which grows with the largest output."""
-
-    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IOutputAllocator.__init__(self)
-            self._memory = torch.empty(0, dtype=torch.uint8, device=device)
-            self._shape: tuple[int, ...] = ()
-
-        def reallocate_output(
-            self, tensor_name: str, memory: int, size: int, alignment: int
-        ) -> int:
-            """Return the address for an output of `size` bytes.
-
-            TensorRT calls this during a run. No exception may pass through TensorRT, so 0 says that
-            there is no memory.
-            """
-            if size > len(self._memory) or not len(self._memory):
-                try:
-                    self._memory = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
-                except RuntimeError as error:
-                    log.error("output %s: no memory for %d bytes: %s", tensor_name, size, error)
-                    return 0
-            return self._memory.data_ptr()
-
-        def reallocate_output_async(
-            self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
-        ) -> int:
-            return self.reallocate_output(tensor_name, memory, size, alignment)
-
-        def notify_shape(self, tensor_name: str, shape: Any) -> None:
-            self._shape = tuple(shape)
-
-        def tensor(self, dtype: torch.dtype) -> torch.Tensor:
-            """Return what the last run wrote. The next run overwrites it."""
-            count = 1
-            for size in self._shape:
-                count *= size
-            return self._memory[: count * dtype.itemsize].view(dtype).reshape(self._shape)
-
-    return OutputAllocator()

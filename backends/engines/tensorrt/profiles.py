@@ -79,8 +79,10 @@ def make_profiles(
 ) -> list[Profile]:
     """Return the profiles of a network: by rising batch size, or in the file's order.
 
-    Empty if all shapes are fixed. `low` and `high` are `min` and `max` as the file has them,
-    `sizes` the batch sizes to prepare for. Raises ProfileError.
+    Empty if all shapes are fixed. An input of a fixed shape is in none of them: TensorRT may refuse
+    to build with it (8.5: "Profile kOPT values are not self-consistent"). `low` and `high` are
+    `min` and `max` as the file has them, `sizes` the batch sizes to prepare for. Raises
+    ProfileError.
     """
     lows, highs = _split(low), _split(high)
     if len(lows) > 1 and len(lows) != len(highs):
@@ -104,6 +106,7 @@ def make_profiles(
             {
                 port.name: ShapeRange(a, b, b)
                 for port, a, b in zip(inputs, lowest, highest, strict=True)
+                if port.dynamic
             }
             for lowest, highest in ranges
         ]
@@ -114,20 +117,18 @@ def make_profiles(
     ]
 
 
-def choose(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Return the index of the profile that takes these shapes and is tuned for the smallest.
-
-    None if no profile takes them.
+def fitting(profiles: Sequence[Profile], shapes: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the indexes of the profiles that take these shapes: those tuned for the smallest
+    first, else in the order of the profiles.
     """
-    fitting = [
+    indexes = [
         index
         for index, profile in enumerate(profiles)
         if all(profile[name].holds(shape) for name, shape in shapes.items())
     ]
-    return min(
-        fitting,
+    return sorted(
+        indexes,
         key=lambda index: sum(_volume(shapes.opt) for shapes in profiles[index].values()),
-        default=None,
     )
 
 
@@ -261,7 +262,8 @@ def _at(
     for port, low, high in zip(inputs, lowest, highest, strict=True):
         top = with_batch(size, batch_first(high, port.axis)[1:], port.axis)
         top = top if port.batched else high
-        profile[port.name] = ShapeRange(low, top, top)
+        if port.dynamic:
+            profile[port.name] = ShapeRange(low, top, top)
     return profile
 
 

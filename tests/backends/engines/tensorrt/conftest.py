@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -13,11 +14,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import Context
+from penstock.backends.engines import sharing
+from penstock.backends.engines.tensorrt import engine as engine_module
+from penstock.backends.engines.tensorrt.backend import TensorrtTensor
 from penstock.backends.engines.tensorrt.build import prepare
 from penstock.backends.engines.tensorrt.library import Library, find_library
 from penstock.backends.engines.tensorrt.params import TensorrtParams
 from penstock.backends.engines.tensorrt.progress import Progress
 from penstock.backends.engines.tensorrt.recipe import Recipe
+
+from .stand_in import FakeEngine, FakeLibrary, FakeRuntime, ranges
 
 FLOAT = TensorProto.FLOAT
 EXPORT = Path(__file__).parents[4] / "examples" / "resnet" / "export.py"
@@ -136,3 +142,55 @@ def layers() -> Any:
         return {layer.name: layer for layer in in_order}
 
     return layers
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share no engines with earlier tests, whose failures may keep engines alive."""
+    monkeypatch.setattr(sharing, "_models", WeakValueDictionary())
+
+
+@pytest.fixture
+def fake(library: Library, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a FakeRuntime with such an engine in the place of TensorRT's."""
+
+    def fake(ins: Any, outs: Any, profiles: Any, compute: Any, shapes: Any = None) -> Any:
+        fake_library = FakeLibrary(library.name, library.version, library.trt, library.logger)
+        runtime = FakeRuntime(
+            FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes)
+        )
+        monkeypatch.setattr(FakeLibrary, "fakes", [runtime])
+        monkeypatch.setattr(engine_module, "find_library", lambda name: fake_library)
+        return runtime
+
+    return fake
+
+
+@pytest.fixture
+def fake_two(fake: Any) -> Any:
+    tensor = ("FLOAT", (-1, 3))
+    return fake(
+        {"a": tensor, "b": tensor},
+        {"sum": tensor, "dif": tensor},
+        ranges(1, 2, 4),
+        lambda a, b: (a + b, a - b),
+    )
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    made = []
+
+    def make(path: Path, context: Any = None, **params: Any) -> Any:
+        backend = TensorrtTensor()
+        made.append(backend)
+        params = {"model::cache": str(tmp_path / "kept"), **params}
+        backend.init(
+            TensorrtParams.model_validate({"model": str(path), **params}),
+            Context(node="net", device="cpu", **(context or {})),
+        )
+        return backend
+
+    yield make
+    for backend in made:
+        backend.close()

@@ -53,6 +53,47 @@ def test_engines_of_two_inputs_and_of_open_shapes(built: Any, two: Path, image: 
     assert len(built(image, min="1x3x16x16", max="4x3x64x64", mean="1,2,3")) > 1000
 
 
+@pytest.mark.parametrize("rows", ["n", 4])
+def test_an_input_without_a_free_axis_is_in_no_profile(
+    rows: Any, prepared: Any, write: Any, tmp_path: Path, library: Any, monkeypatch: Any
+) -> None:
+    """TensorRT 8.5 refused to build: `Profile kOPT values are not self-consistent`."""
+    path = write(
+        tmp_path / "mixed.onnx",
+        [("Add", ["a", "b"], ["sum"])],
+        [("a", 1, [rows, 3]), ("b", 1, [1, 3])],
+        [("sum", 1, [rows, 3])],
+    )
+    given = []
+    kind = library.trt.IOptimizationProfile
+    set_shape = kind.set_shape
+
+    def record(profile: Any, name: str, *shapes: Any) -> None:
+        given.append(name)
+        set_shape(profile, name, *shapes)
+
+    monkeypatch.setattr(kind, "set_shape", record)
+    made = prepared(path, max="4")
+    assert set(given) == {name for profile in made.profiles for name in profile}
+    assert (set(given), made.config.num_optimization_profiles) == (
+        ({"a"}, 3) if rows == "n" else (set(), 0)
+    )
+
+
+def test_a_profile_that_tensorrt_refuses_is_an_error_with_its_reason(
+    prepared: Any, two: Path, library: Any, monkeypatch: Any
+) -> None:
+    def refuse(profile: Any, name: str, *shapes: Any) -> None:
+        raise ValueError("Shape provided for min is inconsistent with other shapes.")
+
+    monkeypatch.setattr(library.trt.IOptimizationProfile, "set_shape", refuse)
+    with pytest.raises(
+        BackendError,
+        match=r"node 'net': TensorrtTensor: tensorrt_rtx refuses the profile a 1x3, b 1x3: Shape",
+    ):
+        prepared(two, max="4")
+
+
 def test_the_same_recipe_gives_the_same_network_every_time(
     prepared: Any, image: Path, layers: Any
 ) -> None:

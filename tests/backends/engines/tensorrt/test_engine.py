@@ -1,256 +1,29 @@
-"""TensorrtEngine on a fake of TensorRT's runtime: buffers, buckets, contexts and failures.
+"""TensorrtEngine on a stand-in for TensorRT's runtime: buffers, buckets and failures.
 
-Engines are built for real. `FakeRuntime` computes on the CPU in their place, and follows the rules
-in the docstrings of TensorRT's bindings; a test below compares its signatures with theirs. These
-tests show nothing about TensorRT's own runtime.
+Engines are built for real. These tests show nothing about TensorRT's own runtime.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
 import types
 from pathlib import Path
-from typing import Any, ClassVar
-from weakref import WeakValueDictionary, ref
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from penstock.backends.base import Context, Loading, TensorPort
-from penstock.backends.engines import sharing
-from penstock.backends.engines.tensorrt import engine as engine_module
-from penstock.backends.engines.tensorrt.backend import TensorrtTensor
-from penstock.backends.engines.tensorrt.execution import (
-    TORCH_DTYPES,
-    Execution,
-    LoadedEngine,
-    failure,
-    make_allocator,
-)
+from penstock.backends.base import Loading, TensorPort
+from penstock.backends.engines.tensorrt.allocator import make_allocator
+from penstock.backends.engines.tensorrt.execution import TORCH_DTYPES
 from penstock.backends.engines.tensorrt.library import Library
-from penstock.backends.engines.tensorrt.params import TensorrtParams
+from penstock.backends.engines.tensorrt.loaded import failure
 from penstock.backends.engines.tensorrt.progress import BuildCancelledError
 from penstock.backends.errors import BackendError, ConfigError, DeviceError, InvalidInput
 from penstock.backends.item import Item
 
-NUMPY: dict[str, Any] = {
-    "FLOAT": np.float32,
-    "UINT8": np.uint8,
-    "INT64": np.int64,
-    "INT32": np.int32,
-    "BF16": np.uint16,
-}
-
-
-class FakeContext:
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        self.profile = None
-        self.shapes: dict[str, Any] = {}
-        self.addresses: dict[str, int] = {}
-        self.allocators: dict[str, Any] = {}
-        self.runs: list[tuple[Any, ...]] = []
-
-    def set_optimization_profile_async(self, profile_index: Any, stream_handle: Any) -> Any:
-        assert self.profile is None, "a context must keep its first profile"
-        self.profile = profile_index
-        return True
-
-    def set_input_shape(self, name: Any, shape: Any) -> Any:
-        low, _, high = self.engine.get_tensor_profile_shape(name, self.profile)
-        self.shapes[name] = shape
-        return len(shape) == len(low) and all(
-            a <= b <= c for a, b, c in zip(low, shape, high, strict=True)
-        )
-
-    def set_tensor_address(self, name: Any, memory: Any) -> Any:
-        self.addresses[name] = memory
-        return memory != 0
-
-    def infer_shapes(self) -> Any:
-        return [name for name in self.engine.ins if name not in self.shapes]
-
-    def get_tensor_shape(self, name: Any) -> Any:
-        return self.engine.shape_of(name, self.shapes)
-
-    def set_output_allocator(self, name: Any, output_allocator: Any) -> Any:
-        self.allocators[name] = output_allocator
-        return True
-
-    def execute_async_v3(self, stream_handle: Any) -> Any:
-        if self.engine.failing:
-            self.engine.logger.log(self.engine.trt.ILogger.Severity.ERROR, self.engine.failing)
-            return False
-        arrays = [
-            self.memory(self.addresses[name], self.shapes[name], dtype)
-            for name, (dtype, _) in self.engine.ins.items()
-        ]
-        self.runs.append(tuple(self.shapes.values()))
-        for (name, (dtype, _)), value in zip(
-            self.engine.outs.items(), self.engine.compute(*arrays), strict=True
-        ):
-            address = self.addresses.get(name)
-            if name in self.allocators:
-                address = self.allocators[name].reallocate_output_async(
-                    name, 0, value.nbytes, 256, stream_handle
-                )
-                self.allocators[name].notify_shape(name, value.shape)
-            self.memory(address, value.shape, dtype)[...] = value
-        return True
-
-    @staticmethod
-    def memory(address: Any, shape: Any, dtype: Any) -> Any:
-        count = int(np.prod(shape)) * np.dtype(NUMPY[dtype]).itemsize
-        content = memoryview((ctypes.c_byte * count).from_address(address))
-        return np.frombuffer(content, NUMPY[dtype]).reshape(shape)
-
-
-class FakeEngine:
-    """An `ICudaEngine`. `ins` and `outs` are name -> (type, shape). `shapes` has functions from the
-    inputs' shapes to an output's shape, for outputs whose shape differs from the first input's.
-    """
-
-    def __init__(
-        self,
-        trt: Any,
-        logger: Any,
-        ins: Any,
-        outs: Any,
-        profiles: Any,
-        compute: Any,
-        shapes: Any = None,
-    ) -> None:
-        self.trt, self.logger, self.compute, self.profiles = trt, logger, compute, profiles
-        self.ins, self.outs, self.shapes = ins, outs, shapes or {}
-        self.contexts: list[FakeContext] = []
-        self.failing = ""
-        self.no_contexts = False
-        self.streamable_weights_size = 1000
-        self.weight_streaming_budget_v2 = None
-
-    @property
-    def num_io_tensors(self) -> Any:
-        return len(self.ins) + len(self.outs)
-
-    @property
-    def num_optimization_profiles(self) -> Any:
-        return len(self.profiles)
-
-    def get_tensor_name(self, index: Any) -> Any:
-        return [*self.ins, *self.outs][index]
-
-    def get_tensor_mode(self, name: Any) -> Any:
-        return self.trt.TensorIOMode.INPUT if name in self.ins else self.trt.TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name: Any) -> Any:
-        return getattr(self.trt.DataType, {**self.ins, **self.outs}[name][0])
-
-    def get_tensor_shape(self, name: Any) -> Any:
-        return {**self.ins, **self.outs}[name][1]
-
-    def get_tensor_location(self, name: Any) -> Any:
-        return self.trt.TensorLocation.DEVICE
-
-    def get_tensor_profile_shape(self, name: Any, profile_index: Any) -> Any:
-        if -1 not in self.ins[name][1]:
-            return [self.ins[name][1]] * 3
-        return self.profiles[profile_index][name]
-
-    def create_execution_context(self) -> Any:
-        if self.no_contexts:
-            self.logger.log(
-                self.trt.ILogger.Severity.ERROR,
-                "Error Code 2: OutOfMemory (Requested size was 99 bytes.)",
-            )
-            return None
-        self.contexts.append(FakeContext(self))
-        return self.contexts[-1]
-
-    def shape_of(self, name: Any, shapes: Any) -> Any:
-        return self.shapes[name](shapes) if name in self.shapes else next(iter(shapes.values()))
-
-
-class FakeRuntime:
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        self.plans: list[bytes] = []
-        self.validity = ("VALID", 0)
-
-    def get_engine_validity(self, buffer: Any) -> Any:
-        name, diagnostics = self.validity
-        return getattr(self.engine.trt.EngineValidity, name), diagnostics
-
-    def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
-        self.plans.append(serialized_engine)
-        return self.engine
-
-
-class FakeLibrary(Library):
-    """The real library, with the fake runtime."""
-
-    fakes: ClassVar[list[FakeRuntime]] = []
-
-    def runtime(self, where: Any, *, on_gpu: Any) -> Any:
-        return self.fakes[0]
-
-
-def ranges(*sizes: Any, rest: Any = (3,), names: Any = ("a", "b")) -> Any:
-    """Return a profile for each batch size, each beginning at 1."""
-    return [{name: [(1, *rest), (size, *rest), (size, *rest)] for name in names} for size in sizes]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Share no engines with earlier tests, whose failures may keep engines alive."""
-    monkeypatch.setattr(sharing, "_models", WeakValueDictionary())
-
-
-@pytest.fixture
-def fake(library: Library, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Put a FakeRuntime with such an engine in the place of TensorRT's."""
-
-    def fake(ins: Any, outs: Any, profiles: Any, compute: Any, shapes: Any = None) -> Any:
-        fake_library = FakeLibrary(library.name, library.version, library.trt, library.logger)
-        runtime = FakeRuntime(
-            FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes)
-        )
-        monkeypatch.setattr(FakeLibrary, "fakes", [runtime])
-        monkeypatch.setattr(engine_module, "find_library", lambda name: fake_library)
-        return runtime
-
-    return fake
-
-
-@pytest.fixture
-def fake_two(fake: Any) -> Any:
-    tensor = ("FLOAT", (-1, 3))
-    return fake(
-        {"a": tensor, "b": tensor},
-        {"sum": tensor, "dif": tensor},
-        ranges(1, 2, 4),
-        lambda a, b: (a + b, a - b),
-    )
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Any:
-    made = []
-
-    def make(path: Path, context: Any = None, **params: Any) -> Any:
-        backend = TensorrtTensor()
-        made.append(backend)
-        params = {"model::cache": str(tmp_path / "kept"), **params}
-        backend.init(
-            TensorrtParams.model_validate({"model": str(path), **params}),
-            Context(node="net", device="cpu", **(context or {})),
-        )
-        return backend
-
-    yield make
-    for backend in made:
-        backend.close()
+from .stand_in import FakeContext, FakeEngine, FakeRuntime, pair, ranges
 
 
 class RecordedLoading(Loading):
@@ -311,11 +84,6 @@ def test_a_build_ends_when_the_load_is_stopped(
     assert not list((tmp_path / "kept").glob("*.engine"))
 
 
-def pair(seed: Any, rows: Any = 1) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.rand((rows, 3), generator=generator) for _ in range(2)]
-
-
 def test_items_share_a_run_and_get_their_own_rows_back(make: Any, two: Path, fake_two: Any) -> None:
     backend = make(two, max="4", batched=True)
     pairs = [pair(1), pair(2, 2), pair(3)]
@@ -335,19 +103,6 @@ def test_results_own_their_memory(make: Any, two: Path, fake_two: Any) -> None:
     backend.forward([{"data": pair(3)}, {"data": pair(4)}])
     assert all(torch.equal(one, other) for one, other in zip(kept, batch[0]["result"], strict=True))
     assert batch[0]["result"][0].untyped_storage().nbytes() == 12
-
-
-def test_every_profile_has_a_context_of_its_own_made_once(
-    make: Any, two: Path, fake_two: Any
-) -> None:
-    backend = make(two, max="4", batched=True)
-    for rows in (1, 2, 3, 4, 2, 1):
-        backend.forward([{"data": pair(rows, rows), "request_size": rows}])
-    runs = {
-        context.profile: [shapes[0][0] for shapes in context.runs]
-        for context in fake_two.engine.contexts
-    }
-    assert runs == {0: [1, 1], 1: [2, 2], 2: [3, 4]}
 
 
 def test_copies_of_inputs_live_until_the_run_is_enqueued(
@@ -774,22 +529,6 @@ def test_a_batch_axis_that_does_not_fit(make: Any, step: Path, axes: Any, messag
         make(step, max="4", batch_axis=axes)
 
 
-def test_instances_share_the_engine_and_each_has_its_contexts(
-    make: Any, two: Path, fake_two: Any
-) -> None:
-    first, second = make(two, max="4", batched=True), make(two, max="4", batched=True)
-    assert len(fake_two.plans) == 1
-    for backend in (first, second):
-        backend.forward([{"data": pair(1)}])
-    assert [context.profile for context in fake_two.engine.contexts] == [0, 0]
-    loaded = ref(first.children[0].model._loaded)
-    first.close()
-    assert loaded() is not None
-    second.forward([{"data": pair(2)}])
-    second.close()
-    assert loaded() is None
-
-
 @pytest.mark.parametrize(
     ("message", "error"),
     [
@@ -861,23 +600,6 @@ def test_inputs_without_a_batch_are_refused(make: Any, two: Path, fake: Any) -> 
         make(two, max="4")
 
 
-def test_a_context_of_a_captured_graph_runs_nothing_else(
-    library: Library, fake_two: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execution = Execution(
-        library, LoadedEngine(fake_two.engine, None), "net", torch.device("cpu"), 7
-    )
-    capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    execution(*pair(1))
-    capturing = True
-    execution(*pair(2))
-    capturing = False
-    execution(*pair(3))
-    execution(*pair(4))
-    assert [len(context.runs) for context in fake_two.engine.contexts] == [2, 2]
-
-
 def test_without_a_gpu_nothing_is_built(make: Any, two: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -907,7 +629,7 @@ def test_the_fake_has_the_signatures_of_the_bindings(library: Library) -> None:
         methods = [
             attribute
             for attribute in vars(fake)
-            if not attribute.startswith("_") and attribute not in ("shape_of", "memory")
+            if not attribute.startswith("_") and attribute not in ("shape_of", "memory", "alone")
         ]
         assert methods
         for method in methods:

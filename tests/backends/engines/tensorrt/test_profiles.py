@@ -10,8 +10,8 @@ from penstock.backends.engines.tensorrt.profiles import (
     Input,
     ProfileError,
     ShapeRange,
-    choose,
     describe,
+    fitting,
     make_profiles,
 )
 
@@ -155,14 +155,14 @@ def test_errors_name_key_input_and_what_was_expected(
 
 def test_a_batch_runs_in_the_smallest_profile_that_takes_it() -> None:
     made = make_profiles([IMAGE], None, "4", (1, 2, 4))
-    assert [choose(made, {"image": (rows, 3, 224, 224)}) for rows in (1, 2, 3, 4, 5)] == [
-        0,
-        1,
-        2,
-        2,
-        None,
+    assert [fitting(made, {"image": (rows, 3, 224, 224)}) for rows in (1, 2, 3, 4, 5)] == [
+        [0, 1, 2],
+        [1, 2],
+        [2],
+        [2],
+        [],
     ]
-    assert choose(made, {"image": (1, 3, 224)}) is None
+    assert fitting(made, {"image": (1, 3, 224)}) == []
 
 
 def test_profiles_are_described_in_words() -> None:
@@ -183,3 +183,10 @@ def test_the_batch_may_be_on_another_axis() -> None:
     assert made == profiles([IDS, state], "1x10,2x1x10", "4x10,2x4x10", (1, 4))
     with pytest.raises(ProfileError, match="different batch sizes in one profile: 4 for ids, 3"):
         make_profiles([IDS, state], None, "4x10,2x3x10", (1,))
+
+
+def test_an_input_of_a_fixed_shape_is_in_no_profile() -> None:
+    fixed = Input("anchors", (10, 4))
+    assert [list(profile) for profile in profiles([IMAGE, fixed], high="4")] == [["image"]] * 3
+    given = "1x3x224x224,10x4;4x3x224x224,10x4"
+    assert [list(profile) for profile in profiles([IMAGE, fixed], given, given)] == [["image"]] * 2
