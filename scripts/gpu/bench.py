@@ -66,7 +66,7 @@ next = "net"
     "gpu": """
 [decode]
 backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
-nvjpeg = true
+decoder = "nvjpeg"
 resize_h = 224
 resize_w = 224
 color = "rgb"

@@ -1,31 +1,34 @@
-"""DecodeTensor: bytes of an image file to a tensor, by OpenCV or, if asked for, by nvJPEG."""
+"""DecodeTensor: bytes of an image file to a tensor, by OpenCV or, if asked for, on the GPU."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import cv2
-import numpy as np
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from ...base import Context, Params
-from ...errors import BackendError, InvalidInput
+from ...errors import InvalidInput
 from ...item import Item
-from ..decode import checked_header, decode_pixels, file_bytes
+from ...memory import Reservation, budget
+from ..decode import (
+    BYTES_PER_PIXEL,
+    OTHER_BYTES_PER_PIXEL,
+    checked_header,
+    decode_pixels,
+    file_bytes,
+)
 from ..header import Header
 from ..pixels import Color
 from .backend import TensorBackend, TensorParams
+from .decoders import GpuDecoder, find_nvimgcodec, find_nvjpeg
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("penstock.backends.image")
 
-Decoder = Callable[[list[bytes]], "list[torch.Tensor]"]
-"""JPEGs to tensors of 3×H×W in RGB on the GPU. Raises RuntimeError for one that it refuses."""
+DecoderName = Literal["cpu", "nvjpeg", "nvimgcodec"]
 
 DataFormat = Annotated[
     Literal["nchw", "nhwc"], BeforeValidator(lambda value: "nhwc" if value == "hwc" else value)
@@ -43,11 +46,23 @@ class DecodeTensorParams(TensorParams):
         description="the most pixels that the header of an image may declare; an image with more "
         "is refused undecoded",
     )
-    nvjpeg: bool = Field(
-        False,
-        description="decode JPEGs by nvJPEG if the node is on a GPU; only for clients that are "
-        "trusted: in a damaged JPEG, nvJPEG can show a part of another request's image",
+    decoder: DecoderName = Field(
+        "cpu",
+        description="cpu: OpenCV; on a GPU, nvjpeg: JPEGs by torchvision's nvJPEG, nvimgcodec: "
+        "JPEG, PNG, WebP, TIFF and JPEG 2000 by nvImageCodec (extra nvimgcodec). The latter two "
+        "only for clients that are trusted: of a damaged JPEG they can show a part of another "
+        "request's image",
     )
+    nvjpeg: bool = Field(False, description='true is `decoder = "nvjpeg"`, its older name')
+
+    @model_validator(mode="after")
+    def _one_decoder(self) -> Self:
+        if self.nvjpeg and self.decoder != "nvjpeg" and "decoder" in self.model_fields_set:
+            raise ValueError(
+                f'nvjpeg = true is decoder = "nvjpeg", but decoder is {self.decoder!r}: remove '
+                "nvjpeg"
+            )
+        return self
 
 
 class DecodeTensor(TensorBackend):
@@ -63,11 +78,19 @@ class DecodeTensor(TensorBackend):
     The pixels are those of DecodeMat, decoded on the CPU and moved to the node's device. A batch is
     one image.
 
-    With `nvjpeg`, a GPU and torchvision, nvJPEG decodes on the GPU: its pixels differ by a few
-    levels (another inverse transform, another upsampling of colours). It gets upright JPEGs in RGB
-    or grey. All others, and those that it refuses, are decoded on the CPU. It takes a batch at
-    once, and is five times as fast with 32 images as with one. Of a JPEG whose data end early, the
-    missing part holds what nvJPEG decoded before, for whomever: no default for unknown clients.
+    On a GPU, `decoder` can name one that decodes there, a whole batch at once. What it would read
+    differently from OpenCV, and what it refuses, is decoded on the CPU.
+
+    * `nvjpeg`: torchvision's nvJPEG gets upright JPEGs in RGB or grey. Its pixels differ by a few
+      levels (another inverse transform, another upsampling of colours). It is five times as fast
+      with 32 images as with one.
+    * `nvimgcodec`: nvImageCodec gets JPEGs in RGB or grey, JPEG 2000, TIFF, PNG and WebP. JPEGs are
+      decoded on the GPU, JPEG 2000 and TIFF where NVIDIA's libraries for them are installed. The
+      others are decoded by its own OpenCV, on as many threads as this instance's share of the
+      processors.
+
+    Of a JPEG whose data end early, the missing part holds what the GPU decoded before, for
+    whomever: no default for unknown clients.
     """
 
     parameters: ClassVar[type[Params] | None] = DecodeTensorParams
@@ -77,7 +100,7 @@ class DecodeTensor(TensorBackend):
     def keys_set(cls, params: Any) -> tuple[str, ...]:
         return ("color", "data_format")
 
-    nvjpeg: Decoder | None = None
+    decoder: GpuDecoder | None = None
 
     def init(self, params: DecodeTensorParams, context: Context) -> None:
         super().init(params, context)
@@ -86,46 +109,82 @@ class DecodeTensor(TensorBackend):
             params.data_format,
             params.max_pixels,
         )
-        if params.nvjpeg and self._half.on_gpu:
-            self.nvjpeg = find_nvjpeg(self._half.device)
-        elif params.nvjpeg:
+        wanted: DecoderName = "nvjpeg" if params.nvjpeg else params.decoder
+        if wanted != "cpu" and not self._half.on_gpu:
             logger.warning(
-                "node %r: DecodeTensor: nvjpeg = true has no effect on %s: the CPU decodes",
+                'node %r: DecodeTensor: decoder = "%s" has no effect on %s: the CPU decodes',
                 context.node,
+                wanted,
                 self._half.device,
             )
-        if self.nvjpeg is None:
+        elif wanted == "nvjpeg":
+            self.decoder = find_nvjpeg(self._half.device)
+        elif wanted == "nvimgcodec":
+            self.decoder = self._nvimgcodec(context)
+        if self.decoder is None:
             self.max = 1
+
+    def _nvimgcodec(self, context: Context) -> GpuDecoder:
+        decoder = find_nvimgcodec(
+            self._half.device,
+            self._half.stream,
+            instances=context.instances,
+            max_pixels=self.max_pixels,
+        )
+        level = logging.INFO if "JPEG" in decoder.on_gpu else logging.WARNING
+        if context.instance == 0:
+            logger.log(
+                level,
+                "node %r: DecodeTensor: nvImageCodec decodes on %s: %s; on the CPU: %s",
+                context.node,
+                self._half.device,
+                ", ".join(decoder.on_gpu) or "nothing (is nvJPEG, nvidia-nvjpeg, installed?)",
+                ", ".join(sorted(decoder.formats - {*decoder.on_gpu})),
+            )
+        return decoder
+
+    def close(self) -> None:
+        self.decoder = None
+        super().close()
 
     def forward(self, batch: list[Item]) -> None:
         with self._half.errors("decoding images"):
-            jpegs: list[tuple[Item, bytes, Header]] = []
+            there: list[tuple[Item, bytes, Header]] = []
+            here: list[tuple[Item, bytes, Header]] = []
+            memory = Reservation(budget)
             for item in batch:
                 try:
                     encoded = file_bytes(item["data"], "DecodeTensor")
                     header = checked_header(encoded, self.max_pixels)
-                    if self.nvjpeg is not None and suits_nvjpeg(header):
-                        jpegs.append((item, encoded, header))
-                    else:
-                        self._decode_here(item, encoded, header)
                 except InvalidInput as error:
                     item["error"] = error
-            images = (
-                refused_as_none(self.nvjpeg, [encoded for _, encoded, _ in jpegs])
-                if self.nvjpeg is not None and jpegs
-                else []
-            )
-            alike: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
-            for (item, encoded, header), image in zip(jpegs, images, strict=True):
-                if image is not None:
-                    alike.setdefault(image.shape, []).append((item, image))
                     continue
+                suits = self.decoder is not None and self.decoder.suits(header)
+                (there if suits and _fits(memory, header) else here).append((item, encoded, header))
+            if self.decoder is not None and there:
+                images = self.decoder.decode([encoded for _, encoded, _ in there])
+                here += self._answer_all(there, images)
+            memory.close()
+            for item, encoded, header in here:
                 try:
                     self._decode_here(item, encoded, header)
                 except InvalidInput as error:
                     item["error"] = error
-            for members in alike.values():
-                self._answer(members)
+
+    def _answer_all(
+        self, files: list[tuple[Item, bytes, Header]], images: list[torch.Tensor | None]
+    ) -> list[tuple[Item, bytes, Header]]:
+        """Set the results of the images. Return the files that the decoder refused."""
+        alike: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
+        refused = []
+        for file, image in zip(files, images, strict=True):
+            if image is None:
+                refused.append(file)
+            else:
+                alike.setdefault(image.shape, []).append((file[0], image))
+        for members in alike.values():
+            self._answer(members)
+        return refused
 
     def _decode_here(self, item: Item, encoded: bytes, header: Header) -> None:
         """Decode one file on the CPU."""
@@ -138,79 +197,35 @@ class DecodeTensor(TensorBackend):
         item["color"], item["data_format"] = self.color, self.data_format
 
     def _answer(self, members: list[tuple[Item, torch.Tensor]]) -> None:
-        """Set the results of images of one size that nvJPEG has decoded."""
+        """Set the results of images of one size that the GPU has decoded.
+
+        They are copies in torch's memory: other processes can't map what nvImageCodec allocates.
+        """
         import torch
 
         from .operations import converted, separate
 
         images = converted(torch.stack([image for _, image in members]), "rgb", self.color)
-        results = separate(
-            images.permute(0, 2, 3, 1) if self.data_format == "nhwc" else images, [1] * len(members)
+        if self.data_format == "nhwc":
+            images = images.permute(0, 2, 3, 1)
+        results = (
+            [images.contiguous()] if len(members) == 1 else separate(images, [1] * len(members))
         )
         for (item, _), result in zip(members, results, strict=True):
             item["result"] = result
             item["color"], item["data_format"] = self.color, self.data_format
 
 
-def suits_nvjpeg(header: Header) -> bool:
-    """Return whether nvJPEG would decode the file as OpenCV does.
+def _fits(memory: Reservation, header: Header) -> bool:
+    """Reserve what a file takes in the machine's memory while a GPU's decoder decodes it.
 
-    nvJPEG ignores EXIF rotation, can't read CMYK, and assumes that three channels are YCbCr.
+    That is little of a JPEG, which is decoded on the GPU.
     """
-    jpeg = header.jpeg
-    return (
-        jpeg is not None
-        and jpeg.channels in (1, 3)
-        and not jpeg.named_rgb
-        and jpeg.adobe_transform != 0
-        and jpeg.orientation == 1
-    )
-
-
-def refused_as_none(decoder: Decoder, files: list[bytes]) -> list[torch.Tensor | None]:
-    """Decode files by nvJPEG.
-
-    None stands for each that it refuses. Errors of the device are raised.
-    """
-    import torch
-
+    if header.format == "JPEG":
+        return True
+    bytes_per_pixel = BYTES_PER_PIXEL.get(header.format, OTHER_BYTES_PER_PIXEL)
     try:
-        return list(decoder(files))
-    except RuntimeError as error:
-        if isinstance(
-            error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", ()))
-        ) or "CUDA error" in str(error):
-            raise
-        if len(files) > 1:  # it does not say which one
-            return [refused_as_none(decoder, [file])[0] for file in files]
-        logger.debug("nvJPEG refuses an image: %s", error)
-        return [None]
-
-
-def find_nvjpeg(device: torch.device) -> Decoder:
-    """Return torchvision's nvJPEG.
-
-    Raises BackendError if torchvision is missing, does not fit torch, or is built without it.
-    """
-    import torch
-
-    try:
-        io: Any = import_module("torchvision.io")
-        rgb = io.ImageReadMode.RGB
-
-        def decode(files: list[bytes]) -> list[torch.Tensor]:
-            # Copies, because torch warns about read-only memory. Not by NumPy, which would release
-            # the GIL for each.
-            encoded = [torch.from_numpy(np.frombuffer(bytearray(file), np.uint8)) for file in files]
-            images: list[torch.Tensor] = io.decode_jpeg(encoded, mode=rgb, device=device)
-            return images
-
-        # A first image tests nvJPEG, and loads it.
-        decode([cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()])
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise BackendError(
-            f"DecodeTensor: nvjpeg = true needs torchvision with nvJPEG, which can't be used on "
-            f"{device} ({type(error).__name__}: {error}): install a torchvision that fits torch, "
-            "or remove nvjpeg to decode on the CPU"
-        ) from error
-    return decode
+        memory.resize(memory.size + bytes_per_pixel * header.width * header.height, "an image")
+    except InvalidInput:  # alone it may fit: it is tried again then
+        return False
+    return True

@@ -25,7 +25,8 @@ from penstock.backends.image.tensor.convert import (
     NCHWTensor,
 )
 from penstock.backends.image.tensor.crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
-from penstock.backends.image.tensor.decode import DecodeTensor, find_nvjpeg
+from penstock.backends.image.tensor.decode import DecodeTensor
+from penstock.backends.image.tensor.decoders import find_nvjpeg
 from penstock.backends.image.tensor.files import LoadTensor, SaveTensor
 from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
 from penstock.backends.image.tensor.rows import ArgMaxTensor, CatTensor, SplitTensor
