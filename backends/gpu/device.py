@@ -361,6 +361,11 @@ class DeviceHalf:
         captured[0].replay()
         return captured[1]
 
+    def drop_graphs(self) -> None:
+        """Free all graphs, once the stream has finished."""
+        self.synchronize()
+        self._graphs.clear()
+
     # failures
 
     @contextmanager

@@ -27,8 +27,8 @@ from ..tensor_names import places
 from ..torch.engine import TorchEngine
 from ..torch.reading import dtype_text, widens
 from ..torch.runner import BatchMember
-from .execution import EngineTensor, Execution
-from .library import Library, find_library
+from .execution import EngineTensor, Execution, ProfileInGraphError
+from .library import Library, find_library, log
 from .loaded import LoadedEngine, deserialise
 from .params import TensorrtParams
 from .plan import cached_at, find_plan
@@ -265,13 +265,29 @@ class TensorrtEngine(TorchEngine):
                 f"TensorrtTensor: the first axis is {count}, and the smallest profile has {rows}: "
                 "the model does not keep items apart, so they are not padded"
             )
-        outputs = self.model(*[_padded(tensor, rows) for tensor in ordered])
+        padded = [_padded(tensor, rows) for tensor in ordered]
+        try:
+            outputs = self.model(*padded)
+        except ProfileInGraphError as error:
+            self._give_up_graphs(str(error))
+            outputs = self.model(*padded)
         return self.order(
             [
                 output[:count] if output.ndim and len(output) == rows else output
                 for output in outputs
             ]
         )
+
+    def _give_up_graphs(self, reason: str) -> None:
+        log.warning(
+            "%s: runs without CUDA graphs from now on: %s",
+            self._half.owner,
+            reason,
+            extra={"pipeline": self.context.pipeline, "node": self.context.node},
+        )
+        self.can_capture = False
+        self._half.drop_graphs()
+        self.model.free_captured()
 
     def keeps_apart(self, output: Any, rows: int) -> bool:
         """Return whether an output has exactly one row for each row of the batch.

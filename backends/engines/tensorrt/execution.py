@@ -53,6 +53,10 @@ class EngineTensor(NamedTuple):
         return f"{dtype_text(self.dtype)} of shape {shape}"
 
 
+class ProfileInGraphError(BackendError):
+    """Raised if the only context that a profile can have belongs to a captured graph."""
+
+
 class Execution:
     """The execution contexts of one instance.
 
@@ -62,7 +66,7 @@ class Execution:
     Each profile has its own context, made when first used, because changing a context's profile
     waits for the device. A context whose run was captured in a CUDA graph runs nothing else, since
     the graph uses the context's memory and must find it unchanged. Where TensorRT gives a profile
-    to one context, a batch runs in the smallest fitting profile that no other context has.
+    to one context, a batch runs in the smallest fitting profile that no other instance has.
     """
 
     def __init__(
@@ -153,9 +157,16 @@ class Execution:
 
     def close(self) -> None:
         """Free the contexts. The stream must have finished."""
-        contexts = [*self._contexts.values(), *self._captured]
+        self._free([*self._contexts.values(), *self._captured])
         self._contexts.clear()
         self._captured.clear()
+
+    def free_captured(self) -> None:
+        """Free the contexts of graphs that are gone."""
+        self._free(self._captured)
+        self._captured.clear()
+
+    def _free(self, contexts: Sequence[_Context]) -> None:
         self._loaded.free(
             [context.holder for context in contexts], [context.take() for context in contexts]
         )
@@ -207,7 +218,8 @@ class Execution:
     def _prepare(self, profiles: Sequence[int], rows: int, reported: list[str]) -> int:
         """Return the first of these profiles in which there is or can be a context.
 
-        Raises BackendError if contexts of other instances, or of captured graphs, have all of them.
+        Raises BackendError if contexts of other instances have all of them, and ProfileInGraphError
+        if one of a graph has the first: another profile is left to another instance.
         """
         for index in profiles:
             if index in self._contexts:
@@ -225,6 +237,11 @@ class Execution:
             if made is not None:
                 self._contexts[index] = _Context(self, made, holder)
                 return index
+            if any(context.holder.profile == index for context in self._captured):
+                raise ProfileInGraphError(
+                    f"{self.where}: TensorRT gives profile {index} to one execution context, and a "
+                    "CUDA graph has it"
+                )
         held = ", ".join(
             f"{index} ({describe([self.profiles[index]])}) is held by "
             f"{' and '.join(holder.instance for holder in self._loaded.holders(index))}"
@@ -236,7 +253,7 @@ class Execution:
             f"{rows}: this {self._library.name} {self._library.version} gives a profile to one "
             f"execution context, and profile {held}. Use TensorRT 10 or later, whose contexts "
             f"share profiles; or instance_num = 1; or as many profiles as instances (max = "
-            f'"{example}"). A CUDA graph keeps its profile too: cuda_graphs = false makes none'
+            f'"{example}")'
         )
 
     def _port(self, name: str) -> EngineTensor:

@@ -123,7 +123,7 @@ def test_an_instance_without_a_profile_is_told_what_to_do(
             "profile 0 (a 1x3 to 4x3, b 1x3 to 4x3) is held by instance 0 of node 'net', 1 (a 1x3 "
             "to 4x3, b 1x3 to 4x3) is held by instance 1 of node 'net'. Use TensorRT 10 or later, "
             "whose contexts share profiles; or instance_num = 1; or as many profiles as instances "
-            '(max = "4;4;4"). A CUDA graph keeps its profile too: cuda_graphs = false makes none'
+            '(max = "4;4;4")'
         )
         del caught
     assert len(twin.live) == 2, "the refused context is freed"
@@ -166,6 +166,32 @@ def test_contexts_are_made_one_at_a_time(make: Any, two: Path, fake_two: Any) ->
     for thread in threads:
         thread.join()
     assert not engine.overlapped and [context.profile for context in engine.contexts] == [0, 0]
+
+
+def test_graphs_are_given_up_where_they_keep_the_only_context_of_a_profile(
+    make: Any,
+    two: Path,
+    twin: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The other profile is left to the other instance."""
+    backend, other = instances(2, make, two, max="4;4")
+    engine = backend.children[0]
+    monkeypatch.setattr(engine.model, "_stream", 7)
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    backend.forward([{"data": pair(1)}])
+    capturing = False
+    assert engine.can_capture
+    for rows in (2, 1):
+        a, b = pair(rows, rows)
+        item: Item = {"data": [a, b], "request_size": rows}
+        backend.forward([item])
+        assert torch.equal(item["result"], a + b)
+    assert [context.active for context in twin.live] == [0] and not engine.can_capture
+    assert caplog.text.count("runs without CUDA graphs") == 1
+    other.forward([{"data": pair(1)}])
 
 
 def test_an_engine_of_fixed_shapes_chooses_no_profile(make: Any, two: Path, fake: Any) -> None:
