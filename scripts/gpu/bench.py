@@ -42,7 +42,7 @@ BATCHES = (1, 8, 16, 32, 64, 128)
 NET = """
 [net]
 backend = "S[PythonTensor,SoftmaxArgMaxTensor]"
-model = "{here}/resnet50.py:net"
+model = "{here}/models.py:resnet50"
 precision = "fp16"
 channels_last = true
 mean = "123.675,116.28,103.53"

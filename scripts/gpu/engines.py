@@ -1,0 +1,252 @@
+"""Measure engines alone and in a node: images/s and p50 for each engine, model and batch size.
+
+Each row alternates two sides in one process: `forward` of the engine in a bare loop, and callers
+that send single images to a pipeline with that node. Their ratio is what Penstock keeps of the
+engine's rate. Each model has a process of its own, so that a crash takes no other model with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import models
+import torch
+from engine_rows import ENGINES, can_run, run_model, weigh
+
+TARGETS = {1: 0.9}
+"""Batch -> the least ratio."""
+TARGET = 0.97
+"""The least ratio of other batches."""
+LARGE, SMALL = ("resnet50", "vit", "detector"), ("convnet", "transformer")
+CRASHED = {"batch": 0, "error": "the process crashed"}
+
+
+class Child:
+    """A process that prepares and measures one model."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        model: str,
+        row_added: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.model = model
+        self._row_added = row_added
+        self.rows: list[dict[str, Any]] = []
+        self.current = ""
+        """The engine that is being prepared or measured."""
+        self.ready = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--child", model, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        output: IO[str] = self.process.stdout  # type: ignore[assignment]  # a pipe, by Popen
+        for line in output:
+            try:
+                values = json.loads(line)
+                event = values.pop("event")
+            except (ValueError, KeyError, AttributeError):
+                say(line.rstrip())  # a library wrote it
+                continue
+            if event == "row":
+                self.current = values["engine"]
+                self.rows.append({"model": self.model, **values})
+                say(row_text(self.rows[-1]))
+                self._row_added(self.rows[-1])
+            elif event == "ready":
+                self.ready.set()
+            else:
+                self.current = values["engine"]
+                took = f" in {values['seconds']:.1f} s" if "seconds" in values else ""
+                say(f"{self.model}, {self.current}: {event}{took}")
+        self.ready.set()
+
+    def go(self) -> None:
+        pipe: IO[str] = self.process.stdin  # type: ignore[assignment]  # a pipe, by Popen
+        try:
+            pipe.write("\n")
+            pipe.close()
+        except OSError:
+            pass  # it has ended, as `wait` says
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end; kill it after `seconds`. Return whether it crashed."""
+        try:
+            self.process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            say(f"{self.model}: stopped, because the time is over")
+            self._reader.join()
+            return False
+        self._reader.join()
+        if self.process.returncode:
+            say(f"{self.model}: ended with {self.process.returncode} at {self.current!r}")
+        return self.process.returncode != 0
+
+
+def run_all(
+    arguments: argparse.Namespace,
+    known: set[tuple[str, str]],
+    row_added: Callable[[dict[str, Any]], None],
+) -> None:
+    """Prepare the models side by side and measure one after another. `known` are the models and
+    engines to leave out.
+    """
+    end = time.monotonic() + arguments.limit
+    together = max(1, (os.cpu_count() or 1) // 5)
+    left_out = {model: {name for of, name in known if of == model} for model in arguments.models}
+
+    def start(model: str) -> Child:
+        wanted = [name for name in arguments.engines if name not in left_out[model]]
+        options = ["--engines", ";".join(wanted), "--batches", *map(str, arguments.batches)]
+        return Child([*options, "--seconds", str(arguments.seconds)], model, row_added)
+
+    for first in range(0, len(arguments.models), together):
+        group = [start(model) for model in arguments.models[first : first + together]]
+        for child in group:
+            # Until all are prepared: compilers would take the processors that the rest measures.
+            child.ready.wait(max(end - time.monotonic() - 30, 1))
+        for child in group:
+            child.go()
+            while child.wait(end - time.monotonic()) and time.monotonic() < end:
+                # The engine that crashed is left out, and so are those that were measured whole.
+                left_out[child.model] |= {child.current, *(row["engine"] for row in child.rows)}
+                row_added({"model": child.model, "engine": child.current, **CRASHED})
+                child = start(child.model)  # noqa: PLW2901  # it takes the place of the other
+                child.go()
+
+
+def run_weights(arguments: argparse.Namespace, row_added: Callable[[dict[str, Any]], None]) -> None:
+    """Weigh each engine in a process of its own, one after another."""
+    end = time.monotonic() + arguments.limit
+    model = arguments.models[0]
+    for engine in ENGINES:
+        if engine.name in arguments.engines and can_run(engine, model) and time.monotonic() < end:
+            Child(["--weigh", engine.name], model, row_added).wait(end - time.monotonic())
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def row_text(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['model']}, {row['engine']}, {row.get('batch', '')}: {row['error']}"
+    if "weights" in row:
+        return f"{row['model']}, {row['engine']}: {row['one']:,.0f} MiB, 4: {row['four']:,.0f} MiB"
+    return (
+        f"{row['model']}, {row['engine']}, {row['batch']}: {row['loop']:,.0f} images/s, "
+        f"node {row['node']:,.0f} ({row['ratio']:.3f}, 2 instances {row['two_ratio']:.3f}), "
+        f"batches of {row['mean_batch']}"
+    )
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    lines = [
+        "| model | engine | batch | images/s in a loop | p50 of a batch, ms | images/s in a node "
+        "| p50 of a request, ms | node ÷ loop (lowest – highest) | target | 2 instances ÷ loop |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(
+                f"| {row['model']} | {row['engine']} | {row['batch'] or 'all'} | "
+                f"{row['error'].replace('|', '/')} |||||||"
+            )
+            continue
+        least = TARGETS.get(row["batch"], TARGET)
+        holds = "yes" if row["ratio"] >= least else "**no**"
+        lines.append(
+            f"| {row['model']} | {row['engine']} | {row['batch']} | {row['loop']:,.0f} "
+            f"| {row['loop_p50_ms']:.2f} | {row['node']:,.0f} | {row['node_p50_ms']:.2f} "
+            f"| {row['ratio']:.3f} ({min(row['ratios']):.3f} – {max(row['ratios']):.3f}) "
+            f"| ≥ {least}: {holds} | {row['two_ratio']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def weights_table(rows: Iterable[dict[str, Any]]) -> str:
+    lines = [
+        "| model | engine | weights in float32, MiB | 1 instance, MiB | 4 instances, MiB "
+        "| each further one, MiB | left after closing, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['model']} | {row['engine']} | {row['weights']:,.0f} | {row['one']:,.0f} "
+        f"| {row['four']:,.0f} | {(row['four'] - row['one']) / 3:,.0f} | {row['left']:,.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    out = os.environ.get("OUT")
+    parser = argparse.ArgumentParser(prog="scripts/gpu_bench engines", description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=[*models.MODELS], metavar="MODEL")
+    parser.add_argument("--engines", help="names, separated by ';'; default: all that can run")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--seconds", type=float, default=0.12, help="length of a turn")
+    parser.add_argument("--limit", type=float, default=150, help="seconds for all of it")
+    parser.add_argument(
+        "--weights", action="store_true", help="memory of 1 and 4 instances instead"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=Path(out, "engines.json") if out else None,
+        help="write the rows to FILE; rows that it has already are not measured again",
+    )
+    parser.add_argument("--child", metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("--weigh", metavar="ENGINE", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    names = [engine.name for engine in ENGINES]
+    arguments.engines = arguments.engines.split(";") if arguments.engines is not None else names
+    if arguments.weigh:
+        weigh(arguments.child, arguments.weigh)
+        return
+    if arguments.child:
+        run_model(arguments.child, arguments.engines, arguments.batches, arguments.seconds)
+        return
+    if unknown := set(arguments.engines) - set(names):
+        parser.error(f"unknown engines {sorted(unknown)}: expected some of {names}")
+    arguments.models = arguments.models or (LARGE if on_gpu else SMALL)
+    file: Path | None = arguments.json
+    if file is not None and arguments.weights:
+        file = file.with_name(f"{file.stem}-weights.json")
+    done: list[dict[str, Any]] = json.loads(file.read_text()) if file and file.exists() else []
+    rows = [row for row in done if "error" not in row]
+
+    def row_added(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if file is not None:  # at once, so that what is done is kept if this process is stopped
+            file.write_text(json.dumps(rows, indent=1))
+
+    if arguments.weights:
+        run_weights(arguments, row_added)
+    else:
+        run_all(arguments, {(row["model"], row["engine"]) for row in rows}, row_added)
+    device = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} processors"
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    print(f"{device}, torch {torch.__version__}, {when}\n")
+    print(weights_table(rows) if arguments.weights else table(rows))
+
+
+if __name__ == "__main__":
+    main()
