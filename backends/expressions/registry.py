@@ -94,6 +94,11 @@ BUILTINS: dict[str, str] = {
     "DynamicResizeTensor": "penstock.backends.image.tensor.resize:DynamicResizeTensor",
     "ResizePadTensor": "penstock.backends.image.tensor.resize:ResizePadTensor",
     "CropTensor": "penstock.backends.image.tensor.crop:CropTensor",
+    "CenterCropTensor": "penstock.backends.image.tensor.crop:CenterCropTensor",
+    "CropResizeTensor": "penstock.backends.image.tensor.crop:CropResizeTensor",
+    "PerspectiveTransformTensor": (
+        "penstock.backends.image.tensor.crop:PerspectiveTransformTensor"
+    ),
     "CopyMakeBorderTensor": "penstock.backends.image.tensor.crop:CopyMakeBorderTensor",
     "WarpAffineTensor": "penstock.backends.image.tensor.crop:WarpAffineTensor",
     "SetTensorRequestSize": "penstock.backends.image.tensor.rows:SetTensorRequestSize",

@@ -68,26 +68,27 @@ class CenterCropMat(ImageBackend):
         self.size = params.crop_h, params.crop_w
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        sides = list(zip(image.shape, self.size, strict=False))
-        if any(side < crop for side, crop in sides):
-            missing = [max(crop - side, 0) for side, crop in sides]
-            before = [more // 2 for more in missing]
+        (top, missing_h), (left, missing_w) = (
+            middle(side, crop) for side, crop in zip(image.shape, self.size, strict=False)
+        )
+        if missing_h or missing_w:
             padded = np.zeros(
-                (
-                    *(side + more for (side, _), more in zip(sides, missing, strict=True)),
-                    image.shape[2],
-                ),
+                (image.shape[0] + missing_h, image.shape[1] + missing_w, image.shape[2]),
                 image.dtype,
             )
-            padded[
-                before[0] : before[0] + image.shape[0], before[1] : before[1] + image.shape[1]
-            ] = image
+            above, before = missing_h // 2, missing_w // 2
+            padded[above : above + image.shape[0], before : before + image.shape[1]] = image
             image = padded
-        # round, not //: of an odd rest torchvision takes the even half, as Python rounds.
-        top, left = (
-            round((side - crop) / 2) for side, crop in zip(image.shape, self.size, strict=False)
-        )
         return image[top : top + self.size[0], left : left + self.size[1]].copy()
+
+
+def middle(side: int, crop: int) -> tuple[int, int]:
+    """Return where the middle `crop` pixels of a side begin, and how many the side lacks.
+
+    Half of what it lacks, rounded down, is padded before it; then the middle begins at 0.
+    """
+    # round, not //: of an odd rest torchvision takes the even half, as Python rounds.
+    return round(max(side - crop, 0) / 2), max(crop - side, 0)
 
 
 class CropResizeMatParams(Params):
@@ -116,24 +117,15 @@ class CropResizeMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = CropResizeMatParams
-    size: tuple[int, int]
-    enlarge_ratio: float
-    relative: bool
+    params: CropResizeMatParams
 
     def init(self, params: CropResizeMatParams, context: Context) -> None:
-        self.size = params.resize_w, params.resize_h
-        self.enlarge_ratio = params.enlarge_ratio
-        self.relative = params.relative
+        self.params = params
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         height, width, _ = image.shape
-        box = numbers(item, "_box", 4, "CropResizeMat")
-        if self.relative:
-            box = box * (width, height, width, height)
-        x1, y1, x2, y2 = whole_box(box, width, height, "CropResizeMat")
-        more_x, more_y = int(self.enlarge_ratio * (x2 - x1)), int(self.enlarge_ratio * (y2 - y1))
-        x1, y1 = max(x1 - more_x, 0), max(y1 - more_y, 0)
-        return resized(image[y1 : y2 + more_y, x1 : x2 + more_x], *self.size)
+        x1, y1, x2, y2 = enlarged_box(item, width, height, self.params, "CropResizeMat")
+        return resized(image[y1:y2, x1:x2], self.params.resize_w, self.params.resize_h)
 
 
 class PerspectiveTransformMatParams(Params):
@@ -165,14 +157,7 @@ class PerspectiveTransformMat(ImageBackend):
         self.max_pixels = params.max_pixels
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        points = numbers(item, "_box", 8, "PerspectiveTransformMat").reshape(4, 2)
-        width, height = int(math.dist(points[0], points[1])), int(math.dist(points[0], points[3]))
-        if not _clockwise(points) or width < 1 or height < 1:
-            raise InvalidInput(
-                f"PerspectiveTransformMat: _box is {points.tolist()}: expected the corners of a "
-                "convex quadrilateral, clockwise from the upper left, with an upper and a left "
-                "edge of at least a pixel"
-            )
+        points, width, height = quadrilateral(item, "PerspectiveTransformMat")
         return self.upright(image, points, width, height, cv2.INTER_LINEAR)
 
     def upright(
@@ -185,13 +170,7 @@ class PerspectiveTransformMat(ImageBackend):
     ) -> NDArray[Any]:
         """Return the quadrilateral as an image of this size."""
         backend = type(self).__name__
-        if max(width, height) > MAX_SIDE or width * height > self.max_pixels:
-            raise TooLarge(
-                f"{backend}: _box gives {width}x{height} pixels: at most "
-                f"{self.max_pixels} pixels and a side of {MAX_SIDE} are allowed"
-            )
-        target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
-        matrix = cv2.getPerspectiveTransform(points.astype(np.float32), target)
+        matrix = upright_matrix(points, width, height, self.max_pixels, backend)
         result = empty_array((height, width, image.shape[2]), image.dtype)
         try:
             cv2.warpPerspective(
@@ -290,6 +269,61 @@ def whole_box(
             f"0 <= y1 < y2 <= {height}, the size of the image"
         )
     return x1, y1, x2, y2
+
+
+def enlarged_box(
+    item: Item, width: int, height: int, params: CropResizeMatParams, backend: str
+) -> tuple[int, int, int, int]:
+    """Return the item's `_box` in whole pixels, grown on each side within the image.
+
+    Raises InvalidInput if it is not within the image before it grows.
+    """
+    box = numbers(item, "_box", 4, backend)
+    if params.relative:
+        box = box * (width, height, width, height)
+    x1, y1, x2, y2 = whole_box(box, width, height, backend)
+    more_x, more_y = (
+        int(params.enlarge_ratio * (x2 - x1)),
+        int(params.enlarge_ratio * (y2 - y1)),
+    )
+    return (
+        max(x1 - more_x, 0),
+        max(y1 - more_y, 0),
+        min(x2 + more_x, width),
+        min(y2 + more_y, height),
+    )
+
+
+def quadrilateral(item: Item, backend: str) -> tuple[NDArray[np.float64], int, int]:
+    """Return the four points of the item's `_box`, and the width and height of the result.
+
+    Raises InvalidInput unless they are convex, clockwise, and a pixel wide and high.
+    """
+    points = numbers(item, "_box", 8, backend).reshape(4, 2)
+    width, height = int(math.dist(points[0], points[1])), int(math.dist(points[0], points[3]))
+    if not _clockwise(points) or width < 1 or height < 1:
+        raise InvalidInput(
+            f"{backend}: _box is {points.tolist()}: expected the corners of a convex "
+            "quadrilateral, clockwise from the upper left, with an upper and a left edge of at "
+            "least a pixel"
+        )
+    return points, width, height
+
+
+def upright_matrix(
+    points: NDArray[np.float64], width: int, height: int, max_pixels: int, backend: str
+) -> NDArray[np.float64]:
+    """Return the 3×3 matrix that maps (x, y) in the image to (x, y) in the upright result.
+
+    Raises TooLarge for a result with a side above `MAX_SIDE`, or more than `max_pixels`.
+    """
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
+        raise TooLarge(
+            f"{backend}: _box gives {width}x{height} pixels: at most {max_pixels} pixels and a "
+            f"side of {MAX_SIDE} are allowed"
+        )
+    target = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
+    return np.asarray(cv2.getPerspectiveTransform(points.astype(np.float32), target), np.float64)
 
 
 def _clockwise(points: NDArray[np.float64]) -> bool:

@@ -6,6 +6,7 @@ without it. Their work on pixels is in operations.py, which imports torch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from ...gpu.device import DeviceHalf
+
+
+logger = logging.getLogger("penstock.backends.image")
 
 
 class TensorParams(Params):
@@ -112,10 +116,25 @@ class ImageTensorBackend(TensorBackend):
     reads: ClassVar[tuple[str, ...] | None] = None
     """The item's keys that `transform` reads. None: unknown, so each image is transformed alone."""
 
+    samples: ClassVar[bool] = False
+    """CV-CUDA computes its pixels on a GPU, where it is installed."""
+
     together = False
 
     def init(self, params: Any, context: Context) -> None:
         super().init(params, context)
+        if self.samples and self._half.on_gpu:
+            from .cv_cuda import name
+
+            library = name()  # loads it
+            if context.instance == 0:
+                logger.info(
+                    "node %r: %s: %s computes pixels on %s",
+                    context.node,
+                    type(self).__name__,
+                    library,
+                    self._half.device,
+                )
         self.together = self._half.on_gpu and self.reads is not None
         if not self.together:
             self.max = 1
@@ -187,16 +206,16 @@ class ImageTensorBackend(TensorBackend):
 
         from .operations import separate
 
+        if len(members) == 1:
+            self._transform_alone(*members[0])
+            return
         first = members[0][0]
         before = first.copy()
         try:
             images = self.transform(torch.cat([image for _, image in members]), first)
         except InvalidInput:
-            for item, _ in members:  # only the faulty ones fail
-                try:
-                    item["result"] = self.answer(item)
-                except InvalidInput as error:
-                    item["error"] = error
+            for item, image in members:  # only the faulty ones fail
+                self._transform_alone(item, image)
             return
         changed = {
             key: value
@@ -209,6 +228,12 @@ class ImageTensorBackend(TensorBackend):
         ):
             item.update(changed)
             item["result"] = result
+
+    def _transform_alone(self, item: Item, image: torch.Tensor) -> None:
+        try:
+            item["result"] = self.ordered(self.transform(image, item), item)
+        except InvalidInput as error:
+            item["error"] = error
 
 
 def is_nhwc(item: Item, backend: str) -> bool:

@@ -31,6 +31,7 @@ class CvtColorTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = CvtColorTensorParams
+    samples = True
     max = UNBOUNDED
     reads = ("color",)
     color: str

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import cv2
 import numpy as np
 from pydantic import Field
 
-from ...base import Context, Params
+from ...base import UNBOUNDED, Context, Params
 from ...errors import InvalidInput, TooLarge
 from ...item import Item
-from ..crop import numbers, whole_box
+from ..crop import (
+    CenterCropMatParams,
+    CropResizeMatParams,
+    PerspectiveTransformMatParams,
+    enlarged_box,
+    middle,
+    numbers,
+    quadrilateral,
+    upright_matrix,
+    whole_box,
+)
 from ..pad import PAD_VALUE, PadValue
 from ..pixels import MAX_SIDE, side
 from .backend import ImageTensorBackend, TensorParams
@@ -37,6 +48,105 @@ class CropTensor(ImageTensorBackend):
             numbers(item, "_box", 4, "CropTensor"), image.shape[3], image.shape[2], "CropTensor"
         )
         return image[:, :, y1:y2, x1:x2]
+
+
+class CenterCropTensorParams(TensorParams, CenterCropMatParams):
+    pass
+
+
+class CenterCropTensor(ImageTensorBackend):
+    """The middle of an image, like CenterCropMat.
+
+    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×crop_h×crop_w of the same
+    dtype, a copy. A smaller image is padded with 0.
+
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = CenterCropTensorParams
+    max = UNBOUNDED
+    reads = ()
+    size: tuple[int, int]
+
+    def init(self, params: CenterCropTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.size = params.crop_h, params.crop_w
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .operations import placed
+
+        channels, height, width = image.shape[1:]
+        (top, missing_h), (left, missing_w) = (
+            middle(side, crop) for side, crop in zip((height, width), self.size, strict=True)
+        )
+        if missing_h or missing_w:
+            canvas = width + missing_w, height + missing_h
+            corner = missing_w // 2, missing_h // 2
+            image = placed(image, corner, canvas, [0.0] * channels)
+        return image[:, :, top : top + self.size[0], left : left + self.size[1]]
+
+
+class CropResizeTensorParams(TensorParams, CropResizeMatParams):
+    pass
+
+
+class CropResizeTensor(ImageTensorBackend):
+    """The part of an image within `_box`, resized, like CropResizeMat.
+
+    `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: N×C×resize_h×resize_w of the
+    same dtype. On a GPU, uint8 differs by at most 1 from the result on the CPU.
+
+    Raises InvalidInput for a `_box` that CropTensor refuses, and for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = CropResizeTensorParams
+    samples = True
+    params: CropResizeTensorParams
+
+    def init(self, params: CropResizeTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.params = params
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .sampling import resized
+
+        height, width = image.shape[2:]
+        x1, y1, x2, y2 = enlarged_box(item, width, height, self.params, "CropResizeTensor")
+        return resized(image[:, :, y1:y2, x1:x2], self.params.resize_h, self.params.resize_w)
+
+
+class PerspectiveTransformTensorParams(TensorParams, PerspectiveTransformMatParams):
+    pass
+
+
+class PerspectiveTransformTensor(ImageTensorBackend):
+    """A quadrilateral of an image, made upright, like PerspectiveTransformMat.
+
+    `_box` is 4 points (x, y) in pixels, clockwise from the upper left. `data`: N×C×H×W, uint8,
+    float16, bfloat16 or float32. `result`: of the same dtype. On a GPU, uint8 differs by at most 1
+    from the result on the CPU with OpenCV 5, whose coordinates are exact as those of a GPU are.
+
+    Raises InvalidInput and TooLarge for what PerspectiveTransformMat refuses.
+    """
+
+    parameters: ClassVar[type[Params] | None] = PerspectiveTransformTensorParams
+    samples = True
+    max_pixels: int
+
+    def init(self, params: PerspectiveTransformTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.max_pixels = params.max_pixels
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .sampling import warped
+
+        name = "PerspectiveTransformTensor"
+        points, width, height = quadrilateral(item, name)
+        matrix = upright_matrix(points, width, height, self.max_pixels, name)
+        refuse_long_sides(image, name)
+        # OpenCV's own inverse, so that the CPU gives what PerspectiveTransformMat gives.
+        inverse = np.asarray(cv2.invert(matrix)[1], np.float64)
+        return warped(image, inverse, height, width, None)
 
 
 class CopyMakeBorderTensorParams(TensorParams):
@@ -129,6 +239,7 @@ class WarpAffineTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = WarpAffineTensorParams
+    samples = True
     params: WarpAffineTensorParams
 
     def init(self, params: WarpAffineTensorParams, context: Context) -> None:
@@ -136,7 +247,8 @@ class WarpAffineTensor(ImageTensorBackend):
         self.params = params
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .operations import fill_of, warped
+        from .operations import fill_of
+        from .sampling import warped
 
         name = "WarpAffineTensor"
         height = side(item, "target_h", name) if "target_h" in item else self.params.target_h
@@ -146,11 +258,7 @@ class WarpAffineTensor(ImageTensorBackend):
                 f"{name}: {width}x{height} pixels are asked for: at most "
                 f"{self.params.max_pixels} are allowed"
             )
-        if max(image.shape[2:]) > MAX_SIDE:
-            raise InvalidInput(
-                f"{name}: expected an image with no side above {MAX_SIDE}, found shape "
-                f"{tuple(image.shape)}"
-            )
+        refuse_long_sides(image, name)
         matrix = numbers(item, "affine_matrix", 6, name).reshape(2, 3)
         if abs(np.linalg.det(matrix[:, :2])) < FLATTEST_DETERMINANT:
             raise InvalidInput(
@@ -160,3 +268,12 @@ class WarpAffineTensor(ImageTensorBackend):
         if not self.params.inverse:
             matrix = np.linalg.inv(np.vstack([matrix, (0, 0, 1)]))[:2]
         return warped(image, matrix, height, width, fill_of(self.params.pad_value, image, name))
+
+
+def refuse_long_sides(image: torch.Tensor, backend: str) -> None:
+    """Raise InvalidInput for an image that OpenCV 4 can't transform."""
+    if max(image.shape[2:]) > MAX_SIDE:
+        raise InvalidInput(
+            f"{backend}: expected an image with no side above {MAX_SIDE}, found shape "
+            f"{tuple(image.shape)}"
+        )

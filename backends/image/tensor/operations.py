@@ -1,25 +1,23 @@
-"""Operations of the torch image backends on pixels. The only module of them that imports torch.
+"""Operations of the torch image backends on pixels: read, ordered, recoloured, bordered.
 
-On the CPU, OpenCV does the work, plane by plane on the tensor's own memory. There it is up to 200
-times as fast as torch (3000×4000 to 224×224: 0.2 ms instead of 45), and the result equals that of
-the OpenCV backends to the bit. On a GPU torch does it, by the same conventions.
+This module, sampling.py and cv_cuda.py import torch; the backends import them when they run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from ...allocation import counted, empty_array
 from ...engines.torch.reading import as_tensor
 from ...errors import InvalidInput
 from ..pixels import MAX_CHANNELS
+from . import cv_cuda
 
 TENSOR_PIXEL_TYPES = frozenset({torch.uint8, torch.float16, torch.bfloat16, torch.float32})
 
@@ -130,6 +128,8 @@ def converted(image: torch.Tensor, source: str, target: str) -> torch.Tensor:
         return image.expand(-1, 3, -1, -1)
     if target != "gray":
         return image.flip(1)
+    if image.is_cuda and (result := cv_cuda.grey(image, source)) is not None:
+        return result
     luma = LUMA if source == "rgb" else LUMA[::-1]
     if image.dtype != torch.uint8:
         weights = [weight / 2**15 for weight in luma]
@@ -143,99 +143,6 @@ def sum_of(image: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
     for channel, weight in enumerate(weights[1:], 1):
         total = total + image[:, channel : channel + 1] * weight
     return total
-
-
-# sizes
-
-
-def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize N×C×H×W: bilinear, half-pixel centres, no antialiasing, as `cv2.resize`.
-
-    Always a new tensor, of the same dtype.
-    """
-    if image.is_cuda:
-        return interpolated(image, height, width)
-
-    def resize(plane: NDArray[Any], result: NDArray[Any], _: int) -> None:
-        cv2.resize(plane, (width, height), dst=result, interpolation=cv2.INTER_LINEAR)
-
-    return _by_opencv(image, height, width, resize)
-
-
-def interpolated(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize by torch.
-
-    Whole numbers are rounded, at most 1 from OpenCV's result, which is computed in 11 bits.
-    """
-    return as_type(
-        functional.interpolate(
-            image.float(), (height, width), mode="bilinear", align_corners=False
-        ),
-        image.dtype,
-    )
-
-
-def warped(
-    image: torch.Tensor,
-    inverse: NDArray[np.float64],
-    height: int,
-    width: int,
-    fill: Sequence[float],
-) -> torch.Tensor:
-    """Transform an image by `inverse`, 2×3, which maps (x, y) of the result to (x, y) of the image.
-
-    Pixel centres are at whole numbers, as in `cv2.warpAffine` with WARP_INVERSE_MAP. Bilinear;
-    `fill`, a number per channel, is beyond the image.
-    """
-    if image.is_cuda:
-        return sampled(image, inverse, height, width, fill)
-
-    def warp(plane: NDArray[Any], result: NDArray[Any], channel: int) -> None:
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        value = fill[channel]
-        cv2.warpAffine(
-            plane,
-            inverse,
-            (width, height),
-            dst=result,
-            flags=flags,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=value,
-        )
-
-    return _by_opencv(image, height, width, warp)
-
-
-def sampled(
-    image: torch.Tensor,
-    inverse: NDArray[np.float64],
-    height: int,
-    width: int,
-    fill: Sequence[float],
-) -> torch.Tensor:
-    """Do the work of `warped` by torch."""
-    count, _, old_height, old_width = image.shape
-    x = torch.arange(width, dtype=torch.float32, device=image.device)
-    y = torch.arange(height, dtype=torch.float32, device=image.device).unsqueeze(1)
-    (xx, xy, x0), (yx, yy, y0) = inverse.tolist()
-    # To grid_sample's coordinates: -1 and 1 are the outer edges of the image, and the centres of
-    # its outer pixels lie half a pixel inside them.
-    places = torch.stack(
-        [
-            (xx * x + xy * y + x0 + 0.5) * (2 / old_width) - 1,
-            (yx * x + yy * y + y0 + 0.5) * (2 / old_height) - 1,
-        ],
-        dim=-1,
-    )
-    values = torch.tensor(fill, dtype=torch.float32, device=image.device).view(1, -1, 1, 1)
-    # grid_sample fills with 0, so the fill value is shifted to 0.
-    result = functional.grid_sample(
-        image.float() - values,
-        places.expand(count, -1, -1, -1),
-        padding_mode="zeros",
-        align_corners=False,
-    )
-    return as_type(result + values, image.dtype)
 
 
 def as_type(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -280,22 +187,3 @@ def placed(
     )
     result[:, :, top : top + height, left : left + width] = image
     return result
-
-
-def _by_opencv(
-    image: torch.Tensor,
-    height: int,
-    width: int,
-    change: Callable[[NDArray[Any], NDArray[Any], int], None],
-) -> torch.Tensor:
-    """Call `change(plane, result, channel)` for each plane of an image on the CPU.
-
-    The results are in memory of their own.
-    """
-    native = image if image.dtype in (torch.uint8, torch.float32) else image.float()
-    planes = native.contiguous().numpy()
-    result = empty_array((*planes.shape[:2], height, width), planes.dtype)
-    for number in range(planes.shape[0]):
-        for channel in range(planes.shape[1]):
-            change(planes[number, channel], result[number, channel], channel)
-    return torch.from_numpy(result).to(image.dtype)

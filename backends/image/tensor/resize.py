@@ -34,6 +34,7 @@ class ResizeTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = ResizeTensorParams
+    samples = True
     max = UNBOUNDED
     reads = ()
     size: tuple[int, int]
@@ -43,7 +44,7 @@ class ResizeTensor(ImageTensorBackend):
         self.size = params.resize_h, params.resize_w
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .operations import resized
+        from .sampling import resized
 
         return resized(image, *self.size)
 
@@ -65,6 +66,7 @@ class DynamicResizeTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = DynamicResizeTensorParams
+    samples = True
     max = UNBOUNDED
     reads = ("resize_h", "resize_w")
     max_pixels: int
@@ -74,7 +76,7 @@ class DynamicResizeTensor(ImageTensorBackend):
         self.max_pixels = params.max_pixels
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .operations import resized
+        from .sampling import resized
 
         height, width = (
             side(item, "resize_h", "DynamicResizeTensor"),
@@ -105,6 +107,7 @@ class ResizePadTensor(ImageTensorBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = ResizePadTensorParams
+    samples = True
     max = UNBOUNDED
     reads = ()
     canvas: tuple[int, int]
@@ -116,7 +119,8 @@ class ResizePadTensor(ImageTensorBackend):
         self.pad_value = params.pad_value
 
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
-        from .operations import fill_of, placed, resized
+        from .operations import fill_of, placed
+        from .sampling import resized
 
         height, width = image.shape[2:]
         fill = fill_of(self.pad_value, image, "ResizePadTensor")

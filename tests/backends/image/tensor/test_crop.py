@@ -10,7 +10,15 @@ import pytest
 from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.tensor.crop import CopyMakeBorderTensor, CropTensor, WarpAffineTensor
+from penstock.backends.image.crop import CenterCropMat, CropResizeMat, PerspectiveTransformMat
+from penstock.backends.image.tensor.crop import (
+    CenterCropTensor,
+    CopyMakeBorderTensor,
+    CropResizeTensor,
+    CropTensor,
+    PerspectiveTransformTensor,
+    WarpAffineTensor,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -74,6 +82,59 @@ def test_a_missing_box(run_tensor: Any, tensor: Any) -> None:
         InvalidInput, match=r"CropTensor: the item has no _box: expected \[x1, y1, x2, y2\]"
     ):
         run_tensor(CropTensor, tensor)
+
+
+# as the Mat backends
+
+SIZE = {"resize_h": 60, "resize_w": 80}
+FORMS: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
+    "the middle": (CenterCropMat, CenterCropTensor, {"crop_h": 101, "crop_w": 200}, {}),
+    "a larger middle": (CenterCropMat, CenterCropTensor, {"crop_h": 500, "crop_w": 201}, {}),
+    "a box": (CropResizeMat, CropResizeTensor, SIZE, {"_box": [10, 20, 300, 400]}),
+    "a larger box": (
+        CropResizeMat,
+        CropResizeTensor,
+        {"enlarge_ratio": 0.5, **SIZE},
+        {"_box": [10, 20, 500, 400]},
+    ),
+    "a relative box": (
+        CropResizeMat,
+        CropResizeTensor,
+        {"relative": True, **SIZE},
+        {"_box": [0.25, 0, 0.75, 1]},
+    ),
+    "a quadrilateral": (
+        PerspectiveTransformMat,
+        PerspectiveTransformTensor,
+        {},
+        {"_box": [(100.5, 50.25), (400, 80), (500, 300), (-30, 170)]},
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("case", FORMS)
+def test_the_pixels_are_those_of_the_mat_backend(
+    make: Any, run_tensor: Any, photo: Any, case: str, dtype: Any
+) -> None:
+    mat, cls, params, keys = FORMS[case]
+    image = photo.astype(dtype)
+    item = {"data": image, **keys}
+    make(mat, **params).forward([item])
+    for data_format in ("nchw", "nhwc"):
+        data = torch.from_numpy(image[None].copy())
+        if data_format == "nchw":
+            data = data.permute(0, 3, 1, 2).contiguous()
+        result = run_tensor(cls, data, {"data_format": data_format, **keys}, **params)["result"]
+        result = result[0].permute(1, 2, 0) if data_format == "nchw" else result[0]
+        # One plane at a time, OpenCV's own optimisations round the last bit differently.
+        assert np.abs(result.numpy().astype(float) - item["result"]).max() <= 1
+
+
+def test_a_side_that_opencv_4_can_not_transform(run_tensor: Any) -> None:
+    long = torch.zeros((1, 1, 4, 32768), dtype=torch.uint8)
+    with pytest.raises(InvalidInput, match="PerspectiveTransformTensor: expected an image with no"):
+        run_tensor(PerspectiveTransformTensor, long, {"_box": [(0, 0), (3, 0), (3, 3), (0, 3)]})
 
 
 # border

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from penstock.backends.errors import InvalidInput  # noqa: E402
-from penstock.backends.image.tensor import operations  # noqa: E402
+from penstock.backends.image.tensor import operations, sampling  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 TURN: Any = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
@@ -25,14 +25,14 @@ TURN: Any = cv2.getRotationMatrix2D((300.0, 200.0), 30, 0.8)
 def test_resizing_by_torch_is_as_by_opencv(
     tensor: Any, photo: Any, height: int, width: int, device: str
 ) -> None:
-    result = operations.interpolated(tensor.to(device), height, width)
+    result = sampling.interpolated(tensor.to(device), height, width)
     assert result.dtype == torch.uint8 and result.device.type == device
     difference = np.abs(
         result[0].permute(1, 2, 0).cpu().numpy().astype(int) - cv2.resize(photo, (width, height))
     )
     assert difference.max() <= 1 and difference.mean() < 0.3
     floats = (
-        operations.interpolated(tensor.to(device).float(), height, width)[0]
+        sampling.interpolated(tensor.to(device).float(), height, width)[0]
         .permute(1, 2, 0)
         .cpu()
         .numpy()
@@ -64,7 +64,7 @@ def exact(photo: Any, inverse: Any, height: int, width: int, fill: Any) -> Any:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("operation", [operations.warped, operations.sampled])
+@pytest.mark.parametrize("operation", [sampling.warped, sampling.sampled])
 @pytest.mark.parametrize(
     "inverse",
     [
@@ -88,7 +88,7 @@ def test_warping_is_bilinear_between_centres(
     # OpenCV 4 rounds coordinates to 1/32 of a pixel.
     difference = np.abs(result - expected)
     assert difference.mean() < 0.5 and np.quantile(difference, 0.999) < 8
-    if operation is operations.sampled:
+    if operation is sampling.sampled:
         assert difference.max() < 0.1
     whole = operation(tensor.to(device), inverse, 300, 500, fill)[0].permute(1, 2, 0).cpu().numpy()
     assert whole.dtype == np.uint8 and np.abs(whole - result).max() <= 1.01
@@ -97,7 +97,7 @@ def test_warping_is_bilinear_between_centres(
 @pytest.mark.parametrize("device", DEVICES)
 def test_several_images_are_warped_alike(tensor: Any, device: str) -> None:
     both = torch.cat([tensor, tensor.flip(3)]).to(device)
-    for operation in (operations.warped, operations.sampled):
+    for operation in (sampling.warped, sampling.sampled):
         result = operation(both, TURN, 40, 50, [0.0] * 3)
         for index in range(2):
             assert torch.equal(
