@@ -46,7 +46,7 @@ class TensorrtTensor(TorchBackend):
         Raises BackendError, ConfigError, and BuildCancelledError after `progress.cancel`.
         """
         try:
-            from .engine import build_ahead
+            from .ahead import build_ahead
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.base import Context
 from penstock.backends.engines import sharing
-from penstock.backends.engines.tensorrt import engine as engine_module
+from penstock.backends.engines.tensorrt import ahead
 from penstock.backends.engines.tensorrt.backend import TensorrtTensor
 from penstock.backends.engines.tensorrt.build import prepare
 from penstock.backends.engines.tensorrt.library import Library, find_library
@@ -160,7 +160,7 @@ def fake(library: Library, monkeypatch: pytest.MonkeyPatch) -> Any:
             FakeEngine(library.trt, library.logger, ins, outs, profiles, compute, shapes)
         )
         monkeypatch.setattr(FakeLibrary, "fakes", [runtime])
-        monkeypatch.setattr(engine_module, "find_library", lambda name: fake_library)
+        monkeypatch.setattr(ahead, "find_library", lambda name: fake_library)
         return runtime
 
     return fake
