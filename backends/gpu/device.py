@@ -221,7 +221,9 @@ class DeviceHalf:
                 if all(
                     tensor.device == self.device and tensor.dtype == dtype for tensor in tensors
                 ):
-                    start = sum(map(len, tensors))
+                    start = sum(
+                        [tensor.shape[0] for tensor in tensors]
+                    )  # `len` of a tensor is Python
                     torch.cat(list(tensors), out=buffer.device[:start])
                 else:
                     for tensor in tensors:
@@ -231,7 +233,7 @@ class DeviceHalf:
                     buffer.device[start:rows].zero_()
             return buffer.device[:rows]
         with timeline.span("assembly", rows=rows):
-            start = sum(map(len, tensors))
+            start = sum([tensor.shape[0] for tensor in tensors])
             # One call for all: while other threads run, each call waits for the GIL.
             torch.cat(list(tensors), out=buffer.host[:start])
             if start < rows:

@@ -12,9 +12,11 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from ...base import Context
@@ -276,7 +278,14 @@ class TorchModule(TorchEngine):
 
     # items
 
+    @cached_property
+    def _takes_one_input(self) -> bool:
+        """True if a lone tensor is all that an item needs to have."""
+        return self.required <= 1 and not self._places and self.inputs != ()
+
     def in_order(self, data: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+        if self._takes_one_input and isinstance(data, np.ndarray | torch.Tensor):
+            return (), (data,)
         if isinstance(data, dict):
             given = {name: value for name, value in data.items() if value is not None}
             return (), self._by_name(given)
@@ -388,8 +397,9 @@ class TorchModule(TorchEngine):
 
     def _share_out(self, members: list[BatchMember], outputs: list[Any]) -> None:
         super()._share_out(members, outputs)
-        for member in members:
-            self._post.answer(member.item)
+        if self._post.classifies:
+            for member in members:
+                self._post.answer(member.item)
 
     def call(self, inputs: list[Any], names: tuple[str, ...]) -> Any:
         """Call the model. `names` are those of the inputs, for a model that takes a dict."""

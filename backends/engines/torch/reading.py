@@ -55,8 +55,8 @@ def as_tensor(value: Any, label: str) -> torch.Tensor:
         # arrays that are not writable. All these are copied.
         if (
             not value.dtype.isnative
-            or any(stride < 0 for stride in value.strides)
             or not value.flags.writeable
+            or min(value.strides, default=0) < 0
         ):
             value = np.array(value, value.dtype.newbyteorder("="))
         with suppress(TypeError):  # torch lacks the dtype, such as long double
