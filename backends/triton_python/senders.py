@@ -79,16 +79,18 @@ def _refused(why: str) -> TritonModelException:
 class OneResponseSender(InferenceResponseSender):
     """The sender of a model that is not decoupled. It keeps the one response until `get`."""
 
-    __slots__ = ("_complete", "response")
+    __slots__ = ("_incomplete", "response")
 
     def __init__(self, is_cancelled: Callable[[], bool]) -> None:
         super().__init__(self._keep, is_cancelled)
         self.response: InferenceResponse | None = None
-        self._complete = threading.Event()
+        self._incomplete = threading.Lock()  # until the model has sent it; cheaper than an event
+        self._incomplete.acquire()
 
     def get(self) -> InferenceResponse:
         """Wait until the model has sent the response, and return it."""
-        self._complete.wait()
+        with self._incomplete:
+            pass
         assert self.response is not None  # `send` sees to it
         return self.response
 
@@ -96,4 +98,4 @@ class OneResponseSender(InferenceResponseSender):
         if response is not None:
             self.response = response
         if final:
-            self._complete.set()
+            self._incomplete.release()
