@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,8 @@ TARGETS = {1: 0.9}
 TARGET = 0.97
 """The least ratio of other batches."""
 LARGE, SMALL = ("resnet50", "vit", "detector"), ("convnet", "transformer")
+PREPARING = 0.5
+"""The share of the time in which engines are compiled, at most."""
 CRASHED = {"batch": 0, "error": "the process crashed"}
 
 
@@ -76,13 +79,12 @@ class Child:
                 say(f"{self.model}, {self.current}: {event}{took}")
         self.ready.set()
 
-    def go(self) -> None:
+    def tell(self) -> None:
+        """Send a line: at first that it has prepared enough, then that it is to measure."""
         pipe: IO[str] = self.process.stdin  # type: ignore[assignment]  # a pipe, by Popen
-        try:
+        with suppress(OSError):  # it has ended, as `wait` says
             pipe.write("\n")
-            pipe.close()
-        except OSError:
-            pass  # it has ended, as `wait` says
+            pipe.flush()
 
     def wait(self, seconds: float) -> bool:
         """Wait for its end; kill it after `seconds`. Return whether it crashed."""
@@ -116,19 +118,36 @@ def run_all(
         options = ["--engines", ";".join(wanted), "--batches", *map(str, arguments.batches)]
         return Child([*options, "--seconds", str(arguments.seconds)], model, row_added)
 
+    models_left = len(arguments.models)
     for first in range(0, len(arguments.models), together):
         group = [start(model) for model in arguments.models[first : first + together]]
+        seconds = PREPARING * (end - time.monotonic()) * len(group) / models_left
+        prepare(group, time.monotonic() + seconds, end)
         for child in group:
-            # Until all are prepared: compilers would take the processors that the rest measures.
-            child.ready.wait(max(end - time.monotonic() - 30, 1))
-        for child in group:
-            child.go()
-            while child.wait(end - time.monotonic()) and time.monotonic() < end:
-                # The engine that crashed is left out, and so are those that were measured whole.
-                left_out[child.model] |= {child.current, *(row["engine"] for row in child.rows)}
-                row_added({"model": child.model, "engine": child.current, **CRASHED})
-                child = start(child.model)  # noqa: PLW2901  # it takes the place of the other
-                child.go()
+            stop = time.monotonic() + (end - time.monotonic()) / models_left
+            models_left -= 1
+            running = child
+            running.tell()
+            while running.wait(stop - time.monotonic()) and time.monotonic() < stop:
+                # The engine that crashed is left out, and so are those that were measured.
+                row_added({"model": running.model, "engine": running.current, **CRASHED})
+                done = {row["engine"] for row in running.rows}
+                left_out[running.model] |= {running.current, *done}
+                running = start(running.model)
+                prepare([running], (time.monotonic() + stop) / 2, stop)
+                running.tell()
+
+
+def prepare(children: Sequence[Child], until: float, end: float) -> None:
+    """Let engines be prepared until a time, and wait for those that are under way then, because
+    compilers would take the processors from what is measured.
+    """
+    for child in children:
+        child.ready.wait(max(until - time.monotonic(), 1))
+    for child in children:
+        child.tell()
+    for child in children:
+        child.ready.wait(max(end - time.monotonic() - 30, 1))
 
 
 def run_weights(arguments: argparse.Namespace, row_added: Callable[[dict[str, Any]], None]) -> None:
@@ -194,6 +213,10 @@ def weights_table(rows: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["model"], row["engine"], row.get("batch", 0)
+
+
 def main() -> None:
     on_gpu = torch.cuda.is_available()
     out = os.environ.get("OUT")
@@ -201,8 +224,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=[*models.MODELS], metavar="MODEL")
     parser.add_argument("--engines", help="names, separated by ';'; default: all that can run")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128])
-    parser.add_argument("--seconds", type=float, default=0.12, help="length of a turn")
-    parser.add_argument("--limit", type=float, default=150, help="seconds for all of it")
+    parser.add_argument("--seconds", type=float, default=0.08, help="length of a turn")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for all of it")
     parser.add_argument(
         "--weights", action="store_true", help="memory of 1 and 4 instances instead"
     )
@@ -231,21 +254,26 @@ def main() -> None:
     if file is not None and arguments.weights:
         file = file.with_name(f"{file.stem}-weights.json")
     done: list[dict[str, Any]] = json.loads(file.read_text()) if file and file.exists() else []
-    rows = [row for row in done if "error" not in row]
+    rows = {_key(row): row for row in done if "error" not in row}
 
     def row_added(row: dict[str, Any]) -> None:
-        rows.append(row)
+        rows[_key(row)] = row
         if file is not None:  # at once, so that what is done is kept if this process is stopped
-            file.write_text(json.dumps(rows, indent=1))
+            file.write_text(json.dumps([*rows.values()], indent=1))
 
     if arguments.weights:
         run_weights(arguments, row_added)
     else:
-        run_all(arguments, {(row["model"], row["engine"]) for row in rows}, row_added)
+        known = {
+            (model, engine)
+            for model, engine, _ in rows
+            if all((model, engine, batch) in rows for batch in arguments.batches)
+        }
+        run_all(arguments, known, row_added)
     device = torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} processors"
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     print(f"{device}, torch {torch.__version__}, {when}\n")
-    print(weights_table(rows) if arguments.weights else table(rows))
+    print((weights_table if arguments.weights else table)(rows.values()))
 
 
 if __name__ == "__main__":
