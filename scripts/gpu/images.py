@@ -254,6 +254,69 @@ def cvcuda_against_torch() -> None:
                     say(label, failed=f"{type(error).__name__}: {error}"[:160])
 
 
+@part
+def sizes_together() -> None:
+    """Microseconds for images of eight sizes to 224x224: one by one, and by CV-CUDA at once."""
+    library: Any = cv_cuda.find_cvcuda() if ON_GPU else None
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(427, 640), (640, 427), (400, 600), (500, 500), (480, 720), (640, 480), (300, 400)]
+    images = [
+        torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=draw).to(DEVICE)
+        for size in [*sizes, (600, 800)] * (4 if ON_GPU else 1)
+    ]
+    expected = torch.cat([sampling.interpolated(image, 224, 224) for image in images])
+
+    def torch_alone() -> Any:
+        return [sampling.interpolated(image, 224, 224) for image in images]
+
+    def alone() -> Any:
+        return [cv_cuda.resized(image, 224, 224) for image in images]
+
+    def planes_of(tensors: list[Any]) -> list[Any]:
+        return [
+            cv_cuda._Memory(plane) for tensor in tensors for plane in tensor.flatten(0, 1).unbind()
+        ]
+
+    def tensor_batch() -> Any:
+        result = torch.empty((len(images), 3, 224, 224), dtype=torch.uint8, device=DEVICE)
+        layout = library.TensorLayout("HW")
+        library.hq_resize_into(
+            library.as_tensors(planes_of([result]), layout),
+            library.as_tensors(planes_of(images), layout),
+            antialias=False,
+            interpolation=library.Interp.LINEAR,
+            stream=cv_cuda._stream(library, result),
+        )
+        return result
+
+    def image_batch() -> Any:
+        result = torch.empty((len(images), 3, 224, 224), dtype=torch.uint8, device=DEVICE)
+        library.resize_into(
+            library.as_images(planes_of([result]), library.Format.U8),
+            library.as_images(planes_of(images), library.Format.U8),
+            library.Interp.LINEAR,
+            stream=cv_cuda._stream(library, result),
+        )
+        return result
+
+    for name, work in (
+        ("torch, one by one", torch_alone),
+        ("CV-CUDA, one by one", alone),
+        ("CV-CUDA, hq_resize of planes", tensor_batch),
+        ("CV-CUDA, resize of images", image_batch),
+    ):
+        label = f"{len(images)} images of eight sizes, {name}"
+        if library is None and name != "torch, one by one":
+            continue
+        try:
+            result = work()
+            result = torch.cat(result) if isinstance(result, list) else result
+            largest = float((result.int() - expected.int()).abs().max())
+            say(label, us=1e6 / per_second(work, 1, SECONDS / 2), largest=largest)
+        except Exception as error:
+            say(label, failed=f"{type(error).__name__}: {error}"[:200])
+
+
 async def rate(config: dict[str, Any], files: list[bytes], clients: int) -> float:
     """Return images/s of a pipeline in this process."""
     async with Pipeline.load(config) as pipeline:
