@@ -92,6 +92,7 @@ BUILTINS: dict[str, str] = {
     "CpuTensor": "penstock.backends.image.tensor.convert:CpuTensor",
     "ResizeTensor": "penstock.backends.image.tensor.resize:ResizeTensor",
     "DynamicResizeTensor": "penstock.backends.image.tensor.resize:DynamicResizeTensor",
+    "AlignTensor": "penstock.backends.image.tensor.resize:AlignTensor",
     "ResizePadTensor": "penstock.backends.image.tensor.resize:ResizePadTensor",
     "CropTensor": "penstock.backends.image.tensor.crop:CropTensor",
     "CenterCropTensor": "penstock.backends.image.tensor.crop:CenterCropTensor",

@@ -9,9 +9,10 @@ from pydantic import Field
 from ...base import UNBOUNDED, Context, Params
 from ...errors import TooLarge
 from ...item import Item
-from ..geometry import InverseTransform, fit
+from ..geometry import InverseTransform, fit, width_at
 from ..pad import PAD_VALUE, PadValue
 from ..pixels import MAX_SIDE, side
+from ..resize import AlignMatParams
 from .backend import ImageTensorBackend, TensorParams
 
 if TYPE_CHECKING:
@@ -127,3 +128,38 @@ class ResizePadTensor(ImageTensorBackend):
         new_width, new_height = fit(width, height, *self.canvas)
         item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
         return placed(resized(image, new_height, new_width), (0, 0), self.canvas, fill)
+
+
+class AlignTensorParams(TensorParams, AlignMatParams):
+    pass
+
+
+class AlignTensor(ImageTensorBackend):
+    """An image resized to the height resize_h, its width rounded up to a multiple of `align`.
+
+    Like AlignMat. `data`: N×C×H×W, uint8, float16, bfloat16 or float32. `result`: of the same
+    dtype. Sets `resize_h` and `resize_w` to the size, and `inverse_trans`, which maps (x, y) in the
+    result to (x, y) in `data`.
+
+    Raises InvalidInput for another shape or dtype.
+    """
+
+    parameters: ClassVar[type[Params] | None] = AlignTensorParams
+    samples = True
+    max = UNBOUNDED
+    reads = ()
+    params: AlignTensorParams
+
+    def init(self, params: AlignTensorParams, context: Context) -> None:
+        super().init(params, context)
+        self.params = params
+
+    def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
+        from .sampling import resized
+
+        height, width = image.shape[2:]
+        new_height = self.params.resize_h
+        new_width = width_at(width, height, new_height, self.params.max_w, self.params.align)
+        item["resize_h"], item["resize_w"] = new_height, new_width
+        item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
+        return resized(image, new_height, new_width)

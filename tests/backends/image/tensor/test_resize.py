@@ -1,4 +1,4 @@
-"""ResizeTensor, DynamicResizeTensor, ResizePadTensor: against OpenCV, and against torch itself."""
+"""Resizing, against OpenCV, the Mat backends, and torch itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from pydantic import ValidationError
 
 from penstock.backends.errors import InvalidInput, TooLarge
 from penstock.backends.image.pad import ResizePadMat
-from penstock.backends.image.tensor.resize import DynamicResizeTensor, ResizePadTensor, ResizeTensor
+from penstock.backends.image.resize import AlignMat
+from penstock.backends.image.tensor.resize import (
+    AlignTensor,
+    DynamicResizeTensor,
+    ResizePadTensor,
+    ResizeTensor,
+)
 from penstock.backends.item import Item
 
 torch = pytest.importorskip("torch")
@@ -207,3 +213,19 @@ def test_floats_are_padded_with_floats(run_tensor: Any, tensor: Any) -> None:
 def test_a_padding_that_does_not_fit(run_tensor: Any, tensor: Any) -> None:
     with pytest.raises(InvalidInput, match=r"pad_value has 2 numbers, but the image has 3 channel"):
         run_tensor(ResizePadTensor, tensor, max_h=10, max_w=100, pad_value="1,2")
+
+
+# aligned
+
+
+@pytest.mark.parametrize(("max_w", "align"), [(1000, 32), (100, 1), (99, 32)])
+def test_aligned_as_alignmat(
+    run: Any, run_tensor: Any, tensor: Any, photo: Any, max_w: int, align: int
+) -> None:
+    params = {"resize_h": 48, "max_w": max_w, "align": align}
+    expected, item = run(AlignMat, photo, **params), run_tensor(AlignTensor, tensor, **params)
+    assert np.array_equal(pixels(item["result"]), expected["result"])
+    for key in ("resize_h", "resize_w", "inverse_trans"):
+        assert item[key] == expected[key]
+    with pytest.raises(ValidationError, match="no multiple of align"):
+        run_tensor(AlignTensor, tensor, resize_h=48, max_w=9, align=10)
