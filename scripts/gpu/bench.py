@@ -63,10 +63,12 @@ executor = "process"
 instance_num = {decoders}
 next = "net"
 """,
-    "gpu": """
+    **dict.fromkeys(
+        ("nvjpeg", "nvimgcodec"),
+        """
 [decode]
 backend = "S[DecodeTensor,ResizeTensor,CvtColorTensor]"
-decoder = "nvjpeg"
+decoder = "{decode}"
 resize_h = 224
 resize_w = 224
 color = "rgb"
@@ -74,13 +76,16 @@ max = 32
 instance_num = {decoders}
 next = "net"
 """,
+    ),
 }
 
 
 def pipeline(decode: str, *, batch: int, instances: int, decoders: int) -> str:
     """Return the text of a pipeline file."""
     text = DECODE[decode] + NET
-    return text.format(here=HERE, batch=batch, instances=instances, decoders=decoders)
+    return text.format(
+        here=HERE, decode=decode, batch=batch, instances=instances, decoders=decoders
+    )
 
 
 def create_backend(text: str, node: str) -> Backend:
@@ -214,9 +219,7 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=8.0, help="length of each measurement; default: 8"
     )
-    parser.add_argument(
-        "--decode", choices=["cpu", "gpu"], default="cpu", help="where JPEGs are decoded"
-    )
+    parser.add_argument("--decode", choices=[*DECODE], default="cpu", help="what decodes JPEGs")
     parser.add_argument(
         "--decoders",
         type=int,
