@@ -367,6 +367,9 @@ class Backend:
     says which axis is the batch.
     """
 
+    keeps_size: ClassVar[bool] = False
+    """An image stays as large as it is: `result` has the pixels of `data`, each in its place."""
+
     sample: Any = None
     """The `data` with which a node of Penstock's own operators is measured at load; None: any."""
 

@@ -40,6 +40,7 @@ class CvtColorMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = CvtColorMatParams
+    keeps_size = True
     color: Color
 
     @classmethod
@@ -85,6 +86,7 @@ class Mat2Tensor(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = Mat2TensorParams
+    keeps_size = True
     blocks = "its time grows with the image"
     takes, gives = "image", "tensor"
     max = 1
@@ -129,6 +131,7 @@ class Tensor2Mat(Backend):
     """
 
     parameters: ClassVar[type[Params] | None] = Tensor2MatParams
+    keeps_size = True
     blocks = "its time grows with the image"
     takes, gives = "array", "image"
     max = 1
@@ -163,6 +166,8 @@ class FloatMat(ImageBackend):
 
     Raises InvalidInput for another shape or dtype.
     """
+
+    keeps_size = True
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         return counted(image.astype(np.float32))

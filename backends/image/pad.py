@@ -15,7 +15,8 @@ from ..errors import InvalidInput
 from ..item import Item
 from ..params import as_numbers
 from .geometry import InverseTransform, fit, width_at
-from .pixels import MAX_SIDE, ImageBackend
+from .pixels import MAX_SIDE, ImageBackend, whole_size
+from .resizing import ResizingParams
 
 PadValue = Annotated[
     tuple[FiniteFloat, ...], BeforeValidator(as_numbers), Field(min_length=1, max_length=4)
@@ -67,10 +68,13 @@ class Padded(ImageBackend):
         return padded
 
 
-class ResizePadMatParams(Params):
+class ResizePadMatParams(ResizingParams):
     max_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     max_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return fit(width, height, self.max_w, self.max_h)
 
 
 class ResizePadMat(Padded):
@@ -93,7 +97,7 @@ class ResizePadMat(Padded):
         self.pad_value = params.pad_value
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width, _ = image.shape
+        width, height = whole_size(item, image)
         size = fit(width, height, *self.canvas)
         corner = _centered(size, self.canvas) if self.center else (0, 0)
         bounds = (width, height) if self.center else None
@@ -112,7 +116,7 @@ class ResizeCenterPadMat(ResizePadMat):
     center = True
 
 
-class LetterBoxMatParams(Params):
+class LetterBoxMatParams(ResizingParams):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field(
@@ -120,6 +124,9 @@ class LetterBoxMatParams(Params):
         alias="pad_val",
         description=f"{PAD_VALUE}; also accepted as pad_value; YOLO's is 114",
     )
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return fit(width, height, self.resize_w, self.resize_h)
 
 
 class LetterBoxMat(Padded):
@@ -146,7 +153,7 @@ class LetterBoxMat(Padded):
         self.pad_value = params.pad_value
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width, _ = image.shape
+        width, height = whole_size(item, image)
         size = fit(width, height, *self.canvas)
         corner = _centered(size, self.canvas) if self.center else (0, 0)
         item["scale"] = scale = min(self.canvas[0] / width, self.canvas[1] / height)
@@ -161,10 +168,13 @@ class TopLeftResizeMat(LetterBoxMat):
     center = False
 
 
-class FixHResizePadMatParams(Params):
+class FixHResizePadMatParams(ResizingParams):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     max_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return width_at(width, height, self.resize_h, self.max_w), self.resize_h
 
 
 class FixHResizePadMat(Padded):
@@ -185,7 +195,7 @@ class FixHResizePadMat(Padded):
         self.pad_value = params.pad_value
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width, _ = image.shape
+        width, height = whole_size(item, image)
         size = width_at(width, height, self.canvas[1], self.canvas[0]), self.canvas[1]
         item["inverse_trans"] = InverseTransform(width / size[0], height / size[1])
         return self.place(image, size, self.canvas, (0, 0))

@@ -26,6 +26,12 @@ MAX_SIDE = 32767
 Color = Literal["rgb", "bgr", "gray"]
 """Channel orders of images. OpenCV's own is bgr."""
 
+WHOLE_SIZE = "_whole_size"
+"""The item's key for (width, height) of the image in its file, while `data` is smaller than that.
+
+A decoder sets it. It stays until the image has another size.
+"""
+
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 """The number of channels of each `Color`."""
 
@@ -43,6 +49,8 @@ class ImageBackend(Backend):
     def forward(self, batch: list[Item]) -> None:
         for item in batch:
             item["result"] = self.transform(image_of(item["data"], type(self).__name__), item)
+            if not self.keeps_size:
+                item.pop(WHOLE_SIZE, None)
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
         """Return the result for an H×W×C image. May set further keys of the item.
@@ -92,6 +100,12 @@ def resized(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 def owned(image: NDArray[Any]) -> NDArray[Any]:
     """Return the image itself, or a copy of a view: a result must not keep a larger array alive."""
     return image if image.base is None else counted(image.copy())
+
+
+def whole_size(item: Item, image: NDArray[Any]) -> tuple[int, int]:
+    """Return the (width, height) that an H×W×C image has in its file."""
+    size: tuple[int, int] | None = item.get(WHOLE_SIZE)
+    return size or (image.shape[1], image.shape[0])
 
 
 def side(item: Item, key: str, backend: str, minimum: int = 1) -> int:

@@ -14,12 +14,16 @@ from ..base import Context, Params
 from ..errors import InvalidInput, TooLarge
 from ..item import Item
 from .geometry import InverseTransform, fit, width_at
-from .pixels import MAX_SIDE, ImageBackend, resized, side
+from .pixels import MAX_SIDE, ImageBackend, resized, side, whole_size
+from .resizing import ResizingParams
 
 
-class ResizeMatParams(Params):
+class ResizeMatParams(ResizingParams):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return self.resize_w, self.resize_h
 
 
 class ResizeMat(ImageBackend):
@@ -44,12 +48,18 @@ class ResizeMat(ImageBackend):
         return resized(image, *self.size)
 
 
-class DynamicResizeMatParams(Params):
+class DynamicResizeMatParams(ResizingParams):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
         description="the most pixels (height times width) that a request may ask for",
     )
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int] | None:
+        try:
+            return side(item, "resize_w", ""), side(item, "resize_h", "")
+        except InvalidInput:  # DynamicResizeMat says why
+            return None
 
 
 class DynamicResizeMat(ImageBackend):
@@ -80,9 +90,12 @@ class DynamicResizeMat(ImageBackend):
         return resized(image, width, height)
 
 
-class FixRatioResizeMatParams(Params):
+class FixRatioResizeMatParams(ResizingParams):
     max_h: int = Field(ge=1, le=MAX_SIDE, description="greatest height of the result in pixels")
     max_w: int = Field(ge=1, le=MAX_SIDE, description="greatest width of the result in pixels")
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return fit(width, height, self.max_w, self.max_h, up=True)
 
 
 class FixRatioResizeMat(ImageBackend):
@@ -96,19 +109,19 @@ class FixRatioResizeMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = FixRatioResizeMatParams
-    bounds: tuple[int, int]
+    params: FixRatioResizeMatParams
 
     def init(self, params: FixRatioResizeMatParams, context: Context) -> None:
-        self.bounds = params.max_w, params.max_h
+        self.params = params
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width, _ = image.shape
-        new_width, new_height = fit(width, height, *self.bounds, up=True)
+        width, height = whole_size(item, image)
+        new_width, new_height = self.params.size_of_result(width, height, item)
         item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
         return resized(image, new_width, new_height)
 
 
-class AlignMatParams(Params):
+class AlignMatParams(ResizingParams):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     max_w: int = Field(ge=1, le=MAX_SIDE, description="greatest width of the result in pixels")
     align: int = Field(
@@ -127,6 +140,9 @@ class AlignMatParams(Params):
             )
         return self
 
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return width_at(width, height, self.resize_h, self.max_w, self.align), self.resize_h
+
 
 class AlignMat(ImageBackend):
     """An image resized to the height resize_h, its width rounded up to a multiple of `align`.
@@ -143,26 +159,24 @@ class AlignMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = AlignMatParams
-    height: int
-    max_width: int
-    align: int
+    params: AlignMatParams
 
     @classmethod
     def keys_set(cls, params: Any) -> tuple[str, ...]:
         return ("resize_h", "resize_w", "inverse_trans")
 
     def init(self, params: AlignMatParams, context: Context) -> None:
-        self.height, self.max_width, self.align = params.resize_h, params.max_w, params.align
+        self.params = params
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width, _ = image.shape
-        new_width = width_at(width, height, self.height, self.max_width, self.align)
-        item["resize_h"], item["resize_w"] = self.height, new_width
-        item["inverse_trans"] = InverseTransform(width / new_width, height / self.height)
-        return resized(image, new_width, self.height)
+        width, height = whole_size(item, image)
+        new_width, new_height = self.params.size_of_result(width, height, item)
+        item["resize_h"], item["resize_w"] = new_height, new_width
+        item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
+        return resized(image, new_width, new_height)
 
 
-class PillowResizeMatParams(Params):
+class PillowResizeMatParams(ResizingParams):
     resize_h: int | None = Field(
         None, ge=1, le=MAX_SIDE, description="height of the result in pixels"
     )
@@ -192,6 +206,13 @@ class PillowResizeMatParams(Params):
             raise ValueError("expected resize_h and resize_w, or resize_short alone")
         return self
 
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        if self.resize_w is not None and self.resize_h is not None:
+            return self.resize_w, self.resize_h
+        short = self.resize_short or 0
+        long = int(short * max(width, height) / min(width, height))
+        return (short, long) if width <= height else (long, short)
+
 
 class PillowResizeMat(ImageBackend):
     """Pixels at another size, bit-equal to Pillow's `Image.resize`.
@@ -205,8 +226,7 @@ class PillowResizeMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = PillowResizeMatParams
-    size: tuple[int, int] | None
-    short: int
+    params: PillowResizeMatParams
     filter: Image.Resampling
 
     @classmethod
@@ -214,16 +234,12 @@ class PillowResizeMat(ImageBackend):
         return ()
 
     def init(self, params: PillowResizeMatParams, context: Context) -> None:
-        self.short = params.resize_short or 0
-        self.size = None
-        if params.resize_w is not None and params.resize_h is not None:
-            self.size = params.resize_w, params.resize_h
-        self.max_pixels = params.max_pixels
+        self.params = params
         self.filter = Image.Resampling[params.resample.upper()]
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        height, width, channels = image.shape
-        size = self.size or self._by_short_side(width, height)
+        channels = image.shape[2]
+        size = self._size(*whole_size(item, image), item)
         result = empty_array((size[1], size[0], channels), image.dtype)
         if image.dtype == np.float32:
             for channel in range(channels):
@@ -239,15 +255,15 @@ class PillowResizeMat(ImageBackend):
             )
         return result
 
-    def _by_short_side(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height at which the shorter side is `resize_short` long."""
-        long = int(self.short * max(width, height) / min(width, height))
-        if self.short * long > self.max_pixels:
+    def _size(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        """Return the size of the result. Raises TooLarge above `max_pixels`."""
+        size = self.params.size_of_result(width, height, item)
+        if self.params.resize_short is not None and size[0] * size[1] > self.params.max_pixels:
             raise TooLarge(
                 f"PillowResizeMat: an image of {width}x{height} pixels would get a longer side of "
-                f"{long}: at most {self.max_pixels} pixels are allowed"
+                f"{max(size)}: at most {self.params.max_pixels} pixels are allowed"
             )
-        return (self.short, long) if width <= height else (long, self.short)
+        return size
 
     def _resize(self, image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
         return np.asarray(Image.fromarray(image).resize(size, self.filter))

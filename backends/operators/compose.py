@@ -20,6 +20,7 @@ class Identity(Backend):
 
     parameters = Params
     passes_data = True
+    keeps_size = True
 
     @classmethod
     def keys_set(cls, params: Any) -> tuple[str, ...]:

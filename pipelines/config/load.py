@@ -35,6 +35,7 @@ from .json_schema import JsonSchema, Mode, read_schema
 from .node_table import build_node, check_name
 from .preceding_models import with_preceding_models
 from .presets import ImageOptions
+from .resizing import with_resizing
 from .sequences import check_sequences
 from .sharing import check_shared, share
 from .source import Tables, read
@@ -119,6 +120,8 @@ def build(tables: Tables, name: str | None = None) -> PipelineConfig:
         )
         problems += _check_cache(settings, nodes)
         problems += check_ensembles(nodes, inputs, outputs)
+    nodes, unresized = with_resizing(nodes, settings.expose)
+    problems += unresized
     problems += check_sequences(
         nodes, tables.defaults, settings.expose, settings.loop or tables.loop
     )

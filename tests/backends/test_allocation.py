@@ -70,7 +70,8 @@ def test_nothing_is_decoded_without_its_memory(
         raise AssertionError("it was decoded")
 
     monkeypatch.setattr(cv2, "imdecode", fail)
-    monkeypatch.setattr(decode_module, "_decode_with_pillow", fail)
+    monkeypatch.setattr(decode_module, "by_simplejpeg", fail)
+    monkeypatch.setattr(decode_module, "decode_with_pillow", fail)
     budget.reserve(64 * MIB - 100_000, "a test")
     try:
         with pytest.raises(MemoryFull, match=r"an image needs \d+ bytes.*\(max_memory\)"):

@@ -215,6 +215,6 @@ def test_an_avif_with_heifs_brand_first() -> None:
 
 
 def test_pillow_is_not_asked_about_formats_of_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_module, "_open_with_pillow", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(decode_module, "open_with_pillow", lambda *_: pytest.fail("asked"))
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM"):
         assert decode(encode(kind), 10**6).shape == (HEIGHT, WIDTH, 3)

@@ -13,10 +13,19 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from penstock.backends.errors import InvalidInput
+from penstock.backends.image import jpeg_pixels
 from penstock.backends.image.decode import decode
 from penstock.backends.image.jpeg import MAX_SCANS, jpeg_segments, read_jpeg, scan_ends
 
 END = b"\xff\xd9"
+
+
+@pytest.fixture(autouse=True, params=["OpenCV", "simplejpeg"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "OpenCV":
+        monkeypatch.setattr(jpeg_pixels, "decode_jpeg", None)
+    elif jpeg_pixels.decode_jpeg is None:
+        pytest.skip("simplejpeg is not installed")
 
 
 @functools.cache
