@@ -1,4 +1,4 @@
-"""OnnxTensor: ONNX Runtime on the CPU, the engine for machines without a GPU."""
+"""OnnxTensor: ONNX Runtime, on the CPU here and on a GPU by onnx_gpu/."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature
 from ..errors import BackendError, InvalidInput
 from ..item import Item
 from ..params import EngineParams
+from .onnx_gpu.providers import Provider, choose_provider
 from .onnx_model import OnnxModel, moved
 from .onnx_params import OnnxParams
 from .onnx_ports import OnnxTensorInfo, shape_of
@@ -40,7 +41,7 @@ MAX_BUFFERED_SHAPES = 4
 
 
 class OnnxTensor(Backend):
-    """Runs an ONNX model with ONNX Runtime, on the CPU.
+    """Runs an ONNX model with ONNX Runtime, on the CPU or on a GPU (`provider`, `device`).
 
     `data`: an array with the batch dimension first, N×..., for an item of N rows, or a list of them
     in the order of the model's inputs, or a dict of them by name. `result`: the output, N×..., or a
@@ -105,13 +106,8 @@ class OnnxTensor(Backend):
         Raises BackendError, which names the path, for a missing or unreadable file; ConfigError for
         a key that does not fit the model.
         """
-        if context.device not in ("", "cpu"):
-            raise config_error(
-                context,
-                "device",
-                f"device is {context.device!r}, but {self.engine} runs only on the CPU: "
-                'set device = "cpu", or use ModelTensor',
-            )
+        if self._init_on_gpu(params, context):
+            return
         self._post = PostProcessing(params, context.node, self.engine)
         session = self.open_session(params, context)
         self.model = model = OnnxModel(session, params, context, self.engine)
@@ -139,6 +135,49 @@ class OnnxTensor(Backend):
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH
         self.min = self._fixed or min(max(declared.min, context.min or 1), self.max)
         self.min = min(self.min, self.max)
+
+    def _init_on_gpu(self, params: OnnxParams, context: Context) -> bool:
+        """Let a child run the model, if a provider for GPUs is chosen. Return whether it is.
+
+        Raises BackendError and ConfigError.
+        """
+        choice = self.choose_provider(params, context)
+        extra = {"pipeline": context.pipeline, "node": context.node}
+        where = f"node {context.node!r}: {self.engine} runs {params.model}"
+        if choice.name != "cpu":
+            from .onnx_gpu.engine import OnnxGpuEngine, UnfitError
+
+            engine = OnnxGpuEngine(choice.name)
+            try:
+                engine.init(params, context)
+            except UnfitError as error:
+                engine.close()
+                if params.provider or context.device:
+                    raise
+                choice = choice._replace(name="cpu", why=str(error), missed=True)
+            else:
+                self.children = (engine,)
+                self.model, self.proof = engine.onnx, engine.proof
+                self.min, self.max, self.device = engine.min, engine.max, engine.device
+                self.signature = engine.signature
+        if context.instance == 0 and choice.missed:
+            logger.warning(
+                "%s on the CPU, although there is a GPU: %s", where, choice.why, extra=extra
+            )
+        elif context.instance == 0 and choice.name != "cpu":
+            logger.info(
+                "%s with provider %s on %s: %s",
+                where,
+                choice.name,
+                self.device,
+                choice.why,
+                extra=extra,
+            )
+        return choice.name != "cpu"
+
+    def choose_provider(self, params: OnnxParams, context: Context) -> Provider:
+        """Choose ONNX Runtime's provider. Raises BackendError and ConfigError."""
+        return choose_provider(params, context)
 
     def open_session(self, params: OnnxParams, context: Context) -> Any:
         """Open the model in the engine's library. Raises BackendError and ConfigError."""
@@ -238,6 +277,9 @@ class OnnxTensor(Backend):
         ONNX Runtime then has its memory before the first request. Nothing is run if the model
         leaves a size open and `max` does not give it. What the model refuses is a warning.
         """
+        if self.children:
+            super().warm_up()
+            return
         if self._params.warm_up is False or run_given_samples(
             self, self._params, self._context, most=self.max
         ):
@@ -299,6 +341,9 @@ class OnnxTensor(Backend):
         return [values[name] for name in names]
 
     def forward(self, batch: list[Item]) -> None:
+        if self.children:
+            self.children[0].forward(batch)
+            return
         groups: dict[Hashable, list[BatchMember]] = {}
         for position, item in enumerate(batch):
             try:
@@ -333,7 +378,7 @@ class OnnxTensor(Backend):
 
     def close(self) -> None:
         vars(self).pop("model", None)
-        self._buffers = {}
+        vars(self).pop("_buffers", None)
         super().close()
 
     def _read(self, item: Item) -> BatchMember:

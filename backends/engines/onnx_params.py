@@ -10,6 +10,32 @@ from ..params import EngineParams
 
 
 class OnnxParams(EngineParams):
+    provider: Literal["", "cpu", "cuda", "tensorrt"] = Field(
+        "",
+        description="ONNX Runtime's execution provider: cpu, cuda or tensorrt; default: cuda if "
+        "the node's device is a GPU, or if there is one and onnxruntime-gpu is installed; else cpu",
+    )
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, capture a CUDA graph for each batch size (1, 2, 4 ... max) at "
+        "warm-up, if the shapes are known, as from max = 8x3x224x224",
+    )
+    arena_limit: int | None = Field(
+        None,
+        gt=0,
+        description="the most GPU memory that ONNX Runtime takes for each instance, in MiB; "
+        "default: no limit",
+    )
+    arena_extend_strategy: Literal["same_as_requested", "next_power_of_two"] = Field(
+        "same_as_requested",
+        description="how much GPU memory ONNX Runtime takes when it needs more: what it needs, or "
+        "the next power of two, which asks the driver less often",
+    )
+    cudnn_conv_algo_search: Literal["exhaustive", "heuristic", "default"] = Field(
+        "exhaustive",
+        description="how cuDNN's algorithm for a convolution is chosen on a GPU: by running all, "
+        "which takes a while for each new shape; by a rule; or always the same",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -36,5 +62,6 @@ class OnnxParams(EngineParams):
         True, description="plan the memory of a run ahead, from the run before"
     )
     shrink_mem_arena: bool = Field(
-        False, description="give memory that the arena does not use back after each run"
+        False,
+        description="give memory that the arena does not use back after each run; no CUDA graphs",
     )

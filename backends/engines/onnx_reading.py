@@ -31,7 +31,7 @@ def read(item: Item, model: OnnxModel, batched: bool, most: int) -> BatchMember:
 
     `batched`: it has `request_size` rows, at most `most`.
     """
-    values = _values(item["data"], model)
+    values = values_of(item["data"], model)
     size = item.get("request_size", 1)
     arrays = []
     for port, axis, value in zip(model.inputs, model.input_axes, values, strict=False):
@@ -52,7 +52,7 @@ def read(item: Item, model: OnnxModel, batched: bool, most: int) -> BatchMember:
     return BatchMember(item, arrays, optional)
 
 
-def _values(data: Any, model: OnnxModel) -> Sequence[Any]:
+def values_of(data: Any, model: OnnxModel) -> Sequence[Any]:
     """Return the values of `data` in the order of the inputs, the optional ones last and None for
     one that is left out. Raises InvalidInput.
     """
@@ -69,7 +69,7 @@ def _values(data: Any, model: OnnxModel) -> Sequence[Any]:
             if not model.mixed_order:
                 return values
             names = [port.name for port in model.data_order]
-            return _values(dict(zip(names, values, strict=False)), model)
+            return values_of(dict(zip(names, values, strict=False)), model)
         problem = f"data holds {len(values)}"
     listed = ", ".join(port.name for port in model.inputs)
     if model.optional_inputs:

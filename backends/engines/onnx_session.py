@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..base import Context
@@ -17,19 +19,31 @@ from .processors import threads_per_instance
 LOG_SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
 """`log_level` -> ONNX Runtime's number for it."""
 
+CPU_ONLY: Sequence[tuple[str, dict[str, Any]]] = (("CPUExecutionProvider", {}),)
 
-def open_session(path: Path, params: OnnxParams, context: Context, threads: int) -> Any:
+NO_INITIALIZERS: Mapping[str, Any] = MappingProxyType({})
+
+
+def open_session(
+    path: Path,
+    params: OnnxParams,
+    context: Context,
+    threads: int,
+    providers: Sequence[tuple[str, dict[str, Any]]] = CPU_ONLY,
+    *,
+    edit: Callable[[Any], Any] | None = None,
+    initializers: Mapping[str, Any] = NO_INITIALIZERS,
+) -> Any:
     """Open a session of the model, with `mean`, `std` and `data_format` built into it.
 
-    `threads` are those of an operator. Raises BackendError and ConfigError.
+    `threads` are those of an operator. `providers` are ONNX Runtime's, each with its options.
+    `edit` changes the model, an `onnx.ModelProto`, before `mean` and `std` are built in; it raises
+    ValueError for what it can't do (key `precision`). `initializers` are weights by name, as
+    OrtValues, of which the session makes no copy. Raises BackendError and ConfigError.
     """
     import onnxruntime
 
-    for weights in path.parent.glob(f"{glob.escape(path.name)}[._]data"):
-        context.files.check(weights)  # weights in a file beside the model, by its usual name
-    if not path.is_file():
-        raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
-    plain = _decrypted(path)
+    source = read_source(path, params, context, edit)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     _set_options(options, params)
@@ -37,38 +51,73 @@ def open_session(path: Path, params: OnnxParams, context: Context, threads: int)
     # loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = LOG_SEVERITIES[params.log_level or "error"]
-    source: str | bytes = str(path) if plain is None else plain
+    for name, value in initializers.items():
+        options.add_initializer(name, value)
     try:
-        nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # only ModelTensor has this key
-        if nhwc or params.mean is not None or params.std is not None:
-            import onnx
-
-            model = (
-                onnx.load(path, load_external_data=False)
-                if plain is None
-                else onnx.load_model_from_string(plain)
-            )
-            key = "data_format"
-            try:
-                if nhwc:
-                    channels_last(model)
-                key = "mean" if params.mean is not None else "std"
-                if params.mean is not None or params.std is not None:
-                    fuse_normalisation(model, params.mean, params.std)
-            except ValueError as error:
-                raise config_error(context, key, str(error)) from error
-            source = model.SerializeToString()
         if isinstance(source, bytes):
             # Weights in a file beside the model are read from there, and never copied into the
             # model.
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(path.parent)
             )
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except ConfigError:
-        raise
+        # Without the fallback, which prints to standard output and then runs on the CPU.
+        return onnxruntime.InferenceSession(
+            source, options, providers=list(providers), enable_fallback=0
+        )
     except Exception as error:  # exceptions of ONNX Runtime and protobuf share no other base class
         raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
+
+
+def read_source(
+    path: Path,
+    params: OnnxParams,
+    context: Context,
+    edit: Callable[[Any], Any] | None = None,
+) -> str | bytes:
+    """Return what a session is opened with: the path, or the bytes of a model that is encrypted or
+    has edits. Raises BackendError and ConfigError.
+    """
+    for weights in path.parent.glob(f"{glob.escape(path.name)}[._]data"):
+        context.files.check(weights)  # weights in a file beside the model, by its usual name
+    if not path.is_file():
+        raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
+    plain = _decrypted(path)
+    nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # only ModelTensor has this key
+    if edit is None and not nhwc and params.mean is None and params.std is None:
+        return str(path) if plain is None else plain
+    try:
+        model = load_model(path if plain is None else plain, weights=edit is not None)
+        key = "precision"
+        try:
+            if edit is not None:
+                model = edit(model)
+            key = "data_format"
+            if nhwc:
+                channels_last(model)
+            key = "mean" if params.mean is not None else "std"
+            if params.mean is not None or params.std is not None:
+                fuse_normalisation(model, params.mean, params.std)
+        except ValueError as error:
+            raise config_error(context, key, str(error)) from error
+        source: bytes = model.SerializeToString()
+    except ConfigError:
+        raise
+    except Exception as error:  # exceptions of onnx and protobuf share no other base class
+        raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
+    return source
+
+
+def load_model(source: Path | str | bytes, *, weights: bool = False) -> Any:
+    """Return the `onnx.ModelProto` of a file or of its bytes. `weights`: with those that are in a
+    file beside it.
+    """
+    import onnx
+
+    return (
+        onnx.load_model_from_string(source)
+        if isinstance(source, bytes)
+        else onnx.load(source, load_external_data=weights)
+    )
 
 
 OPTIMIZATIONS = {

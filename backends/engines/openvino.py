@@ -16,6 +16,7 @@ from ..params import EngineParams, why_no_file
 from ..text import message_of
 from .encryption import is_encrypted
 from .onnx import OnnxTensor
+from .onnx_gpu.providers import Provider
 from .onnx_session import config_error
 from .processors import threads_per_instance
 
@@ -61,6 +62,16 @@ class OpenvinoTensor(OnnxTensor):
     parameters: ClassVar[type[Params] | None] = OpenvinoParams
     extra: ClassVar[str] = "openvino"
     engine: ClassVar[str] = "OpenvinoTensor"
+
+    def choose_provider(self, params: Any, context: Context) -> Provider:
+        if context.device not in ("", "cpu"):
+            raise config_error(
+                context,
+                "device",
+                f"device is {context.device!r}, but OpenvinoTensor runs only on the CPU: "
+                'set device = "cpu", or use ModelTensor',
+            )
+        return Provider("cpu", "OpenVINO runs there")
 
     def open_session(self, params: Any, context: Context) -> Any:
         """Compile the model. Raises BackendError, which names the path, and ConfigError."""

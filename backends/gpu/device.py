@@ -187,10 +187,20 @@ class DeviceHalf:
             self._graphs, self._buffers = {}, {}
             held.clear()
             return
-        held.clear()
-        self._graphs.clear()
-        self._buffers.clear()
+        with self.no_captures():  # libraries free memory by waiting for the whole device
+            held.clear()
+            self._graphs.clear()
+            self._buffers.clear()
         self.clean()
+
+    @contextmanager
+    def no_captures(self) -> Iterator[None]:
+        """Let no thread capture a graph during the block, which may wait for the whole device."""
+        if not self.on_gpu:
+            yield
+            return
+        with _capturing:
+            yield
 
     def clean(self) -> None:
         """Give memory that torch keeps for later back to the device."""
@@ -398,7 +408,7 @@ def device_errors(owner: str, device: torch.device, doing: str) -> Iterator[None
         if reason:
             raise MemoryError(
                 f"{owner}: out of memory on {device} while {doing}: {free_memory(device)}; "
-                f"torch says: {reason}"
+                f"{getattr(error, 'library', 'torch')} says: {reason}"
             ) from error
         reason = _line_with(text, *FAILURE_TEXTS)
         if reason or isinstance(error, getattr(torch, "AcceleratorError", ())):
@@ -413,9 +423,19 @@ OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
     "not enough memory",
     "STATUS_ALLOC_FAILED",
+    "Failed to allocate memory",
+    "Available memory of",
 )
-FAILURE_TEXTS = ("CUDA error", "CUDNN_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
-"""Texts of torch's errors: TorchScript, cuDNN and AOTInductor raise plain RuntimeErrors."""
+FAILURE_TEXTS = (
+    "CUDA error",
+    "CUDA failure",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+)
+"""Texts of errors of torch and ONNX Runtime: TorchScript, cuDNN and AOTInductor raise plain
+RuntimeErrors, and ONNX Runtime none that tell the device's failures from others.
+"""
 
 
 def _line_with(text: str, *signs: str) -> str:

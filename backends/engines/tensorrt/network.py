@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from ...errors import BackendError, ConfigError, Problem
 from ..normalise import channels_last, fuse_normalisation
 from ..postprocess import CLASSIFIERS, SOFTMAX
+from ..precision import convert
 from .library import Library
-from .precision import convert
 from .profiles import Input
 from .recipe import Recipe, read_onnx
 

@@ -14,9 +14,9 @@ from typing import Any
 from ...base import Context
 from ...errors import BackendError
 from ..encryption import is_encrypted, read_model
+from ..precision import converter_name
 from .library import Library
 from .params import TensorrtParams
-from .precision import converter_name
 
 ENGINE_SUFFIXES = (".trt", ".plan", ".engine")
 """Suffixes of files that are engines already."""

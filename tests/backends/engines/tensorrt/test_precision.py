@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from penstock.backends.engines.precision import convert, converter_name
 from penstock.backends.engines.tensorrt.build import build
 from penstock.backends.engines.tensorrt.library import Library
-from penstock.backends.engines.tensorrt.precision import convert, converter_name
 from penstock.backends.engines.tensorrt.progress import Progress
 from penstock.backends.errors import ConfigError
 

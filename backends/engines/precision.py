@@ -1,8 +1,8 @@
 """Convert an ONNX model to another precision.
 
-TensorRT's networks are strongly typed: each layer computes in the types that the model gives, so
-the model is converted. ModelOpt's AutoCast does it if it is installed (it looks at values to see
-which layers must stay in fp32), and otherwise onnxconverter-common.
+Each layer computes in the types that the model gives: TensorRT's networks are strongly typed, and
+ONNX Runtime has no option for it. ModelOpt's AutoCast converts if it is installed (it looks at
+values to see which layers must stay in fp32), and otherwise onnxconverter-common.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...suggestions import did_you_mean
+from ..suggestions import did_you_mean
 from .float16 import to_float16
 
 QUANTIZED_TYPES = {"int8": ("INT8", "UINT8"), "fp8": ("FLOAT8E4M3FN", "FLOAT8E5M2")}

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from ..normalise import Names, replace_uses
+from .normalise import Names, replace_uses
 
-log = logging.getLogger("penstock.tensorrt")
+log = logging.getLogger("penstock.precision")
 
 SMALLEST_FLOAT16, LARGEST_FLOAT16 = 2.0**-24, 65504.0
 """The least positive and the greatest value in float16. The converter's own limits are tighter: it
@@ -35,8 +35,8 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
     """
     if find_spec("onnxconverter_common") is None:
         raise ValueError(
-            "precision fp16 needs a converter: pip install onnxconverter-common (extra tensorrt "
-            "brings it)"
+            "precision fp16 needs a converter: pip install onnxconverter-common (the extras "
+            "tensorrt and onnx-gpu bring it)"
         )
     from onnxconverter_common import float16
 

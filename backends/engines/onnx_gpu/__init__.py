@@ -1,0 +1,1 @@
+"""OnnxTensor on GPUs: ONNX Runtime's CUDA and TensorRT execution providers."""

@@ -1,0 +1,64 @@
+"""Weights on a GPU that the instances of a node share.
+
+Each instance has a session of its own, since a session has one stream and its memory for
+intermediate results can't be used by two runs at once. ONNX Runtime takes a weight from outside
+where it is already on the device and the optimised graph still has it by that name. What its
+optimiser makes of weights (a convolution with its batch norm folded in), each session has for
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..onnx_session import load_model
+from ..sharing import shared
+
+MIN_SHARED_BYTES = 16 << 10
+"""The smallest weight that is worth sharing. Shapes and other constants stay with the model."""
+
+
+class SharedWeights:
+    """The weights of a model as OrtValues, by name."""
+
+    __slots__ = ("__weakref__", "values")
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+
+def shared_weights(key: Hashable, source: str | bytes, device: torch.device) -> SharedWeights:
+    """Return the weights of a model on a device; the first caller copies them there.
+
+    `source` is what a session is opened with. Instances with the same `key` share them, and must
+    hold what is returned as long as their sessions.
+    """
+    weights: SharedWeights = shared(
+        ("onnx weights", key, str(device)), lambda: _load(source, device)
+    )
+    return weights
+
+
+def _load(source: str | bytes, device: torch.device) -> SharedWeights:
+    import onnxruntime
+    from onnx import TensorProto, numpy_helper
+
+    path = Path(source) if isinstance(source, str) else source
+    graph = load_model(path, weights=isinstance(source, str)).graph
+    inputs = {value.name for value in graph.input}  # these weights may be given by items
+    supported = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8}
+    values = {}
+    for tensor in graph.initializer:
+        in_file = tensor.data_location == TensorProto.EXTERNAL
+        if tensor.data_type not in supported or tensor.name in inputs or in_file:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes >= MIN_SHARED_BYTES:
+            values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                array, device.type, device.index or 0
+            )
+    return SharedWeights(values)
