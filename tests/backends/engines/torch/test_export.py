@@ -268,8 +268,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     program = torch.export.export(
         pair, (torch.zeros(2, 3), torch.zeros(2, 2)), dynamic_shapes=({0: batch}, {0: batch})
     )
-    path = tmp_path_factory.mktemp("package") / "pair.pt2"
-    with warnings.catch_warnings():
+    folder = tmp_path_factory.mktemp("package")
+    path = folder / "pair.pt2"
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        # torch packs all files that lie in the model's folder of its cache, also those that another
+        # process compiles there at the moment: half a library ends the process that loads it.
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
         warnings.simplefilter("ignore")  # torch's compiler calls deprecated functions of torch
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     return pair, path
