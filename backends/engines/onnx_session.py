@@ -31,19 +31,18 @@ def open_session(
     threads: int,
     providers: Sequence[tuple[str, dict[str, Any]]] = CPU_ONLY,
     *,
-    edit: Callable[[Any], Any] | None = None,
+    source: str | bytes | None = None,
     initializers: Mapping[str, Any] = NO_INITIALIZERS,
 ) -> Any:
     """Open a session of the model, with `mean`, `std` and `data_format` built into it.
 
     `threads` are those of an operator. `providers` are ONNX Runtime's, each with its options.
-    `edit` changes the model, an `onnx.ModelProto`, before `mean` and `std` are built in; it raises
-    ValueError for what it can't do (key `precision`). `initializers` are weights by name, as
-    OrtValues, of which the session makes no copy. Raises BackendError and ConfigError.
+    `source` is what `read_source` returned, if it has been called. `initializers` are weights by
+    name, as OrtValues, of which the session makes no copy. Raises BackendError and ConfigError.
     """
     import onnxruntime
 
-    source = read_source(path, params, context, edit)
+    source = read_source(path, params, context) if source is None else source
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     _set_options(options, params)
@@ -75,7 +74,10 @@ def read_source(
     edit: Callable[[Any], Any] | None = None,
 ) -> str | bytes:
     """Return what a session is opened with: the path, or the bytes of a model that is encrypted or
-    has edits. Raises BackendError and ConfigError.
+    has edits.
+
+    `edit` changes the model, an `onnx.ModelProto`, before `mean` and `std` are built in; it raises
+    ValueError for what it can't do (key `precision`). Raises BackendError and ConfigError.
     """
     for weights in path.parent.glob(f"{glob.escape(path.name)}[._]data"):
         context.files.check(weights)  # weights in a file beside the model, by its usual name

@@ -116,9 +116,9 @@ class OnnxGpuEngine(TorchEngine):
         edits = edit if params.precision not in (None, "fp32") else None
         if self.provider == "tensorrt":
             edits = None  # TensorRT chooses the precision of each layer itself
+        source = read_source(path, params, context, edits)
         initializers = NO_INITIALIZERS
         if context.instances > 1 and self.provider != "tensorrt":
-            source = read_source(path, params, context, edits)
             given = params.model_dump(
                 include={"mean", "std", "data_format", "precision", "precision_fp32"}
             )
@@ -136,7 +136,7 @@ class OnnxGpuEngine(TorchEngine):
                 provider_options(
                     self.provider, params, device, stream, graphs=graphs, tensorrt=special
                 ),
-                edit=edits,
+                source=source,
                 initializers=initializers,
             )
 

@@ -17,6 +17,7 @@ import torch
 
 from ..onnx_session import load_model
 from ..sharing import shared
+from .binding import OnnxRunError
 
 MIN_SHARED_BYTES = 16 << 10
 """The smallest weight that is worth sharing. Shapes and other constants stay with the model."""
@@ -58,7 +59,10 @@ def _load(source: str | bytes, device: torch.device) -> SharedWeights:
             continue
         array = numpy_helper.to_array(tensor)
         if array.nbytes >= MIN_SHARED_BYTES:
-            values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(
-                array, device.type, device.index or 0
-            )
+            try:
+                values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                    array, device.type, device.index or 0
+                )
+            except Exception as error:
+                raise OnnxRunError(f"a weight can't be copied to {device}: {error}") from error
     return SharedWeights(values)

@@ -15,7 +15,7 @@ import pytest
 
 from penstock.backends.base import Context
 from penstock.backends.engines.onnx_params import OnnxParams
-from penstock.backends.errors import ConfigError, InvalidInput
+from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 from . import models
 
@@ -142,6 +142,15 @@ def test_instances_share_the_weights_that_they_are_given(tmp_path: Path) -> None
     first._weights.values["w"].update_inplace(weight * 2)
     first.close()
     assert np.array_equal(models.run(second, row)[0], weight[None] * 2)
+
+
+def test_a_load_without_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_session(*_: Any, **__: Any) -> None:
+        raise BackendError("can't be loaded: Failed to allocate memory for requested buffer")
+
+    monkeypatch.setattr("penstock.backends.engines.onnx_gpu.engine.open_session", open_session)
+    with pytest.raises(MemoryError, match=r"while loading the model: .* are free; ONNX Runtime"):
+        engine(models.tag(tmp_path))
 
 
 def test_models_that_no_gpu_takes(tmp_path: Path) -> None:
