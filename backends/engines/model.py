@@ -14,7 +14,7 @@ from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
 from .onnx import OnnxTensor
 from .onnx_params import OnnxParams
-from .openvino import OpenvinoTensor
+from .openvino.backend import OpenvinoTensor
 from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
 from .tensorrt.library import find_library

@@ -118,18 +118,25 @@ def _broadcast(shape: list[int | None], count: int, key: str) -> tuple[int, ...]
     """
     if count == 1:
         return ()
+    channels = channel_axis(shape, count, key)
+    return tuple(count if axis == channels else 1 for axis in range(len(shape)))
+
+
+def channel_axis(shape: list[int | None], count: int, key: str) -> int:
+    """Return the axis of an input of this shape that has `count` channels: the second, or the last.
+
+    Raises ValueError if neither has. `key` is what has `count` values, for the message.
+    """
     rank = len(shape)
     for axis in (1, rank - 1):
         if 1 <= axis < rank and shape[axis] == count:
-            break
-    else:
-        axis = 1
-        if rank < 2 or shape[axis] is not None:
-            raise ValueError(
-                f"{key} has {count} values, but neither the second nor the last axis of the first "
-                f"input {shape_text(shape)} has as many channels"
-            )
-    return tuple(count if index == axis else 1 for index in range(rank))
+            return axis
+    if rank < 2 or shape[1] is not None:
+        raise ValueError(
+            f"{key} has {count} values, but neither the second nor the last axis of the first "
+            f"input {shape_text(shape)} has as many channels"
+        )
+    return 1
 
 
 def replace_uses(graph: Any, old: str, new: str) -> None:

@@ -116,7 +116,7 @@ BUILTINS: dict[str, str] = {
     "CTCDecodeTensor": "penstock.backends.operators.ctc:CTCDecodeTensor",
     "YoloTensor": "penstock.backends.operators.yolo:YoloTensor",
     "OnnxTensor": "penstock.backends.engines.onnx:OnnxTensor",
-    "OpenvinoTensor": "penstock.backends.engines.openvino:OpenvinoTensor",
+    "OpenvinoTensor": "penstock.backends.engines.openvino.backend:OpenvinoTensor",
     "ModelTensor": "penstock.backends.engines.model:ModelTensor",
     "TorchScriptTensor": "penstock.backends.engines.torch.backend:TorchScriptTensor",
     "TorchExportTensor": "penstock.backends.engines.torch.backend:TorchExportTensor",

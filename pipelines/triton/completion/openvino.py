@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from penstock.backends.errors import ConfigError, Problem
+from penstock.backends.engines.openvino.library import core
+from penstock.backends.errors import BackendError, ConfigError, Problem
 
 from ..messages import ModelConfig
 from .tensors import KnownTensor, complete_tensors
@@ -31,12 +32,12 @@ def complete(config: ModelConfig, version: Path) -> None:
     if config.input and config.output:
         return
     try:
-        import openvino
-    except ImportError:
+        library = core()
+    except BackendError:
         return
     file = version / config.default_model_filename
     try:
-        model = openvino.Core().read_model(str(file))
+        model = library.read_model(str(file))
     except Exception as error:
         message = f"OpenVINO can't read this model: {error}"
         raise ConfigError([Problem(message, str(file))]) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import pytest
 from onnx import TensorProto
 
 from penstock.backends.base import Context, TensorPort
+from penstock.backends.engines import processors
 from penstock.backends.engines.model import ModelParams, choose_engine
-from penstock.backends.engines.openvino import OpenvinoParams, OpenvinoTensor
+from penstock.backends.engines.openvino import compiled as compiled_module
+from penstock.backends.engines.openvino.backend import OpenvinoTensor
+from penstock.backends.engines.openvino.compiled import compiled_model, threads_of
+from penstock.backends.engines.openvino.params import OpenvinoParams
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 from .test_onnx import write
@@ -87,8 +93,12 @@ def test_rows_that_share_an_output_do_not_share_runs(network: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"mean": "1"}, "mean: OpenvinoTensor builds no normalisation"),
-        ({"precision": "int8"}, "precision: found 'int8', expected one of fp32, fp16, bf16"),
+        ({"precision": "fp8"}, "precision: found 'fp8', expected one of fp32, fp16, bf16, int8"),
+        ({"precision": "int8"}, "precision: int8 needs a quantised model, .* set calibration"),
+        ({"precision": "int8", "calibration": "none.npz"}, "calibration: .* can't be read"),
+        ({"mean": "1,2,3"}, "mean: mean has 3 values, but neither the second nor the last axis"),
+        ({"std": "0"}, r"std: std must not contain 0, found \(0.0,\)"),
+        ({"data_format": "nhwc"}, "data_format: nhwc needs a first input of 4 axes, .* found 2"),
         ({"device": "cuda:0"}, "OpenvinoTensor runs only on the CPU"),
         ({"outputs": ["sun"]}, "outputs: names 'sun'"),
     ],
@@ -112,3 +122,261 @@ def test_files_that_can_not_be_read(network: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"pip install 'penstock-serve\[openvino\]'"):
         make(network)
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Path:
+    """y = x, N×3×2×2."""
+    return write(
+        tmp_path / "pixels.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", FLOAT, ["n", 3, 2, 2])],
+        [("y", FLOAT, ["n", 3, 2, 2])],
+    )
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_mean_std_and_layout_are_built_in(pixels: Path, suffix: str) -> None:
+    if suffix == ".xml":
+        openvino.save_model(openvino.convert_model(pixels), pixels.with_suffix(".xml"))
+    path = pixels.with_suffix(suffix)
+    keys = {"mean": "1,2,3", "std": "2,4,8"}
+    images = np.arange(12, dtype=np.uint8).reshape(1, 3, 2, 2)
+    expected = (images - np.reshape([1, 2, 3], (3, 1, 1))) / np.reshape([2, 4, 8], (3, 1, 1))
+    plain = make(path, **keys)
+    for result in run(plain, images, images.astype(np.float32)):
+        assert result.tolist() == expected.tolist()
+    (result,) = run(make(path, data_format="nhwc", **keys), images.transpose(0, 2, 3, 1))
+    assert result.tolist() == expected.tolist()
+    (result,) = run(make(path, mean="1"), images)
+    assert result.tolist() == (images - 1.0).tolist()
+
+
+def test_mean_needs_a_floating_input(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "whole.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", TensorProto.INT64, ["n", 3])],
+        [("y", TensorProto.INT64, ["n", 3])],
+    )
+    with pytest.raises(ConfigError, match="mean: mean and std need a first input of a floating"):
+        make(path, mean="1")
+
+
+def test_results_of_a_batch_have_memory_of_their_own(pixels: Path) -> None:
+    backend = make(pixels, max=4)
+    rows = [np.full((1, 3, 2, 2), index, np.float32) for index in range(4)]
+    for row in rows:
+        row.setflags(write=False)  # as arrays of a request's body are
+    kept = run(backend, rows[0]) + run(backend, *rows[1:3]) + run(backend, rows[3])
+    run(backend, *rows)
+    run(backend, rows[0] + 9)
+    assert [float(result.mean()) for result in kept] == [0, 1, 2, 3]
+    assert all(result.flags.writeable for result in kept)
+
+
+def test_texts_are_refused(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "texts.onnx",
+        [("Identity", ["x"], ["y"])],
+        [("x", TensorProto.STRING, ["n"])],
+        [("y", TensorProto.STRING, ["n"])],
+    )
+    with pytest.raises(BackendError, match="x holds texts, and OpenVINO computes with numbers"):
+        make(path)
+
+
+def test_instances_share_one_compiled_model(pixels: Path) -> None:
+    def compiled(instance: int, node: str = "node", **keys: Any) -> Any:
+        params: Any = OpenvinoParams.model_validate({"model": str(pixels), **keys})
+        return compiled_model(params, Context(node=node, instance=instance, instances=2))
+
+    first = compiled(0)
+    assert compiled(1) is first
+    assert compiled(0, node="other") is first
+    assert compiled(0, mean="1") is not first
+    # Pinned by default, two models of one thread each would both run on the first processor.
+    assert first.compiled.get_property("ENABLE_CPU_PINNING") is False
+
+
+@pytest.mark.parametrize("quota", [None, 0.5])
+def test_pinned_cores(pixels: Path, quota: float | None, monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setattr("penstock.backends.engines.openvino.compiled.cpu_quota", lambda: quota)
+    params: Any = OpenvinoParams.model_validate({"model": str(pixels), "pin_cores": True})
+    model = compiled_model(params, Context(node="node")).compiled
+    assert model.get_property("ENABLE_CPU_PINNING") is (quota is None)
+    assert ("pin_cores is left out: the process has a quota of 0.5" in caplog.text) is bool(quota)
+
+
+@pytest.mark.parametrize(
+    ("threads", "instances", "alone", "quota", "expected"),
+    [
+        (None, 2, False, None, (2, 8)),
+        (None, 2, True, None, (1, 4)),
+        (None, 4, False, 0.5, (1, 1)),
+        (3, 2, False, None, (2, 6)),
+    ],
+)
+def test_streams_and_threads(
+    threads: int | None,
+    instances: int,
+    alone: bool,
+    quota: float | None,
+    expected: Any,
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(processors, "cpu_quota", lambda: quota)
+    params: Any = OpenvinoParams.model_validate({"model": "m", "threads": threads})
+    assert threads_of(params, Context(instances=instances, alone=alone)) == expected
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    """y = x W, N×64."""
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    return write(
+        tmp_path / "layer.onnx",
+        [("MatMul", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["n", 64])],
+        [("y", FLOAT, ["n", 64])],
+        initializers=[("w", weights)],
+    )
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_lower_precision_is_never_silent(
+    layer: Path, precision: str, native: bool, monkeypatch: Any, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "penstock")
+    known = {"FP32", "INT8", precision.upper()} if native else {"FP32", "INT8"}
+    monkeypatch.setattr(compiled_module, "capabilities", lambda: frozenset(known))
+    make(layer, precision=precision)
+    if native:
+        assert f"node: OpenvinoTensor: {precision} against fp32: largest difference" in caplog.text
+    else:
+        assert f"this processor does not compute {precision} natively, so" in caplog.text
+        assert "runs in fp32; it has no precision below fp32 but int8" in caplog.text
+
+
+def test_fp32_is_not_compared(layer: Path, caplog: Any) -> None:
+    caplog.set_level("INFO", "penstock")
+    make(layer)
+    assert "against" not in caplog.text
+
+
+class Nncf:
+    """Stands for NNCF: rounds the weights of the layer to eight bits."""
+
+    def __init__(self) -> None:
+        self.feeds: list[Any] = []
+
+    Dataset: Any = staticmethod(list)
+
+    def quantize(self, model: Any, dataset: Any, subset_size: int) -> Any:
+        self.feeds.append(dataset)
+        assert subset_size == len(dataset)
+        (constant,) = (
+            node
+            for node in model.get_ops()
+            if node.get_type_name() == "Constant" and node.data.size > 64
+        )
+        rounded = openvino.opset13.constant(np.round(constant.data * 32) / 32)
+        for target in constant.output(0).get_target_inputs():
+            target.replace_source_output(rounded.output(0))
+        return model
+
+
+def test_nncf_quantises_with_calibration_values(
+    layer: Path, tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "penstock")
+    nncf = Nncf()
+    monkeypatch.setitem(sys.modules, "nncf", nncf)
+    (tmp_path / "values").mkdir()
+    values = np.random.default_rng(1).standard_normal((5, 64))
+    np.savez(tmp_path / "values" / "one.npz", x=values[:3])
+    np.savez(tmp_path / "values" / "two.npz", x=values[3:])
+    keys = {
+        "precision": "int8",
+        "calibration": str(tmp_path / "values"),
+        "model::cache": str(tmp_path / "cache"),
+    }
+    backend = make(layer, **keys)
+    (feeds,) = nncf.feeds
+    assert np.array_equal(np.concatenate([feed["x"] for feed in feeds]), values.astype(np.float32))
+    assert "quantised" in caplog.text and "int8 against fp32: largest difference" in caplog.text
+    data = np.ones((1, 64), np.float32)
+    first = run(backend, data)[0]
+    backend.close()
+    assert np.array_equal(run(make(layer, **keys), data)[0], first)
+    assert len(nncf.feeds) == 1  # the second start has read what the first kept
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"z": np.ones((1, 64))}, "calibration: no array is named x, found z"),
+        ({"x": np.ones((1, 63))}, "calibration: x: expected shape Nx64, found 1x63"),
+    ],
+)
+def test_calibration_values_that_do_not_fit(
+    layer: Path, tmp_path: Path, values: Any, message: str
+) -> None:
+    np.savez(tmp_path / "values.npz", **values)
+    with pytest.raises(ConfigError, match=message):
+        make(layer, precision="int8", calibration=str(tmp_path / "values.npz"))
+
+
+def test_without_nncf(layer: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    np.savez(tmp_path / "values.npz", x=np.ones((2, 64)))
+    with pytest.raises(BackendError, match="pip install nncf"):
+        make(layer, precision="int8", calibration=str(tmp_path / "values.npz"))
+
+
+def test_a_model_that_is_quantised_already(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO", "penstock")
+    path = write(
+        tmp_path / "quantised.onnx",
+        [("QuantizeLinear", ["x", "s", "z"], ["q"]), ("DequantizeLinear", ["q", "s", "z"], ["y"])],
+        [("x", FLOAT, ["n", 4])],
+        [("y", FLOAT, ["n", 4])],
+        initializers=[("s", np.float32(0.5)), ("z", np.int8(0))],
+    )
+    (result,) = run(make(path, precision="int8"), np.array([[0.4, 0.6, -3, 99]], np.float32))
+    assert result.tolist() == [[0.5, 0.5, -3, 63.5]]
+    assert "is quantised already, and runs as it is" in caplog.text
+
+
+def test_the_folder_of_compiled_models(layer: Path, tmp_path: Path, caplog: Any) -> None:
+    folder = tmp_path / "cache"
+    make(layer, **{"model::cache": str(folder)})
+    assert list(folder.glob("*.blob"))
+    make(layer, **{"model::cache": str(tmp_path / "engine.trt")})
+    assert "OpenVINO keeps compiled models in a folder" in caplog.text
+
+
+FREED_ON_ANOTHER_THREAD = """
+import signal, sys, threading
+from penstock.backends.base import Context
+from penstock.backends.engines.openvino import compiled as compiled_module
+from penstock.backends.engines.openvino.backend import OpenvinoTensor
+from penstock.backends.engines.openvino.compiled import compiled_model, threads_of
+from penstock.backends.engines.openvino.params import OpenvinoParams
+
+backend = OpenvinoTensor()
+backend.init(OpenvinoParams(model=sys.argv[1]), Context(node="node"))
+thread = threading.Thread(target=backend.close)
+thread.start()
+thread.join()
+signal.signal(signal.SIGALRM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGALRM)
+"""
+
+
+def test_signals_after_a_model_is_freed_on_another_thread(layer: Path) -> None:
+    command = [sys.executable, "-c", FREED_ON_ANOTHER_THREAD, str(layer)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

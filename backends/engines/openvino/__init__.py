@@ -1,0 +1,1 @@
+"""OpenVINO on the CPU: models are read, compiled once for all instances, and run."""

@@ -1,0 +1,33 @@
+"""Parameters of OpenvinoTensor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ...params import EngineParams
+
+
+class OpenvinoParams(EngineParams):
+    model: str = Field(description="the model file: .xml (with .bin beside it), .onnx or .tflite")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads of each instance; default: the processors that the process may use, "
+        "divided among the instances",
+    )
+    data_format: Literal["nchw", "nhwc"] = Field(
+        "nchw",
+        description="layout of the images in data; nhwc images are transposed inside the network",
+    )
+    calibration: str | None = Field(
+        None,
+        description="with precision = int8: a .npz file with values like those of requests, an "
+        "array for each input, by name, or a folder of such files",
+    )
+    pin_cores: bool = Field(
+        False,
+        description="keep the threads of each instance on processors of their own: for machines "
+        "that run nothing else",
+    )
