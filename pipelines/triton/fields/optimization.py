@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .treatments import (
+    ON_CUDA,
     ONNX,
     PLACES,
     READ_FOR_OTHERS,
@@ -21,14 +22,12 @@ _GPU_ACCELERATOR = "optimization.execution_accelerators.gpu_execution_accelerato
 _CPU_ACCELERATOR = "optimization.execution_accelerators.cpu_execution_accelerator"
 _ACCELERATED = (
     "TensorRT runs the model where it is installed and all shapes are known, otherwise ONNX "
-    "Runtime on the CPU"
+    "Runtime does, on the GPU if it can"
 )
 _TENSORRT_TUNING = (
     "trt_max_partition_iterations",
     "trt_min_subgraph_size",
     "trt_dla_core",
-    "trt_engine_cache_enable",
-    "trt_engine_cache_path",
     "trt_engine_cache_prefix",
     "trt_dump_subgraphs",
     "trt_force_sequential_engine_build",
@@ -48,25 +47,21 @@ _TENSORRT_TUNING = (
     "trt_ep_context_file_path",
     "trt_ep_context_embed_mode",
 )
-_CUDA_TUNING = (
-    "arena_extend_strategy",
+_CUDA_KERNELS = (
     "cudnn_conv1d_pad_to_nc1d",
-    "cudnn_conv_algo_search",
     "cudnn_conv_use_max_workspace",
-    "do_copy_in_default_stream",
-    "enable_cuda_graph",
     "enable_skip_layer_norm_strict_mode",
     "fuse_conv_bias",
-    "gpu_mem_limit",
     "prefer_nhwc",
     "sdpa_kernel",
     "tunable_op_enable",
     "tunable_op_max_tuning_duration_ms",
     "tunable_op_tuning_enable",
-    "use_ep_level_unified_stream",
-    "use_tf32",
 )
-_ON_OPENVINO = "ONNX Runtime's own kernels run the model: answers differ by rounding alone"
+_ON_OPENVINO = (
+    "OpenVINO runs the model where it is installed, can and is faster, otherwise ONNX Runtime "
+    "does: answers differ by rounding alone"
+)
 
 OPTIMIZATION_FIELDS: Mapping[str, tuple[Line, ...]] = {
     "optimization": (ignored("it sets nothing"),),
@@ -111,14 +106,14 @@ OPTIMIZATION_FIELDS: Mapping[str, tuple[Line, ...]] = {
     ),
     f"{_GPU_ACCELERATOR}.name": (
         approximated(_ACCELERATED, ONNX, "tensorrt"),
-        approximated("ONNX models run on the CPU: answers differ by rounding alone", ONNX, "cuda"),
+        approximated(ON_CUDA, ONNX, "cuda"),
         refused("Triton knows the accelerators tensorrt and cuda: remove it", ONNX),
         ignored(READ_FOR_OTHERS),
     ),
     f"{_GPU_ACCELERATOR}.parameters": (ignored("it sets nothing"),),
     f"{_GPU_ACCELERATOR}.parameters.precision_mode": (
         approximated(
-            "the precision with TensorRT; ONNX Runtime on the CPU takes the model's own",
+            "the precision with TensorRT, and of ONNX Runtime on a GPU; on the CPU the model's own",
             ONNX,
             ("FP32", "FP16", "BF16"),
         ),
@@ -138,7 +133,34 @@ OPTIMIZATION_FIELDS: Mapping[str, tuple[Line, ...]] = {
             "max_workspace_size_bytes": "the most memory that TensorRT takes",
             "trt_profile_min_shapes": "the smallest shapes that TensorRT builds for",
             "trt_profile_max_shapes": "the largest shapes that TensorRT builds for",
+            "trt_engine_cache_path": "where engines are kept, with trt_engine_cache_enable",
+            "gpu_mem_limit": "the most GPU memory that ONNX Runtime takes",
+            "arena_extend_strategy": "how much GPU memory it takes when it needs more",
+            "cudnn_conv_algo_search": "how cuDNN's algorithms are chosen",
         }.items()
+    },
+    f"{_GPU_ACCELERATOR}.parameters.trt_engine_cache_enable": (
+        approximated(
+            "engines are always kept; without trt_engine_cache_path in the folder of all engines",
+            ONNX,
+        ),
+        ignored(READ_FOR_OTHERS),
+    ),
+    f"{_GPU_ACCELERATOR}.parameters.use_tf32": (
+        honoured("0: matrix products and convolutions of FP32 are not rounded to TF32", ONNX),
+        ignored(READ_FOR_OTHERS),
+    ),
+    f"{_GPU_ACCELERATOR}.parameters.enable_cuda_graph": (
+        honoured("0: no CUDA graphs", ONNX, ("0", "false")),
+        approximated("graphs are captured for the batch sizes 1, 2, 4 … max_batch_size", ONNX),
+        ignored(READ_FOR_OTHERS),
+    ),
+    **{
+        f"{_GPU_ACCELERATOR}.parameters.{key}": (
+            ignored(PLACES, ONNX),
+            ignored(READ_FOR_OTHERS),
+        )
+        for key in ("do_copy_in_default_stream", "use_ep_level_unified_stream")
     },
     **dict.fromkeys(
         (
@@ -174,10 +196,14 @@ OPTIMIZATION_FIELDS: Mapping[str, tuple[Line, ...]] = {
     },
     **{
         f"{_GPU_ACCELERATOR}.parameters.{key}": (
-            ignored("it tunes ONNX Runtime on CUDA: here ONNX models run on the CPU", ONNX),
+            approximated(
+                "ONNX Runtime chooses its kernels as it does by default: answers differ by "
+                "rounding alone",
+                ONNX,
+            ),
             ignored(READ_FOR_OTHERS),
         )
-        for key in _CUDA_TUNING
+        for key in _CUDA_KERNELS
     },
     f"{_GPU_ACCELERATOR}.parameters.*": (
         refused("no accelerator has such a parameter: remove it, or correct it", ONNX),

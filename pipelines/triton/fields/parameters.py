@@ -52,19 +52,14 @@ PARAMETER_FIELDS: Mapping[str, tuple[Line, ...]] = {
             "enable_mem_arena": "whether ONNX Runtime keeps freed memory",
             "enable_mem_pattern": "whether ONNX Runtime plans memory ahead",
             "memory.enable_memory_arena_shrinkage": "whether memory is given back after a run",
+            "cudnn_conv_algo_search": "how cuDNN's algorithms are chosen, on a GPU: 0 by running "
+            "all, 1 by a rule, 2 always the same",
+            "gpu_mem_limit": "the most memory that an instance takes on a GPU, in bytes",
+            "arena_extend_strategy": "how much memory an instance takes on a GPU when it needs "
+            "more: 0 the next power of two, 1 what it needs",
         }.items()
     },
-    **{
-        f"parameters.{key}": (
-            ignored("it tunes ONNX Runtime on CUDA: here ONNX models run on the CPU", ONNX),
-        )
-        for key in (
-            "cudnn_conv_algo_search",
-            "gpu_mem_limit",
-            "arena_extend_strategy",
-            "do_copy_in_default_stream",
-        )
-    },
+    "parameters.do_copy_in_default_stream": (ignored(PLACES, ONNX),),
     "parameters.session.use_device_allocator_for_initializers": (ignored(PLACES, ONNX),),
     **{
         f"parameters.{key}": (honoured(words, TORCH),)
@@ -101,9 +96,12 @@ PARAMETER_FIELDS: Mapping[str, tuple[Line, ...]] = {
             "COMPILATION_NUM_THREADS",
             "NUM_STREAMS",
             "CPU_THROUGHPUT_STREAMS",
-            "CPU_BIND_THREAD",
         )
     },
+    "parameters.CPU_BIND_THREAD": (
+        honoured("YES: threads keep to processors of their own", OPENVINO, "YES"),
+        ignored("it says how work is spread over threads: answers are the same", OPENVINO),
+    ),
     **{
         f"parameters.{key}": (ignored("Penstock pads where the model needs it", OPENVINO),)
         for key in ("SKIP_OV_DYNAMIC_BATCHSIZE", "SKIP_DYNAMIC_BATCHSIZE", "ENABLE_BATCH_PADDING")

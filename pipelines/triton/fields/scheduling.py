@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .treatments import (
+    ON_CUDA,
     ONNX,
     OPENVINO,
     PLACES,
@@ -27,6 +28,7 @@ _RATES = (
     "Triton reads it only under --rate-limit=execution_count, where it says when instances run: "
     "answers are the same"
 )
+_ON_CPU = "models of this backend run on the CPU: answers differ by rounding alone"
 _CONTROL = "the value that the model's input gets"
 
 SCHEDULING_FIELDS: Mapping[str, tuple[Line, ...]] = {
@@ -146,11 +148,8 @@ SCHEDULING_FIELDS: Mapping[str, tuple[Line, ...]] = {
     "instance_group": (honoured("instances of the model"),),
     "instance_group.name": (ignored("logs have it, and nothing else"),),
     "instance_group.kind": (
-        approximated(
-            "models of this backend run on the CPU: answers differ by rounding alone",
-            (ONNX, OPENVINO),
-            "KIND_GPU",
-        ),
+        approximated(ON_CUDA, ONNX, "KIND_GPU"),
+        approximated(_ON_CPU, OPENVINO, "KIND_GPU"),
         refused(
             "the model would choose its devices itself: set KIND_CPU, or KIND_GPU with gpus",
             TORCH,
@@ -166,10 +165,8 @@ SCHEDULING_FIELDS: Mapping[str, tuple[Line, ...]] = {
     "instance_group.rate_limiter.resources.count": (ignored(_RATES),),
     "instance_group.rate_limiter.priority": (ignored(_RATES),),
     "instance_group.gpus": (
-        approximated(
-            "models of this backend run on the CPU: answers differ by rounding alone",
-            (ONNX, OPENVINO),
-        ),
+        approximated(ON_CUDA, ONNX),
+        approximated(_ON_CPU, OPENVINO),
         honoured("the GPUs that instances run on"),
     ),
     "instance_group.secondary_devices": (

@@ -46,6 +46,11 @@ BACKENDS = (*ENGINES, PYTHON, ENSEMBLE)
 """The backends whose models are served. `ensemble` is a platform to Triton."""
 
 PLACES = "it says where memory lies and is copied: answers are the same"
+ON_CUDA = (
+    "ONNX Runtime's CUDA provider where onnxruntime-gpu and a GPU are, otherwise the CPU, with a "
+    "warning: answers differ by rounding alone"
+)
+"""What models of onnxruntime do that want a GPU."""
 READ_FOR_OTHERS = "Triton reads it for other backends only"
 NOT_READ_BY_PYTHON = "Triton's Python backend does not read it"
 """Reasons for which a field may be ignored."""

@@ -26,3 +26,5 @@ def translate(model: TritonModel, tables: Tables, node: dict[str, Any]) -> None:
             node["threads"] = threads
     if any(reader.text(key) == "YES" for key in BF16):
         node["precision"] = "bf16"
+    if reader.text("CPU_BIND_THREAD") == "YES":
+        node["pin_cores"] = True

@@ -189,6 +189,7 @@ def test_the_file(converted: Path) -> None:
         "model": "model.onnx",
         "max": 16,
         "instance_num": 2,
+        "device": "cpu",
         "batching_timeout": 2.0,
         "batched": True,
         "inputs": ["COUNTS"],

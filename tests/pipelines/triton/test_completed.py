@@ -237,6 +237,12 @@ def test_errors_name_the_place(text: str, message: str) -> None:
         ("python", "", 2, {"instance_num": 2, "device": "cuda:0,cuda:1"}),
         ("onnxruntime", "", 2, {"instance_num": 2}),
         ("onnxruntime", "{ count: 1 }", 2, {}),
+        ("onnxruntime", "{ kind: KIND_CPU count: 1 }", 2, {"device": "cpu"}),
+        ("onnxruntime", "{ kind: KIND_GPU gpus: [ 1 ] }", 2, {"device": "cpu"}),
+        ("onnxruntime on CUDA", "", 2, {"instance_num": 2, "device": "cuda:0,cuda:1"}),
+        ("onnxruntime on CUDA", "{ kind: KIND_GPU gpus: [ 1 ] }", 2, {"device": "cuda:1"}),
+        ("onnxruntime on CUDA", "{ kind: KIND_CPU count: 1 }", 2, {"device": "cpu"}),
+        ("onnxruntime on CUDA", "", 0, {"instance_num": 2}),
     ],
 )
 def test_instances_are_where_triton_has_them(
@@ -249,6 +255,9 @@ def test_instances_are_where_triton_has_them(
     keys: dict[str, Any],
 ) -> None:
     monkeypatch.setattr(complete, "gpu_count", lambda: gpus)
+    backend, _, provider = backend.partition(" on ")
+    why = "" if provider else "this onnxruntime is for CPUs"
+    monkeypatch.setattr(complete, "why_not", lambda provider: (why, True))
     folder = write_linear(tmp_path)
     (folder / "1" / "model.py").write_text("")
     (folder / "1" / "model.pt").write_bytes(b"")

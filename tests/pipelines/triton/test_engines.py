@@ -105,6 +105,7 @@ def test_options_of_onnx_runtime(pair: Path) -> None:
     )
     assert not params.enable_mem_arena and not params.enable_mem_pattern
     assert params.shrink_mem_arena and params.graph_optimization_level == "disabled"
+    assert params.arena_limit == 1
 
 
 def accelerator(name: str, **parameters: str) -> str:
@@ -124,8 +125,14 @@ def test_accelerators(pair: Path) -> None:
     assert (name, params.precision, params.max_workspace_size) == ("ModelTensor", "fp16", 1024)
     on_cpu = "instance_group { kind: KIND_CPU }"
     assert keys(read(pair, PAIR + accelerator("tensorrt", **options) + on_cpu))[0] == "OnnxTensor"
-    assert keys(read(pair, PAIR + accelerator("openvino")))[0] == "OnnxTensor"
-    assert keys(read(pair, PAIR + accelerator("cuda", prefer_nhwc="1")))[0] == "OnnxTensor"
+    assert keys(read(pair, PAIR + accelerator("openvino")))[0] == "ModelTensor"
+    options = {"gpu_mem_limit": "2097152", "arena_extend_strategy": "kNextPowerOfTwo"}
+    name, params = keys(read(pair, PAIR + accelerator("cuda", prefer_nhwc="1", **options)))
+    assert (name, params.arena_limit) == ("OnnxTensor", 2)
+    assert params.arena_extend_strategy == "next_power_of_two"
+    unlimited = 'parameters { key: "gpu_mem_limit" value { string_value: "18446744073709551615" } }'
+    params = keys(read(pair, PAIR + accelerator("cuda", **options) + unlimited))[1]
+    assert params.arena_limit is None  # what is no accelerator's counts more
     config = PAIR.replace("dims: [ 2 ]", "dims: [ -1 ]")
     assert keys(read(pair, config + accelerator("tensorrt")))[0] == "OnnxTensor"
     shapes = {"trt_profile_max_shapes": "a:8x2,b:8x2", "trt_profile_min_shapes": "a:1x2,b:1x2"}
@@ -135,6 +142,8 @@ def test_accelerators(pair: Path) -> None:
         accelerator("tensorrt", precision_mode="INT8"),
         accelerator("tensorrt", trt_dla_enable="1"),
         accelerator("tensorrt", max_workspace_size_bytes="1G"),
+        accelerator("cuda", gpu_mem_limit="1G"),
+        accelerator("cuda", cudnn_conv_algo_search="BEST"),
         accelerator("migraphx"),
         accelerator("openvino").replace("openvino", "armnn"),
     ):

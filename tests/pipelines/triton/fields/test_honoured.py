@@ -201,6 +201,23 @@ CASES: Mapping[str, Case] = {
             "max_workspace_size_bytes": "1073741824",
             "trt_profile_min_shapes": "A:2x4,B:2x4",
             "trt_profile_max_shapes": "A:4x4,B:4x4",
+            "trt_engine_cache_path": (
+                'engines" } parameters { key: "trt_engine_cache_enable" value: "1'
+            ),
+        }.items()
+    },
+    **{
+        f"{ACCELERATOR}.parameters.{key}": (
+            ACCELERATED.replace("tensorrt", "cuda"),
+            'name: "cuda"',
+            f'name: "cuda" parameters {{ key: "{key}" value: "{value}" }}',
+        )
+        for key, value in {
+            "gpu_mem_limit": "1073741824",
+            "arena_extend_strategy": "kNextPowerOfTwo",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "0",
+            "enable_cuda_graph": "0",
         }.items()
     },
     "instance_group.kind": added(PYTHON, "instance_group { kind: KIND_MODEL count: 2 }"),
@@ -227,6 +244,9 @@ CASES: Mapping[str, Case] = {
             "enable_mem_arena": "0",
             "enable_mem_pattern": "0",
             "memory.enable_memory_arena_shrinkage": "cpu:0",
+            "cudnn_conv_algo_search": "1",
+            "gpu_mem_limit": "1073741824",
+            "arena_extend_strategy": "0",
         }.items()
     },
     **{
@@ -236,6 +256,7 @@ CASES: Mapping[str, Case] = {
             "CPU_THREADS_NUM": "3",
             "ENFORCE_BF16": "YES",
             "HINT_BF16": "YES",
+            "CPU_BIND_THREAD": "YES",
         }.items()
     },
     **{
