@@ -97,7 +97,7 @@ class ResizePadMat(Padded):
         self.pad_value = params.pad_value
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        width, height = whole_size(item, image)
+        width, height = whole_size(item, image.shape[1], image.shape[0])
         size = fit(width, height, *self.canvas)
         corner = _centered(size, self.canvas) if self.center else (0, 0)
         bounds = (width, height) if self.center else None
@@ -153,7 +153,7 @@ class LetterBoxMat(Padded):
         self.pad_value = params.pad_value
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        width, height = whole_size(item, image)
+        width, height = whole_size(item, image.shape[1], image.shape[0])
         size = fit(width, height, *self.canvas)
         corner = _centered(size, self.canvas) if self.center else (0, 0)
         item["scale"] = scale = min(self.canvas[0] / width, self.canvas[1] / height)
@@ -195,7 +195,7 @@ class FixHResizePadMat(Padded):
         self.pad_value = params.pad_value
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        width, height = whole_size(item, image)
+        width, height = whole_size(item, image.shape[1], image.shape[0])
         size = width_at(width, height, self.canvas[1], self.canvas[0]), self.canvas[1]
         item["inverse_trans"] = InverseTransform(width / size[0], height / size[1])
         return self.place(image, size, self.canvas, (0, 0))

@@ -102,10 +102,10 @@ def owned(image: NDArray[Any]) -> NDArray[Any]:
     return image if image.base is None else counted(image.copy())
 
 
-def whole_size(item: Item, image: NDArray[Any]) -> tuple[int, int]:
-    """Return the (width, height) that an H×W×C image has in its file."""
+def whole_size(item: Item, width: int, height: int) -> tuple[int, int]:
+    """Return the (width, height) that an image has in its file. `data` has these now."""
     size: tuple[int, int] | None = item.get(WHOLE_SIZE)
-    return size or (image.shape[1], image.shape[0])
+    return size or (width, height)
 
 
 def side(item: Item, key: str, backend: str, minimum: int = 1) -> int:

@@ -48,6 +48,16 @@ class ResizeMat(ImageBackend):
         return resized(image, *self.size)
 
 
+def asked_size(item: Item) -> tuple[int, int] | None:
+    """Return the (width, height) that the item asks for. None: it asks for none that is possible,
+    and the backend that resizes says why.
+    """
+    try:
+        return side(item, "resize_w", ""), side(item, "resize_h", "")
+    except InvalidInput:
+        return None
+
+
 class DynamicResizeMatParams(ResizingParams):
     max_pixels: int = Field(
         100_000_000,
@@ -56,10 +66,7 @@ class DynamicResizeMatParams(ResizingParams):
     )
 
     def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int] | None:
-        try:
-            return side(item, "resize_w", ""), side(item, "resize_h", "")
-        except InvalidInput:  # DynamicResizeMat says why
-            return None
+        return asked_size(item)
 
 
 class DynamicResizeMat(ImageBackend):
@@ -115,7 +122,7 @@ class FixRatioResizeMat(ImageBackend):
         self.params = params
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        width, height = whole_size(item, image)
+        width, height = whole_size(item, image.shape[1], image.shape[0])
         new_width, new_height = self.params.size_of_result(width, height, item)
         item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
         return resized(image, new_width, new_height)
@@ -169,7 +176,7 @@ class AlignMat(ImageBackend):
         self.params = params
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        width, height = whole_size(item, image)
+        width, height = whole_size(item, image.shape[1], image.shape[0])
         new_width, new_height = self.params.size_of_result(width, height, item)
         item["resize_h"], item["resize_w"] = new_height, new_width
         item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
@@ -238,8 +245,8 @@ class PillowResizeMat(ImageBackend):
         self.filter = Image.Resampling[params.resample.upper()]
 
     def transform(self, image: NDArray[Any], item: Item) -> NDArray[Any]:
-        channels = image.shape[2]
-        size = self._size(*whole_size(item, image), item)
+        height, width, channels = image.shape
+        size = self._size(*whole_size(item, width, height), item)
         result = empty_array((size[1], size[0], channels), image.dtype)
         if image.dtype == np.float32:
             for channel in range(channels):

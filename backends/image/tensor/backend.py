@@ -15,6 +15,7 @@ from pydantic import Field
 from ...base import Backend, Context, Params
 from ...errors import BackendError, InvalidInput
 from ...item import Item
+from ..pixels import WHOLE_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -142,10 +143,13 @@ class ImageTensorBackend(TensorBackend):
     def forward(self, batch: list[Item]) -> None:
         if len(batch) == 1 or not self.together:
             super().forward(batch)
-            return
-        with self._half.errors("running a batch"):
-            for members in self._alike(batch):
-                self.transform_together(members)
+        else:
+            with self._half.errors("running a batch"):
+                for members in self._alike(batch):
+                    self.transform_together(members)
+        if not self.keeps_size:
+            for item in batch:
+                item.pop(WHOLE_SIZE, None)
 
     def answer(self, item: Item) -> torch.Tensor:
         image = self._image_of(item)

@@ -30,6 +30,7 @@ class CvtColorTensor(ImageTensorBackend):
     dtype.
     """
 
+    keeps_size = True
     parameters: ClassVar[type[Params] | None] = CvtColorTensorParams
     samples = True
     max = UNBOUNDED
@@ -75,6 +76,8 @@ class FloatTensor(TensorBackend):
     Raises InvalidInput for anything else.
     """
 
+    keeps_size = True
+
     def answer(self, item: Item) -> torch.Tensor:
         from .operations import owned
 
@@ -94,6 +97,8 @@ class NCHWTensor(TensorBackend):
     Raises InvalidInput for another shape or dtype.
     """
 
+    keeps_size = True
+
     def answer(self, item: Item) -> torch.Tensor:
         from .operations import image_of, owned
 
@@ -111,6 +116,8 @@ class GpuTensor(TensorBackend):
     Raises InvalidInput for anything else.
     """
 
+    keeps_size = True
+
     def answer(self, item: Item) -> Any:
         return moved(self.tensors(item["data"]), item["data"], self._half.device)
 
@@ -123,6 +130,8 @@ class CpuTensor(TensorBackend):
 
     Raises InvalidInput for anything else.
     """
+
+    keeps_size = True
 
     def answer(self, item: Item) -> Any:
         return moved(self.tensors(item["data"]), item["data"], "cpu")

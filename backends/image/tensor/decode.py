@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ...base import Context, Params
+from ...engines.processors import threads_per_instance
 from ...errors import InvalidInput
 from ...item import Item
 from ...memory import Reservation, budget
@@ -15,11 +18,12 @@ from ..decode import (
     BYTES_PER_PIXEL,
     OTHER_BYTES_PER_PIXEL,
     checked_header,
-    decode_pixels,
+    decode_for,
     file_bytes,
 )
 from ..header import Header
 from ..pixels import Color
+from ..resizing import REDUCE, ReducingParams, ResizingParams
 from .backend import TensorBackend, TensorParams
 from .decoders import GpuDecoder, find_nvimgcodec, find_nvjpeg
 
@@ -35,7 +39,11 @@ DataFormat = Annotated[
 ]
 
 
-class DecodeTensorParams(TensorParams):
+File = tuple[Item, bytes, Header]
+"""A file to decode: where its result goes, its bytes, and its checked header."""
+
+
+class DecodeTensorParams(TensorParams, ReducingParams):
     color: Color = Field("rgb", description="order of the channels")
     data_format: DataFormat = Field(
         "nchw", description="order of the tensor's axes; torchpipe's hwc is nhwc"
@@ -54,6 +62,7 @@ class DecodeTensorParams(TensorParams):
         "request's image",
     )
     nvjpeg: bool = Field(False, description='true is `decoder = "nvjpeg"`, its older name')
+    reduce: bool = REDUCE
 
     @model_validator(mode="after")
     def _one_decoder(self) -> Self:
@@ -75,11 +84,12 @@ class DecodeTensor(TensorBackend):
     A file that does not decode is a soft failure, as in DecodeMat. Raises TypeError for another
     type of data.
 
-    The pixels are those of DecodeMat, decoded on the CPU and moved to the node's device. A batch is
-    one image.
+    The pixels are those of DecodeMat, also with `reduce`. They are decoded on the CPU and moved to
+    the node's device. Images of a batch are decoded at once, by as many threads as this instance's
+    share of the processors.
 
     On a GPU, `decoder` can name one that decodes there, a whole batch at once. What it would read
-    differently from OpenCV, and what it refuses, is decoded on the CPU.
+    differently from OpenCV, and what it refuses, is decoded on the CPU. `reduce` is for the CPU.
 
     * `nvjpeg`: torchvision's nvJPEG gets upright JPEGs in RGB or grey. Its pixels differ by a few
       levels (another inverse transform, another upsampling of colours). It is five times as fast
@@ -101,6 +111,8 @@ class DecodeTensor(TensorBackend):
         return ("color", "data_format")
 
     decoder: GpuDecoder | None = None
+    resizing: ResizingParams | None = None
+    threads: ThreadPoolExecutor | None = None
 
     def init(self, params: DecodeTensorParams, context: Context) -> None:
         super().init(params, context)
@@ -109,6 +121,7 @@ class DecodeTensor(TensorBackend):
             params.data_format,
             params.max_pixels,
         )
+        self.resizing = params.resizing
         wanted: DecoderName = "nvjpeg" if params.nvjpeg else params.decoder
         if wanted != "cpu" and not self._half.on_gpu:
             logger.warning(
@@ -121,7 +134,10 @@ class DecodeTensor(TensorBackend):
             self.decoder = find_nvjpeg(self._half.device)
         elif wanted == "nvimgcodec":
             self.decoder = self._nvimgcodec(context)
-        if self.decoder is None:
+        threads = threads_per_instance(context.instances)
+        if threads > 1 and context.max != 1:
+            self.threads = ThreadPoolExecutor(threads, "decode")
+        elif self.decoder is None:
             self.max = 1
 
     def _nvimgcodec(self, context: Context) -> GpuDecoder:
@@ -145,12 +161,14 @@ class DecodeTensor(TensorBackend):
 
     def close(self) -> None:
         self.decoder = None
+        if self.threads is not None:
+            self.threads.shutdown()
         super().close()
 
     def forward(self, batch: list[Item]) -> None:
         with self._half.errors("decoding images"):
-            there: list[tuple[Item, bytes, Header]] = []
-            here: list[tuple[Item, bytes, Header]] = []
+            there: list[File] = []
+            here: list[File] = []
             memory = Reservation(budget)
             for item in batch:
                 try:
@@ -165,15 +183,9 @@ class DecodeTensor(TensorBackend):
                 images = self.decoder.decode([encoded for _, encoded, _ in there])
                 here += self._answer_all(there, images)
             memory.close()
-            for item, encoded, header in here:
-                try:
-                    self._decode_here(item, encoded, header)
-                except InvalidInput as error:
-                    item["error"] = error
+            self._decode_here(here)
 
-    def _answer_all(
-        self, files: list[tuple[Item, bytes, Header]], images: list[torch.Tensor | None]
-    ) -> list[tuple[Item, bytes, Header]]:
+    def _answer_all(self, files: list[File], images: list[torch.Tensor | None]) -> list[File]:
         """Set the results of the images. Return the files that the decoder refused."""
         alike: dict[torch.Size, list[tuple[Item, torch.Tensor]]] = {}
         refused = []
@@ -186,15 +198,30 @@ class DecodeTensor(TensorBackend):
             self._answer(members)
         return refused
 
-    def _decode_here(self, item: Item, encoded: bytes, header: Header) -> None:
-        """Decode one file on the CPU."""
+    def _decode_here(self, files: list[File]) -> None:
+        """Decode files on the CPU and set their results."""
+        images: Iterable[torch.Tensor | InvalidInput] = (
+            map(self._decoded, files)
+            if self.threads is None or len(files) == 1
+            else self.threads.map(self._decoded, files)
+        )
+        for (item, _, _), image in zip(files, images, strict=True):
+            if isinstance(image, InvalidInput):
+                item["error"] = image
+            else:
+                item["result"] = image.to(self._half.device)
+                item["color"], item["data_format"] = self.color, self.data_format
+
+    def _decoded(self, file: File) -> torch.Tensor | InvalidInput:
+        """Decode a file on the CPU, or return why it can't be read. Several threads call this."""
         from .operations import from_pixels
 
-        pixels = decode_pixels(encoded, header, self.max_pixels)
-        item["result"] = from_pixels(pixels, self.color, self.data_format == "nhwc").to(
-            self._half.device
-        )
-        item["color"], item["data_format"] = self.color, self.data_format
+        item, encoded, header = file
+        try:
+            pixels = decode_for(self.resizing, item, encoded, header, self.max_pixels)
+            return from_pixels(pixels, self.color, self.data_format == "nhwc")
+        except InvalidInput as error:
+            return error
 
     def _answer(self, members: list[tuple[Item, torch.Tensor]]) -> None:
         """Set the results of images of one size that the GPU has decoded.

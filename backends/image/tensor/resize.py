@@ -9,19 +9,23 @@ from pydantic import Field
 from ...base import UNBOUNDED, Context, Params
 from ...errors import TooLarge
 from ...item import Item
-from ..geometry import InverseTransform, fit, width_at
+from ..geometry import InverseTransform, fit
 from ..pad import PAD_VALUE, PadValue
-from ..pixels import MAX_SIDE, side
-from ..resize import AlignMatParams
+from ..pixels import MAX_SIDE, WHOLE_SIZE, side, whole_size
+from ..resize import AlignMatParams, asked_size
+from ..resizing import ResizingParams
 from .backend import ImageTensorBackend, TensorParams
 
 if TYPE_CHECKING:
     import torch
 
 
-class ResizeTensorParams(TensorParams):
+class ResizeTensorParams(TensorParams, ResizingParams):
     resize_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     resize_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return self.resize_w, self.resize_h
 
 
 class ResizeTensor(ImageTensorBackend):
@@ -50,12 +54,15 @@ class ResizeTensor(ImageTensorBackend):
         return resized(image, *self.size)
 
 
-class DynamicResizeTensorParams(TensorParams):
+class DynamicResizeTensorParams(TensorParams, ResizingParams):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
         description="the most pixels (height times width) that a request may ask for",
     )
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int] | None:
+        return asked_size(item)
 
 
 class DynamicResizeTensor(ImageTensorBackend):
@@ -91,10 +98,13 @@ class DynamicResizeTensor(ImageTensorBackend):
         return resized(image, height, width)
 
 
-class ResizePadTensorParams(TensorParams):
+class ResizePadTensorParams(TensorParams, ResizingParams):
     max_h: int = Field(ge=1, le=MAX_SIDE, description="height of the result in pixels")
     max_w: int = Field(ge=1, le=MAX_SIDE, description="width of the result in pixels")
     pad_value: PadValue = Field((0.0,), description=PAD_VALUE)
+
+    def size_of_result(self, width: int, height: int, item: Item) -> tuple[int, int]:
+        return fit(width, height, self.max_w, self.max_h)
 
 
 class ResizePadTensor(ImageTensorBackend):
@@ -110,7 +120,7 @@ class ResizePadTensor(ImageTensorBackend):
     parameters: ClassVar[type[Params] | None] = ResizePadTensorParams
     samples = True
     max = UNBOUNDED
-    reads = ()
+    reads = (WHOLE_SIZE,)
     canvas: tuple[int, int]
     pad_value: tuple[float, ...]
 
@@ -123,7 +133,7 @@ class ResizePadTensor(ImageTensorBackend):
         from .operations import fill_of, placed
         from .sampling import resized
 
-        height, width = image.shape[2:]
+        width, height = whole_size(item, image.shape[3], image.shape[2])
         fill = fill_of(self.pad_value, image, "ResizePadTensor")
         new_width, new_height = fit(width, height, *self.canvas)
         item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
@@ -147,7 +157,7 @@ class AlignTensor(ImageTensorBackend):
     parameters: ClassVar[type[Params] | None] = AlignTensorParams
     samples = True
     max = UNBOUNDED
-    reads = ()
+    reads = (WHOLE_SIZE,)
     params: AlignTensorParams
 
     def init(self, params: AlignTensorParams, context: Context) -> None:
@@ -157,9 +167,8 @@ class AlignTensor(ImageTensorBackend):
     def transform(self, image: torch.Tensor, item: Item) -> torch.Tensor:
         from .sampling import resized
 
-        height, width = image.shape[2:]
-        new_height = self.params.resize_h
-        new_width = width_at(width, height, new_height, self.params.max_w, self.params.align)
+        width, height = whole_size(item, image.shape[3], image.shape[2])
+        new_width, new_height = self.params.size_of_result(width, height, item)
         item["resize_h"], item["resize_w"] = new_height, new_width
         item["inverse_trans"] = InverseTransform(width / new_width, height / new_height)
         return resized(image, new_height, new_width)

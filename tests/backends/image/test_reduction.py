@@ -30,6 +30,11 @@ RESIZERS = {
     "TopLeftResizeMat": {"resize_h": 96, "resize_w": 50},
     "FixHResizePadMat": {"resize_h": 40, "max_w": 300},
 }
+TENSOR_RESIZERS = {
+    "ResizeTensor": {"resize_h": 60, "resize_w": 90},
+    "ResizePadTensor": {"max_h": 70, "max_w": 110},
+    "AlignTensor": {"resize_h": 48, "max_w": 320, "align": 8},
+}
 PLACES = ("inverse_trans", "scale", "offset", "resize_h", "resize_w")
 
 
@@ -46,11 +51,17 @@ def photo(width: int = 640, height: int = 427) -> Image.Image:
     return Image.fromarray(load_sample_image("flower.jpg")).resize((width, height))
 
 
-@pytest.mark.parametrize("backend", RESIZERS)
+@pytest.mark.parametrize("backend", [*RESIZERS, *TENSOR_RESIZERS])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_sizes_and_coordinates_are_those_of_the_whole_image(backend: str, orientation: int) -> None:
     data = encode(photo(641, 427), orientation)  # 641: no part of it is a whole number
-    config = {"backend": f"S[DecodeMat,CvtColorMat,{backend}]", "color": "rgb", **RESIZERS[backend]}
+    keys = (RESIZERS | TENSOR_RESIZERS)[backend]
+    if backend in TENSOR_RESIZERS:
+        pytest.importorskip("torch")
+        expression = f"S[DecodeTensor,CvtColorTensor,{backend},CpuTensor]"
+    else:
+        expression = f"S[DecodeMat,CvtColorMat,{backend}]"
+    config = {"backend": expression, "color": "rgb", **keys}
     whole: dict[str, Any] = {"data": data}
     reduced: dict[str, Any] = {"data": data}
     with penstock.pipe(config) as model:
@@ -60,7 +71,7 @@ def test_sizes_and_coordinates_are_those_of_the_whole_image(backend: str, orient
     assert reduced.keys() == whole.keys()
     assert all(reduced[key] == whole[key] for key in PLACES if key in whole)
     assert reduced["result"].shape == whole["result"].shape
-    levels = np.abs(reduced["result"].astype(int) - whole["result"])
+    levels = np.abs(np.asarray(reduced["result"], int) - np.asarray(whole["result"], int))
     assert 0 < levels.mean() < 8
 
 

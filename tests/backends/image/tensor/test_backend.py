@@ -271,4 +271,3 @@ def test_images_in_the_right_color_stay(torch: Any, together: Any) -> None:
 
 def test_on_the_cpu_each_is_transformed_alone(torch: Any, make: Any) -> None:
     assert make(find_backend("ResizeTensor"), resize_h=4, resize_w=4).max == 1
-    assert make(find_backend("DecodeTensor")).max == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from typing import Any
 
 import cv2
@@ -11,9 +12,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from penstock.backends.base import Context
+from penstock.backends.base import UNBOUNDED, Context
 from penstock.backends.errors import InvalidInput, TooLarge
-from penstock.backends.image.decode import DecodeMat, DecodeMatParams
+from penstock.backends.image.decode import DecodeMat, DecodeMatParams, decode_for
+from penstock.backends.image.tensor import decode as decode_module
 from penstock.backends.image.tensor.decode import DecodeTensor
 from penstock.backends.item import Item
 
@@ -133,3 +135,39 @@ def test_too_large(decode: Any, photo: Any) -> None:
 def test_wrong_parameters_are_a_load_error(make: Any, params: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         make(DecodeTensor, **params)
+
+
+def test_images_of_a_batch_are_decoded_at_once(
+    make: Any, photo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, before = threading.Barrier(4, timeout=60), set(threading.enumerate())
+
+    def wait_for_others(*args: Any) -> Any:
+        together.wait()
+        return decode_for(*args)
+
+    monkeypatch.setattr(decode_module, "threads_per_instance", lambda instances: 8 // instances)
+    monkeypatch.setattr(decode_module, "decode_for", wait_for_others)
+    backend = make(DecodeTensor, Context(node="test", device="cpu", instances=2))
+    jpeg = encode(photo, "JPEG")
+    files = [encode(photo, "PNG"), encode(photo, "WEBP"), jpeg, jpeg[:2000] + jpeg[-2:], b"text"]
+    batch: list[Item] = [{"data": file} for file in files]
+    backend.forward(batch)
+    for item in batch[:3]:
+        pixels = item["result"][0].permute(1, 2, 0).numpy()[:, :, ::-1]
+        assert np.array_equal(pixels, decode_mat(item["data"]))
+        assert item["color"] == "rgb" and item["data_format"] == "nchw"
+    assert all("result" not in item for item in batch[3:])
+    assert "truncated" in str(batch[3]["error"]) and "not an image" in str(batch[4]["error"])
+    backend.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_an_instance_with_one_processor_takes_one_image(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_module, "threads_per_instance", lambda instances: 4 // instances)
+    for instances, expected in ((4, 1), (2, UNBOUNDED)):
+        backend = make(DecodeTensor, Context(node="test", device="cpu", instances=instances))
+        assert backend.max == expected
+        backend.close()
