@@ -76,13 +76,13 @@ def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor | None
 def _resized(library: Any, image: torch.Tensor, height: int, width: int) -> torch.Tensor | None:
     if min(image.shape[2:]) < 2:  # CV-CUDA reads a second pixel
         return None
-    views = _views(image, height, width)
-    if views is None:
+    pair = _pair(image, height, width)
+    if pair is None:
         return None
-    source, target, result = views
+    source, target, result = pair
     library.resize_into(
-        _wrapped(library, target),
-        _wrapped(library, source),
+        library.as_tensor(target, "NHWC"),
+        library.as_tensor(source, "NHWC"),
         library.Interp.LINEAR,
         stream=_stream(library, image),
     )
@@ -102,26 +102,25 @@ def warped(
     None: the image's edge is repeated.
     """
     library = find_cvcuda()
-    if library is None or (views := _views(image, height, width)) is None:
+    if library is None or (pair := _pair(image, height, width)) is None:
         return None
-    source, target, result = views
-    if fill is not None and len(set(fill)) > 1 and source.shape[3] == 1:
+    source, target, result = pair
+    if fill is not None and len(set(fill)) > 1 and source.channels == 1:
         # Planes of one channel, each with a fill value of its own.
-        channels = image.shape[1]
         pieces = [
-            (source[channel::channels], target[channel::channels], [fill[channel]])
-            for channel in range(channels)
+            (source.every(image.shape[1], channel), target.every(image.shape[1], channel), [value])
+            for channel, value in enumerate(fill)
         ]
     else:
-        pieces = [(source, target, list(fill or [0.0])[: source.shape[3]])]
+        pieces = [(source, target, list(fill or [0.0])[: source.channels])]
     operation = library.warp_affine_into if len(inverse) == 2 else library.warp_perspective_into
     matrix = np.ascontiguousarray(inverse, np.float32)
     flags = int(library.Interp.LINEAR) | int(library.Interp.WARP_INVERSE_MAP)
     border = library.Border.REPLICATE if fill is None else library.Border.CONSTANT
     for part, into, values in pieces:
         operation(
-            _wrapped(library, into),
-            _wrapped(library, part),
+            library.as_tensor(into, "NHWC"),
+            library.as_tensor(part, "NHWC"),
             matrix,
             flags,
             border_mode=border,
@@ -140,23 +139,24 @@ def grey(image: torch.Tensor, order: str) -> torch.Tensor | None:
     if count > MAX_IMAGES:
         return None
     result = torch.empty((count, 1, height, width), dtype=image.dtype, device=image.device)
+    pixels = image.permute(0, 2, 3, 1).contiguous()
     codes = library.ColorConversion
     library.cvtcolor_into(
-        _wrapped(library, result.view(count, height, width, 1)),
-        _wrapped(library, image.permute(0, 2, 3, 1).contiguous()),
+        library.as_tensor(_Memory(result, (count, height, width, 1)), "NHWC"),
+        library.as_tensor(_Memory(pixels, (count, height, width, 3)), "NHWC"),
         codes.RGB2GRAY if order == "rgb" else codes.BGR2GRAY,
         stream=_stream(library, image),
     )
     return result
 
 
-def _views(
+def _pair(
     image: torch.Tensor, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+) -> tuple[_Memory, _Memory, torch.Tensor] | None:
     """Return N×C×H×W and a new image of another size as CV-CUDA sees them, and that new image.
 
     CV-CUDA takes images of 1, 3 or 4 channels whose pixels lie together. What lies in planes is
-    taken as images of one channel.
+    taken as images of one channel. None: CV-CUDA can't take the image.
     """
     count, channels, old_height, old_width = image.shape
     pixel = count * channels * image.element_size()
@@ -166,41 +166,75 @@ def _views(
         or count * channels > MAX_IMAGES
     ):
         return None
-    if channels in (3, 4) and image.stride(1) == 1 and image.stride(3) == channels:
-        pixels = torch.empty(
+    strides = image.stride()
+    if channels in (3, 4) and strides[1] == 1 and strides[3] == channels:
+        result = torch.empty(
             (count, height, width, channels), dtype=image.dtype, device=image.device
         )
-        return image.permute(0, 2, 3, 1), pixels, pixels.permute(0, 3, 1, 2)
-    planes = image.flatten(0, 1)  # a view where that is possible
-    if planes.stride(2) != 1:
-        planes = planes.contiguous()
+        source = _Memory(
+            image,
+            (count, old_height, old_width, channels),
+            (strides[0], strides[2], channels, 1),
+        )
+        target = _Memory(result, (count, height, width, channels))
+        return source, target, result.permute(0, 3, 1, 2)
+    plane = strides[1] if channels > 1 else strides[0]
+    if strides[3] != 1 or plane == 0 or (count > 1 and strides[0] != channels * plane):
+        image = image.contiguous()
+        strides, plane = image.stride(), old_height * old_width
     result = torch.empty((count, channels, height, width), dtype=image.dtype, device=image.device)
-    return planes.unsqueeze(3), result.flatten(0, 1).unsqueeze(3), result
+    images = count * channels
+    source = _Memory(image, (images, old_height, old_width, 1), (plane, strides[2], 1, 1))
+    return source, _Memory(result, (images, height, width, 1)), result
+
+
+Sizes = tuple[int, int, int, int]
+"""Of images, rows, columns and channels."""
 
 
 class _Memory:
-    """What CV-CUDA reads of a tensor, by the CUDA array interface."""
+    """Images N×H×W×C in a tensor's memory, described for CV-CUDA by the CUDA array interface.
 
-    __slots__ = ("__cuda_array_interface__", "_tensor")
+    CV-CUDA holds it, and so the tensor, until its stream has used it.
+    """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    __slots__ = ("__cuda_array_interface__", "_shape", "_strides", "_tensor")
+
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        shape: Sizes,
+        strides: Sizes | None = None,
+        offset: int = 0,
+    ) -> None:
+        """`strides` and `offset` count elements. Without strides the images are contiguous."""
+        if strides is None:
+            _, height, width, channels = shape
+            strides = (height * width * channels, width * channels, channels, 1)
         size = tensor.element_size()
-        self._tensor = tensor
+        self._tensor, self._shape, self._strides = tensor, shape, strides
         self.__cuda_array_interface__ = {
             "version": 3,
-            "shape": tuple(tensor.shape),
-            "strides": tuple(stride * size for stride in tensor.stride()),
+            "shape": shape,
+            "strides": tuple(stride * size for stride in strides),
             "typestr": TYPE_NAMES[tensor.dtype],
-            "data": (tensor.data_ptr(), False),
+            "data": (tensor.data_ptr() + offset * size, False),
             # In order already: the operation runs on the stream that wrote the tensor. Without
             # this, CV-CUDA waits for the whole device.
             "stream": -1,
         }
 
+    @property
+    def channels(self) -> int:
+        return self._shape[3]
 
-def _wrapped(library: Any, tensor: torch.Tensor) -> Any:
-    """Return N×H×W×C as CV-CUDA's tensor. It holds the memory until its stream has used it."""
-    return library.as_tensor(_Memory(tensor), "NHWC")
+    def every(self, step: int, first: int) -> _Memory:
+        """Return each `step`-th image from `first` on."""
+        count, *size = self._shape
+        stride, *inner = self._strides
+        shape: Any = (count // step, *size)
+        strides: Any = (step * stride, *inner)
+        return _Memory(self._tensor, shape, strides, first * stride)
 
 
 def _stream(library: Any, image: torch.Tensor) -> Any:
