@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,12 +14,16 @@ import numpy as np
 from ..base import Backend, BatchRange, Context, Params
 from ..errors import BackendError, ConfigError, Problem
 from ..item import Item
+from .cpu_choice import Comparison, Tried, try_openvino
+from .encryption import is_encrypted
 from .onnx import OnnxTensor
+from .onnx_gpu.providers import choose_provider
 from .onnx_params import OnnxParams
 from .openvino.backend import OpenvinoTensor
+from .openvino.params import OpenvinoParams
 from .shapes import shape_key
 from .tensorrt.backend import TensorrtTensor
-from .tensorrt.library import find_library
+from .tensorrt.library import Library, find_library
 from .tensorrt.params import TensorrtParams
 from .torch.backend import TorchExportTensor, TorchScriptTensor
 from .torch.params import TorchScriptParams
@@ -35,16 +41,17 @@ ENGINE_BY_SUFFIX: dict[str, type[Backend]] = {
 """The suffixes of files that only one engine reads."""
 
 
-class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams):
+class ModelParams(TensorrtParams, TorchScriptParams, OnnxParams, OpenvinoParams):
     """The parameters of all engines; each engine reads those that it knows."""
 
 
 class ModelTensor(Backend):
     """Runs a model with the engine that fits the file and the machine.
 
-    TensorrtTensor runs .onnx files on machines with a GPU and its library; elsewhere OnnxTensor
-    runs them on the CPU. TensorrtTensor also runs .trt, .plan and .engine files. TorchScriptTensor
-    runs .pt files, TorchExportTensor .pt2 files, and OpenvinoTensor .xml files.
+    On a GPU, TensorrtTensor runs .onnx files if a TensorRT for it is installed, else OnnxTensor by
+    ONNX Runtime's CUDA provider. On the CPU, OpenvinoTensor runs them if OpenVINO is installed and
+    faster (cpu_choice.py), else OnnxTensor. TensorrtTensor also runs .trt, .plan and .engine files.
+    TorchScriptTensor runs .pt files, TorchExportTensor .pt2 files, and OpenvinoTensor .xml files.
 
     `data`: an array or a torch tensor with the batch dimension first, N×..., for an item of N
     rows; or a list of them in the order of the model's inputs. `result`:
@@ -57,6 +64,8 @@ class ModelTensor(Backend):
 
     _torch: Any = None
     """The module torch, if it is installed and the engine's results are arrays; else None."""
+    _tried: Comparison | None = None
+    """Kept for the other instances, so that all have one engine."""
 
     @classmethod
     def keys_set(cls, params: ModelParams) -> tuple[str, ...]:
@@ -97,9 +106,16 @@ class ModelTensor(Backend):
                 )
             else:
                 logger.info("%s on %s: %s", where, choice.device, choice.why, extra=extra)
+        if choice.device == "cpu":
+            context = replace(context, device="cpu")  # the engine need not choose again
         engine = choice.engine()
         self.children = (engine,)
-        engine.init(params, context)
+        try:
+            engine.init(params, context)
+        finally:
+            if choice.tried is not None and choice.tried.engine is not None:
+                choice.tried.engine.close()
+        self._tried = choice.tried and choice.tried.comparison
         self.min, self.max, self.device = engine.min, engine.max, engine.device
         self.signature = engine.signature
         if isinstance(engine, OnnxTensor) and find_spec("torch") is not None:
@@ -140,6 +156,7 @@ class Choice(NamedTuple):
     why: str
     missed: bool = False
     """There is a GPU, and the engine does not use it."""
+    tried: Tried | None = None
 
 
 def choose_engine(params: ModelParams, context: Context) -> Choice:
@@ -165,12 +182,15 @@ def choose_engine(params: ModelParams, context: Context) -> Choice:
 
 
 def _choose_for_onnx(params: ModelParams, context: Context) -> Choice:
+    if params.provider:
+        provider = choose_provider(params, context)
+        where = "cpu" if provider.name == "cpu" else context.device or "the first GPU"
+        return Choice(OnnxTensor, where, f"provider = {params.provider!r}")
     if context.device == "cpu":
-        return Choice(OnnxTensor, "cpu", "the node's device is cpu")
+        return _choose_for_cpu(params, context, "the node's device is cpu")
     if find_spec("torch") is None:
-        return Choice(OnnxTensor, "cpu", "torch, which TensorrtTensor needs, is not installed")
-    import torch
-
+        reason = "torch, which engines for GPUs need, is not installed"
+        return _choose_for_cpu(params, context, reason)
     from ..gpu.device import choose_device
 
     try:
@@ -178,17 +198,45 @@ def _choose_for_onnx(params: ModelParams, context: Context) -> Choice:
     except BackendError as error:
         raise BackendError(f"node {context.node!r}: ModelTensor: {error}") from error
     if device.type == "cpu":
-        return Choice(OnnxTensor, "cpu", "torch sees no GPU")
+        return _choose_for_cpu(params, context, "torch sees no GPU")
+    found = _find_tensorrt(params, device)
+    if isinstance(found, Library):
+        why = f"{found.name} {found.version} is installed"
+        return Choice(TensorrtTensor, str(device), why)
+    try:
+        provider = choose_provider(params, context)
+    except BackendError as error:  # the file names a GPU
+        raise BackendError(
+            f"node {context.node!r}: ModelTensor: nothing here runs {params.model} on {device}: "
+            f"{found}; {error}"
+        ) from error
+    why = f"{found}; {provider.why}"
+    if provider.name == "cpu":
+        return _choose_for_cpu(params, context, why)._replace(missed=True)
+    return Choice(OnnxTensor, str(device), why)
+
+
+def _find_tensorrt(params: ModelParams, device: Any) -> Library | str:
+    """Return the TensorRT that runs on this GPU, or a text that says why there is none."""
+    import torch
+
     try:
         library = find_library(params.library)
     except BackendError as error:
-        return Choice(OnnxTensor, "cpu", str(error), missed=True)
+        return str(error)
     capability = torch.cuda.get_device_capability(device)
     if library.is_rtx and not runs_rtx(capability):
         version = ".".join(map(str, capability))
-        why = f"tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and {device} has {version}"
-        return Choice(OnnxTensor, "cpu", why, missed=True)
-    return Choice(TensorrtTensor, str(device), f"{library.name} {library.version} is installed")
+        return f"tensorrt_rtx needs compute capability 7.5, 8.x or 12.x, and {device} has {version}"
+    return library
+
+
+def _choose_for_cpu(params: ModelParams, context: Context, why: str) -> Choice:
+    if is_encrypted(Path(params.model)) or find_spec("openvino") is None:
+        return Choice(OnnxTensor, "cpu", why)
+    tried = try_openvino(params, context)
+    engine = OpenvinoTensor if tried.comparison.faster else OnnxTensor
+    return Choice(engine, "cpu", f"{why}; {tried.comparison.why}", tried=tried)
 
 
 def runs_rtx(capability: tuple[int, int]) -> bool:

@@ -285,8 +285,7 @@ class OnnxTensor(Backend):
         ):
             return
         with refusals_as_warnings(self._where, self._params, self._context, logger):
-            values = warm_up_values(self._params, self._context)
-            arrays = self._zeros() if values is None else self._given(values)
+            arrays = self.example()
             if arrays is None:
                 return
             self._options = self.quiet_options()
@@ -298,6 +297,13 @@ class OnnxTensor(Backend):
                     size *= 2
             finally:
                 self._options = self._usual_options
+
+    def example(self) -> list[NDArray[Any]] | None:
+        """Return values of an item, in the order of `data`: those that the file gives for warm-up,
+        else zeros. None if the shapes are not known. Raises ConfigError for a wrong file.
+        """
+        values = warm_up_values(self._params, self._context)
+        return self._zeros() if values is None else self._given(values)
 
     def _zeros(self) -> list[NDArray[Any]] | None:
         arrays = []

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from ...errors import BackendError
 
 _lock = threading.Lock()
 _core: Any = None
+_importing = threading.Lock()
+
+TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Import packages of OpenVINO in the block, without those of Intel's statistics.
+
+    `import openvino` alone sends an event to Google Analytics, unasked, and writes to the home
+    directory. Where the package openvino_telemetry is missing, its users do without.
+    """
+    with _importing:
+        is_out = sys.modules.setdefault(TELEMETRY, None) is None  # type: ignore[arg-type]  # not found, to Python's import
+        try:
+            yield
+        finally:
+            if is_out:
+                del sys.modules[TELEMETRY]
 
 
 def core() -> Any:
@@ -22,7 +43,8 @@ def core() -> Any:
     """
     global _core
     try:
-        import openvino
+        with without_telemetry():
+            import openvino
     except ModuleNotFoundError as error:
         raise BackendError(
             "OpenvinoTensor needs extra openvino, which is not installed here: "

@@ -18,6 +18,7 @@ from ...errors import BackendError
 from ...text import message_of
 from ..onnx_session import config_error
 from ..shapes import shape_text
+from .library import core, without_telemetry
 from .params import OpenvinoParams
 
 logger = logging.getLogger("penstock.openvino")
@@ -48,11 +49,10 @@ def quantise(model: Any, params: OpenvinoParams, context: Context) -> Any:
     feeds = list(_runs(model, params, context))
     kept = _kept(model, params, context, feeds)
     if kept is not None and kept.is_file():
-        from .library import core
-
         return core().read_model(kept)
     try:
-        nncf = import_module("nncf")
+        with without_telemetry():
+            nncf = import_module("nncf")
     except ModuleNotFoundError as error:
         raise BackendError(
             "OpenvinoTensor: precision = int8 quantises models with NNCF, which is not installed "

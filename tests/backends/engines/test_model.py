@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from penstock.backends.base import Context
 from penstock.backends.engines import model
 from penstock.backends.engines.encryption import KEY_VARIABLE, encrypt
 from penstock.backends.engines.model import ModelParams, ModelTensor, choose_engine
+from penstock.backends.engines.onnx_gpu import providers
 from penstock.backends.engines.tensorrt.library import Library
 from penstock.backends.errors import BackendError, ConfigError
 from penstock.backends.expressions.registry import describe, find_backend
@@ -28,7 +29,7 @@ from penstock.pipelines.repository import Repository
 
 GUIDE = Path(__file__).parents[3] / "examples" / "resnet" / "guide.toml"
 
-NO_TORCH = importlib.util.find_spec("torch") is None
+NO_TORCH = find_spec("torch") is None
 
 
 def write(path: Path, outputs: Any = 1, kind: Any = TensorProto.FLOAT) -> Path:
@@ -52,6 +53,14 @@ def make(path: Path | str, context: Any = None, **params: Any) -> Any:
         Context(node="node", **(context or {})),
     )
     return backend
+
+
+@pytest.fixture(autouse=True)
+def _without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the choice between OpenVINO and ONNX Runtime to test_cpu_choice.py."""
+    monkeypatch.setattr(
+        model, "find_spec", lambda name: None if name == "openvino" else find_spec(name)
+    )
 
 
 @pytest.fixture
@@ -188,10 +197,12 @@ def test_the_suffix_decides_and_onnx_runtime_runs_onnx_without_a_gpu(
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretend that this machine has GPUs of these compute capabilities, and a TensorRT library."""
+    """Pretend that this machine has GPUs of these compute capabilities, a TensorRT library, and an
+    onnxruntime with a provider for them.
+    """
     import torch
 
-    def machine(*capabilities: Any, library: Any = "") -> None:
+    def machine(*capabilities: Any, library: Any = "", cuda: bool = False) -> None:
         def find(wanted: Any) -> Any:
             if not library:
                 raise BackendError("TensorRT can't be used")
@@ -203,6 +214,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             torch.cuda, "get_device_capability", lambda device: capabilities[device.index]
         )
         monkeypatch.setattr(model, "find_library", find)
+        if capabilities:
+            lacks = "" if cuda else "onnxruntime has no provider for GPUs"
+            monkeypatch.setattr(providers, "why_not", lambda name, device: (lacks, True))
 
     return machine
 
@@ -233,7 +247,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             False,
             "tensorrt_rtx 10.0 is installed",
         ),
-        ([(8, 6), (9, 0)], "tensorrt_rtx", "1", "OnnxTensor", True, "cuda:1 has 9.0"),
         ([(9, 0)], "", "", "OnnxTensor", True, "TensorRT can't be used"),
         ([], "tensorrt", "", "OnnxTensor", False, "torch sees no GPU"),
     ],
@@ -246,6 +259,47 @@ def test_tensorrt_runs_onnx_on_a_gpu_that_its_library_supports(
     choice = choose_engine(ModelParams.model_validate({"model": "m.onnx"}), Context(device=device))
     assert (choice.engine.__name__, choice.missed) == (expected, missed)
     assert why in choice.why
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+@pytest.mark.parametrize(
+    ("library", "device", "lacks"),
+    [("", "", "TensorRT can't be used"), ("tensorrt_rtx", "1", "cuda:1 has 9.0")],
+)
+def test_onnx_runtime_runs_on_a_gpu_without_a_tensorrt_for_it(
+    machine: Any, library: str, device: str, lacks: str
+) -> None:
+    machine((8, 6), (9, 0), library=library, cuda=True)
+    choice = choose_engine(ModelParams.model_validate({"model": "m.onnx"}), Context(device=device))
+    assert (choice.engine.__name__, choice.device, choice.missed) == (
+        "OnnxTensor",
+        f"cuda:{device or 0}",
+        False,
+    )
+    assert f"{lacks}; there is a GPU" in choice.why
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+def test_a_provider_of_the_file_is_onnx_runtimes(machine: Any, provider: str) -> None:
+    machine((9, 0), library="tensorrt", cuda=True)
+    params = ModelParams.model_validate({"model": "m.onnx", "provider": provider})
+    choice = choose_engine(params, Context())
+    assert (choice.engine.__name__, choice.missed) == ("OnnxTensor", False)
+    assert choice.why == f"provider = {provider!r}"
+
+
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+def test_a_gpu_that_the_file_names_and_no_engine_can_use_is_an_error(machine: Any) -> None:
+    machine((8, 6), (9, 0), library="tensorrt_rtx")
+    with pytest.raises(
+        BackendError,
+        match=r"node 'n': ModelTensor: nothing here runs m.onnx on cuda:1: tensorrt_rtx needs .* "
+        r"has 9.0; .*onnxruntime has no provider for GPUs",
+    ):
+        choose_engine(
+            ModelParams.model_validate({"model": "m.onnx"}), Context(node="n", device="1")
+        )
 
 
 @pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
@@ -288,7 +342,8 @@ def test_the_log_says_which_engine_was_chosen_and_why(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().endswith(
-        "with OnnxTensor on the CPU, although there is a GPU: TensorRT can't be used"
+        "with OnnxTensor on the CPU, although there is a GPU: TensorRT can't be used; onnxruntime "
+        "has no provider for GPUs"
     )
 
 

@@ -18,12 +18,14 @@ from penstock.backends.engines.model import ModelParams, choose_engine
 from penstock.backends.engines.openvino import compiled as compiled_module
 from penstock.backends.engines.openvino.backend import OpenvinoTensor
 from penstock.backends.engines.openvino.compiled import compiled_model, threads_of
+from penstock.backends.engines.openvino.library import without_telemetry
 from penstock.backends.engines.openvino.params import OpenvinoParams
 from penstock.backends.errors import BackendError, ConfigError, InvalidInput
 
 from .test_onnx import write
 
-openvino = pytest.importorskip("openvino")
+with without_telemetry():
+    openvino = pytest.importorskip("openvino")
 
 FLOAT = TensorProto.FLOAT
 
@@ -380,3 +382,22 @@ def test_signals_after_a_model_is_freed_on_another_thread(layer: Path) -> None:
     command = [sys.executable, "-c", FREED_ON_ANOTHER_THREAD, str(layer)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_its_library_sends_no_statistics(tmp_path: Path) -> None:
+    """`import openvino` alone sends an event to Google Analytics, and writes to the home folder."""
+    code = (
+        "import sys, threading\n"
+        "from penstock.backends.engines.openvino.library import core\n"
+        "core()\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')],"
+        " threading.active_count())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "[] 1\n" and not list(tmp_path.iterdir())

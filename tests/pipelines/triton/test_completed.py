@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from penstock import create_app
+from penstock.backends.engines.openvino.library import without_telemetry
 from penstock.backends.errors import ConfigError
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.triton.completion import complete
@@ -184,7 +185,8 @@ def test_a_batch_size_that_does_not_fit_the_model(tmp_path: Path, write_linear: 
 def test_models_of_openvino_and_torch_without_a_configuration(
     tmp_path: Path, write_linear: Any
 ) -> None:
-    openvino = pytest.importorskip("openvino")
+    with without_telemetry():
+        openvino = pytest.importorskip("openvino")
     file = write_linear(tmp_path / "from") / "1" / "model.onnx"
     folder = tmp_path / "models" / "bare" / "1"
     folder.mkdir(parents=True)
