@@ -7,10 +7,9 @@ item gives and gets is as with OnnxTensor on the CPU: arrays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -44,6 +43,10 @@ GRAPH_TOLERANCE = 1e-2
 """How far a graph's output may be from that of a plain run of the same inputs, relative to the
 largest value. Both run the same kernels, and differ only where these add in any order.
 """
+
+
+MAX_FITTING_KINDS = 64
+"""Kinds of items, by their shapes and dtypes, that are remembered to fit the model."""
 
 
 class UnfitError(BackendError):
@@ -90,12 +93,14 @@ class OnnxGpuEngine(TorchEngine):
             if any(sign in str(error) for sign in OUT_OF_MEMORY_TEXTS):
                 raise OnnxRunError(str(error)) from error
             raise
+        self._fitting: set[Hashable] = set()
         self.onnx = model = OnnxModel(session, params, context, self.backend_name)
         self._refuse_unfit()
         self._post.check([port.shape for port in model.outputs])
         if self._post.active and any(model.output_axes):
             message = f"{params.postprocessor} takes scores of shape NxK, with the batch on axis 0"
             raise config_error(context, "batch_axis", message)
+        self._dtypes = [(port.name, torch_dtype(port)) for port in model.inputs]
         self.input_axes = tuple(model.input_axes)
         self.output_axes = tuple(model.output_axes)
         self._normalised = session.get_inputs()[0].name if params.mean or params.std else ""
@@ -268,16 +273,23 @@ class OnnxGpuEngine(TorchEngine):
         self, item: Item, names: tuple[str, ...], values: Sequence[Any]
     ) -> BatchMember:
         """Check the item's tensors against the model too. Raises InvalidInput."""
-        for port, value in zip(self.onnx.inputs, values, strict=True):
+        for position, value in enumerate(values):
             if value is None:
+                port = self.onnx.inputs[position]
                 raise InvalidInput(
                     f"{self.backend_name}: input {port.name} is missing: expected {port}"
                 )
         member = super().check_inputs(item, names, values)
+        if self.batched and member.kind in self._fitting:
+            return member
         inputs: Any = member.inputs
         for port, axis, tensor in zip(self.onnx.inputs, self.onnx.input_axes, inputs, strict=True):
             shape = with_batch(len(tensor), tuple(tensor.shape[1:]), axis)
             self._check(port, tensor, shape, axis if self.batched else None)
+        if self.batched:
+            if len(self._fitting) >= MAX_FITTING_KINDS:
+                self._fitting.clear()
+            self._fitting.add(member.kind)
         return member
 
     def _check(
@@ -326,14 +338,10 @@ class OnnxGpuEngine(TorchEngine):
 
         Images that the model normalises go as uint8, a quarter of the bytes.
         """
-        if index >= len(self.onnx.inputs):
+        if index >= len(self._dtypes):
             return tensor.dtype  # an optional input
-        port = self.onnx.inputs[index]
-        return (
-            tensor.dtype
-            if tensor.dtype == torch.uint8 and port.name == self._normalised
-            else torch_dtype(port)
-        )
+        name, dtype = self._dtypes[index]
+        return torch.uint8 if tensor.dtype == torch.uint8 and name == self._normalised else dtype
 
     def _run_group(self, members: list[BatchMember]) -> None:
         if members[0].names:  # optional inputs have no rows that could be padded
@@ -342,11 +350,12 @@ class OnnxGpuEngine(TorchEngine):
             super()._run_group(members)
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
-        ports = {port.name: port for port in self.onnx.data_order}
         feed = [
-            (name, tensor.to(torch_dtype(ports[name])).contiguous())
-            for name, tensor in zip(names or self._names, inputs, strict=True)
+            (name, tensor.to(dtype).contiguous())
+            for (name, dtype), tensor in zip(self._dtypes, inputs, strict=False)
         ]
+        first = len(feed)  # of the optional inputs, which have the model's dtype
+        feed += zip(names[first:], [tensor.contiguous() for tensor in inputs[first:]], strict=True)
         return self._post.apply(self.model(feed, quiet=self.probing))
 
     def _share_out(self, members: list[BatchMember], outputs: list[Any]) -> None:
@@ -354,9 +363,7 @@ class OnnxGpuEngine(TorchEngine):
         for member in members:
             result = member.item["result"]
             member.item["result"] = (
-                [np.asarray(part) for part in result]
-                if isinstance(result, list)
-                else np.asarray(result)
+                [part.numpy() for part in result] if isinstance(result, list) else result.numpy()
             )
             self._post.answer(member.item)
 

@@ -79,7 +79,10 @@ CASES: dict[str, tuple[Build, dict[str, Any], list[Any]]] = {
     "names": (models.pair, {"max": 4, "inputs": "b,a", "outputs": "difference"}, [[TWO, TWO * 3]]),
     "reshape": (
         models.pair,
-        {"reshape": {"a": {"from": [1, 2], "to": [2]}}, "max": 2},
+        {
+            "reshape": {"a": {"from": [1, 2], "to": [2]}, "sum": {"from": [2], "to": [2, 1]}},
+            "max": 2,
+        },
         [[TWO[None], TWO], [TWO[None], TWO]],
     ),
     "alone": (models.places, {"max": 4}, [np.ones((1, 1)), np.array([[0], [1]], np.float32)]),
