@@ -107,7 +107,7 @@ def log_accuracy(
     logger: logging.Logger,
     owner: str,
     context: Context,
-    accuracy: Accuracy | None,
+    accuracy: Accuracy | str | None,
     *,
     precision: str,
     reference: str,
@@ -115,15 +115,18 @@ def log_accuracy(
     """Log what a precision costs, once for all instances of a node.
 
     `owner` names node and engine; `precision` and `reference` are what was compared ("int8",
-    "fp32"). Of `accuracy` None, the log says that it could not be compared.
+    "fp32"). `accuracy` may be the reason why it could not be measured; None: the outputs have no
+    distance.
     """
     if context.instance:
         return
+    if not isinstance(accuracy, Accuracy):
+        accuracy = f"not compared: {accuracy or 'the outputs have no distance'}"
     logger.info(
         "%s: %s against %s: %s",
         owner,
         precision,
         reference,
-        accuracy if accuracy is not None else "not compared, because the outputs have no distance",
+        accuracy,
         extra={"pipeline": context.pipeline, "node": context.node},
     )

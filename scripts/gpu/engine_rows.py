@@ -49,7 +49,7 @@ class Engine:
     keys: dict[str, Any] = field(default_factory=dict)
     prepare: Prepare | None = None
     needs: str = "any"
-    """gpu, cpu, any, or the name of a package."""
+    """gpu, cpu, any, gpu:PACKAGE, or the name of a package that runs on the CPU."""
     only: tuple[str, ...] = ()
     """The models to run it for; empty: all."""
 
@@ -99,6 +99,8 @@ def onnx(model: str, folder: Path, on_gpu: bool) -> Path:
 
 
 FAST = {"precision": "fp16", "channels_last": True}
+BF16 = {"precision": "bf16"}
+"""torchao scales 8 bits to bfloat16."""
 
 ENGINES: tuple[Engine, ...] = (
     # Those that matter most come first: the limit of time cuts the last.
@@ -119,6 +121,19 @@ ENGINES: tuple[Engine, ...] = (
     Engine("export", "TorchExportTensor", {}, exported, needs="cpu"),
     Engine("OnnxTensor", "OnnxTensor", {}, onnx, needs="cpu"),
     Engine("OpenvinoTensor", "OpenvinoTensor", {}, onnx, needs="openvino"),
+    Engine("compile bf16", keys=BF16 | {"compile": "default"}, needs="gpu:torchao", only=("vit",)),
+    Engine(
+        "compile bf16, fp8-dynamic",
+        keys=BF16 | {"compile": "default", "quantize": "fp8-dynamic"},
+        needs="gpu:torchao",
+        only=("vit",),
+    ),
+    Engine(
+        "compile bf16, int8-dynamic",
+        keys=BF16 | {"compile": "default", "quantize": "int8-dynamic"},
+        needs="gpu:torchao",
+        only=("vit",),
+    ),
     Engine(
         "eager fp16, no graphs",
         keys=FAST | {"cuda_graphs": False},
@@ -148,6 +163,8 @@ def can_run(engine: Engine, model: str) -> bool:
     on_gpu = torch.cuda.is_available()
     if engine.only and model not in engine.only:
         return False
+    if engine.needs.startswith("gpu:"):
+        return on_gpu and find_spec(engine.needs.partition(":")[2]) is not None
     if engine.needs in ("gpu", "cpu", "any"):
         return engine.needs == "any" or (engine.needs == "gpu") == on_gpu
     if engine.needs.startswith("onnxruntime-"):

@@ -377,15 +377,7 @@ class TorchModule(TorchEngine):
         return tensor.dtype if exact else super().travels_as(index, tensor)
 
     def _run(self, inputs: Sequence[Any], names: tuple[str, ...] = ()) -> list[Any]:
-        ready = [
-            value
-            if not isinstance(value, torch.Tensor)
-            else self._normalised(value)
-            if index == 0
-            else self._cast(value)
-            for index, value in enumerate(inputs)
-        ]
-        outputs = self.order(self.call(ready, names))
+        outputs = self.order(self.call(self.ready(inputs), names))
         if self._precision is not None:
             outputs = [
                 output.float()
@@ -394,6 +386,17 @@ class TorchModule(TorchEngine):
                 for output in outputs
             ]
         return self._post.apply(outputs)
+
+    def ready(self, inputs: Sequence[Any]) -> list[Any]:
+        """Return inputs of the device as the model takes them: normalised, in its precision."""
+        return [
+            value
+            if not isinstance(value, torch.Tensor)
+            else self._normalised(value)
+            if index == 0
+            else self._cast(value)
+            for index, value in enumerate(inputs)
+        ]
 
     def _share_out(self, members: list[BatchMember], outputs: list[Any]) -> None:
         super()._share_out(members, outputs)

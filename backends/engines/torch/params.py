@@ -149,6 +149,13 @@ class PythonTensorParams(TorchParams):
     compile: Literal[
         "", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
     ] = Field("", description="the mode of torch.compile; default: the module is not compiled")
+    quantize: Literal["", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "fp8-dynamic"] = (
+        Field(
+            "",
+            description="quantise the weights of linear layers with torchao; -dynamic: their "
+            "inputs too, at each run; the error is logged at load; default: they stay as they are",
+        )
+    )
     channels_last: bool = Field(
         False,
         description="keep images and weights in the channels_last memory format, which is faster "

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...base import Context
 from ...errors import BackendError, ConfigError, Problem
 from ...text import message_of
 from ...user_code import load
+from ..accuracy import SAMPLE_ROWS, compare, log_accuracy, sample_inputs
 from .module import TorchModule, identity_of, reason_of, silence
 from .params import PythonTensorParams
+from .quantisation import quantise
+from .reading import dtype_text, to_array
+
+logger = logging.getLogger("penstock.torch")
 
 MODES_WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """The modes in which torch.compile captures CUDA graphs itself."""
@@ -33,6 +42,7 @@ class PythonEngine(TorchModule):
             identity_of(weights) if weights is not None else None,
             repr(sorted(params.kwargs.items())),
             params.channels_last,
+            params.quantize,
         )
         module: torch.nn.Module = self.shared(key, lambda: self._make(factory, weights, device))
         self._read_signature(module)
@@ -76,7 +86,51 @@ class PythonEngine(TorchModule):
         if weights is not None:
             self._fill(module, weights)
         module = module.eval().requires_grad_(False).to(device=device, dtype=self._precision)
-        return module.to(memory_format=torch.channels_last) if self.params.channels_last else module  # type: ignore[call-overload]
+        if self.params.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.params.quantize:
+            self._quantise(module)
+        return module
+
+    def _quantise(self, module: torch.nn.Module) -> None:
+        """Quantise the module, and log how far its answers to random rows move."""
+        shapes = self.example_shapes()
+        ports = [(shape, np.dtype(dtype_text(dtype))) for shape, dtype in shapes]
+        inputs = [torch.from_numpy(values).to(self._half.device) for values in sample_inputs(ports)]
+        before = self._answers(module, inputs)
+        quantise(module, self.params.quantize, self.prefix)
+        after = self._answers(module, inputs)
+        accuracy = (
+            compare(before, after, SAMPLE_ROWS)
+            if before is not None and after is not None
+            else "the model refuses random rows"
+            if inputs
+            else "their shapes are not known: max = 8x3x224x224 gives them"
+        )
+        log_accuracy(
+            logger,
+            self.prefix,
+            replace(self.context, instance=0),  # whichever loads the module for all of them
+            accuracy,
+            precision=f"quantize = {self.params.quantize}",
+            reference=self.params.precision or "fp32",
+        )
+
+    def _answers(
+        self, module: torch.nn.Module, inputs: list[torch.Tensor]
+    ) -> list[NDArray[Any]] | None:
+        """Run the module. Return None without inputs, because `max` has no shapes, and if it
+        refuses them.
+        """
+        if not inputs:
+            return None
+        with self.gradients_off():
+            try:
+                outputs = self.outputs_of(module(*self.ready(inputs)))
+            except Exception as error:  # models raise whatever their code raises
+                logger.debug("%s: random rows: %s", self.prefix, reason_of(error))
+                return None
+        return [to_array(output) for output in outputs if isinstance(output, torch.Tensor)]
 
     def _fill(self, module: torch.nn.Module, path: Path) -> None:
         where = f"{self.prefix}: the state_dict {path}"
