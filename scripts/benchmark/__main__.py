@@ -32,6 +32,7 @@ PARTS = {
     "trace": "tracing",
     "sequences": "sequences",
     "cache": "caching",
+    "decode": "decoding",
     "resnet": "resnet",
     "memory": "memory",
     "overload": "overload",
