@@ -20,7 +20,7 @@ from .sharing import shared
 
 LARGEST_BATCH = 8
 """Rows of the batch that is timed, at most: larger ones take long, and their order is the same."""
-LEAST_RUNS, MOST_RUNS = 2, 10
+LEAST_RUNS, MOST_RUNS = 1, 10
 """Timed runs of each engine."""
 SECONDS = 1.0
 """No further run is begun after so long, by the clock."""
