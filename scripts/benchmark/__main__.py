@@ -37,6 +37,7 @@ PARTS = {
     "memory": "memory",
     "overload": "overload",
     "process": "processes",
+    "triton": "triton_models",
     "profile": "stages",
     "page": "page",
 }
