@@ -113,7 +113,8 @@ OPTIMIZATION_FIELDS: Mapping[str, tuple[Line, ...]] = {
     f"{_GPU_ACCELERATOR}.parameters": (ignored("it sets nothing"),),
     f"{_GPU_ACCELERATOR}.parameters.precision_mode": (
         approximated(
-            "the precision with TensorRT, and of ONNX Runtime on a GPU; on the CPU the model's own",
+            "the precision of TensorRT, of ONNX Runtime on a GPU, and of OpenVINO; ONNX Runtime on "
+            "the CPU takes the model's own",
             ONNX,
             ("FP32", "FP16", "BF16"),
         ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from penstock.backends.gpu.ipc import gpu_count
+
 from ...config.source import Tables
 from ..model import TritonModel
 from .onnx_file import check_tensors
@@ -145,11 +147,11 @@ def _translate_tensorrt(model: TritonModel, tables: Tables, node: dict[str, Any]
         return
     node.update(keys)
     node["backend"] = "ModelTensor"
-    if node.get("device") == "cpu":  # ONNX Runtime can't use the GPU. TensorRT may
+    if gpu_count() and node.get("device") == "cpu":  # ONNX Runtime can't use it. TensorRT may
         del node["device"]
-    tables.warnings = [
-        warning for warning in tables.warnings if not (warning.key or "").endswith(".kind")
-    ]
+        tables.warnings = [
+            warning for warning in tables.warnings if not (warning.key or "").endswith(".kind")
+        ]
     precision = wanted.parameters.get("precision_mode", "FP32").lower()
     if precision != "fp32":
         node["precision"] = precision

@@ -13,8 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from penstock.backends.errors import BackendError, ConfigError
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.triton.completion import complete
 from penstock.pipelines.triton.folders import model_folder
 from penstock.pipelines.triton.read import read_version, written_config
+from penstock.pipelines.triton.translation import onnx as translation
 
 LOOPS = ("uvloop",)
 
@@ -117,6 +119,22 @@ def accelerator(name: str, **parameters: str) -> str:
         f"optimization {{ execution_accelerators {{ {kind}_execution_accelerator {{ "
         f'name: "{name}" {lines} }} }} }}'
     )
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_gpu_that_only_tensorrt_may_use(
+    pair: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    for module in (complete, translation):
+        monkeypatch.setattr(module, "gpu_count", lambda: gpus)
+    config = read(
+        pair, PAIR + accelerator("tensorrt") + "instance_group { kind: KIND_GPU gpus: 0 }"
+    )
+    (node,) = config.nodes.values()
+    assert keys(config)[0] == "ModelTensor"
+    warnings = [warning.partition("runs on the CPU: ")[2] for warning in config.warnings]
+    assert warnings == ([] if gpus else ["there is no GPU here"])
+    assert node.devices == (() if gpus else ("cpu",))
 
 
 def test_accelerators(pair: Path) -> None:
