@@ -34,6 +34,7 @@ PARTS = {
     "cache": "caching",
     "decode": "decoding",
     "resnet": "resnet",
+    "openvino": "openvino_resnet",
     "memory": "memory",
     "overload": "overload",
     "process": "processes",

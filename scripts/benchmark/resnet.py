@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from figures import ROOT, Figure, of_runs, say
-from resnet_loop import Layout, Loop, layouts, read_model
+from resnet_loop import Layout, Loop, layouts, open_sessions, read_model
 from servers import Server, penstock
 
 from penstock.app.bench.images import synthetic_jpegs
@@ -34,7 +35,7 @@ def measure(quick: bool) -> list[Figure]:
     with exported() as folder:
         model = read_model(folder / "resnet18.onnx")
         processors = len(os.sched_getaffinity(0))
-        best, figures = _best_layout(model, layouts(processors), jpegs, seconds)
+        best, figures = best_layout(model, layouts(processors), jpegs, seconds)
         loop = best if best.layout.threads > 1 else Loop(model, Layout(processors, 1, 1), jpegs)
         with penstock(folder / "resnet18_one.toml") as server:
             load(server, jpegs, 16, 1.0)
@@ -79,10 +80,15 @@ def _single(
     ]
 
 
-def _best_layout(
-    model: bytes, candidates: list[Layout], jpegs: Sequence[bytes], seconds: float
+def best_layout(
+    model: bytes,
+    candidates: list[Layout],
+    jpegs: Sequence[bytes],
+    seconds: float,
+    opener: Callable[[bytes, Layout], list[Any]] = open_sessions,
 ) -> tuple[Loop, list[Figure]]:
-    loops = [Loop(model, layout, jpegs) for layout in candidates]
+    """Try all layouts, and return the fastest loop."""
+    loops = [Loop(model, layout, jpegs, opener) for layout in candidates]
     rates: dict[Layout, list[float]] = {layout: [] for layout in candidates}
     for _ in range(3):
         for loop in loops:

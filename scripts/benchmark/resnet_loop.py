@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,13 +77,25 @@ def run(
     ]
 
 
+def open_sessions(model: bytes, layout: Layout) -> list[Any]:
+    """Open a session of ONNX Runtime for each thread of a layout."""
+    return [open_session(model, layout.threads_per_run) for _ in range(layout.threads)]
+
+
 class Loop:
     """A loop with one layout, warmed up."""
 
-    def __init__(self, model: bytes, layout: Layout, jpegs: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        layout: Layout,
+        jpegs: Sequence[bytes],
+        opener: Callable[[bytes, Layout], list[Any]] = open_sessions,
+    ) -> None:
+        """`opener` opens a session for each thread, with the methods of ONNX Runtime's."""
         cv2.setNumThreads(1)
         self.layout = layout
-        self.sessions = [open_session(model, layout.threads_per_run) for _ in range(layout.threads)]
+        self.sessions = opener(model, layout)
         self.buffers = [np.empty((layout.batch, 3, SIZE, SIZE), np.float32) for _ in self.sessions]
         self.jpegs = jpegs
         for session, buffer in zip(self.sessions, self.buffers, strict=True):

@@ -177,6 +177,35 @@ def test_results_of_a_batch_have_memory_of_their_own(pixels: Path) -> None:
     assert all(result.flags.writeable for result in kept)
 
 
+def test_read_only_inputs(tmp_path: Path) -> None:
+    """Their copies must live until the run ends: the third would take the memory of the first."""
+    path = write(
+        tmp_path / "three.onnx",
+        [("Sub", ["a", "b"], ["ab"]), ("Sub", ["ab", "c"], ["y"])],
+        [(name, FLOAT, ["n", 2]) for name in "abc"],
+        [("y", FLOAT, ["n", 2])],
+    )
+    values = [np.full((1, 2), value, np.float32) for value in (9, 2, 1)]
+    for value in values:
+        value.setflags(write=False)
+    (result,) = run(make(path), values)
+    assert result.tolist() == [[6, 6]]
+
+
+def test_an_input_that_is_passed_on(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "both.onnx",
+        [("Dropout", ["x"], ["same"]), ("Relu", ["x"], ["y"])],
+        [("x", FLOAT, ["n", 2])],
+        [("same", FLOAT, ["n", 2]), ("y", FLOAT, ["n", 2])],
+    )
+    backend = make(path)
+    results = run(backend, row(1, 2)) + run(backend, row(3, 4)) + run(backend, row(5, 6), row(7, 8))
+    assert [[part.tolist() for part in result] for result in results] == [
+        [[[first, first + 1]]] * 2 for first in (1, 3, 5, 7)
+    ]
+
+
 def test_texts_are_refused(tmp_path: Path) -> None:
     path = write(
         tmp_path / "texts.onnx",
