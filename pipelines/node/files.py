@@ -22,7 +22,6 @@ def config_files(config: PipelineConfig) -> LoadedFiles:
     for port in (*config.inputs, *config.outputs, *exposed):
         if port.inner_schema is not None and port.inner_schema.file:
             context.resolve_input(port.inner_schema.file)
-    for port in config.outputs:
         if port.labels is not None:
             context.resolve_input(port.labels)
     for node in config.nodes.values():

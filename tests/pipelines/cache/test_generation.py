@@ -40,6 +40,21 @@ def test_another_file_or_configuration_is_another(tmp_path: Path) -> None:
     assert len(generations) == len(made_of)
 
 
+def test_labels_are_of_the_files(tmp_path: Path) -> None:
+    """Those of declared outputs, and of what exposed nodes answer."""
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("one\ntwo\n")
+    (tmp_path / "p.toml").write_text(
+        '[pipeline.outputs.x]\nlabels = "a.txt"\n'
+        '[pipeline.expose.n.outputs.x]\nlabels = "b.txt"\n[n]\nbackend = "Identity"\n'
+    )
+    files = config_files(load(tmp_path / "p.toml"))
+    assert files.changed() == []
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("one\nthree\n")
+    assert files.changed() == [tmp_path / "a.txt", tmp_path / "b.txt"]
+
+
 def test_code_of_a_module_is_known_by_its_file(own_registry: None) -> None:
     register_backend("Known", made)
     tables = {"n": {"backend": "Known"}}
