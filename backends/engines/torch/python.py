@@ -53,7 +53,7 @@ class PythonEngine(TorchModule):
         if not params.compile:
             return module
         silence("torch.jit.script_method")  # torch.compile itself calls it
-        return torch.compile(module, mode=params.compile)
+        return self.shared((key, params.compile), lambda: _compiled(module, params.compile))
 
     def _find(self, target: str) -> Any:
         try:
@@ -172,6 +172,19 @@ class PythonEngine(TorchModule):
         # A probe must not make torch.compile compile for its batch sizes.
         model = getattr(self.model, "_orig_mod", self.model) if self.probing else self.model
         return model(*inputs)
+
+
+def _compiled(module: torch.nn.Module, mode: str) -> Any:
+    """Compile a module, apart from others of its class.
+
+    torch counts what it compiles by the code of `forward`, and after 8 versions, of whatever
+    models, it runs further ones as they are, with a warning of its own. Three versions are one
+    model's: the largest batch, any batch, and 1.
+    """
+    options: dict[str, Any] = {}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # torch 2.11 lacks it
+        options["isolate_recompiles"] = True
+    return torch.compile(module, mode=mode, **options)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

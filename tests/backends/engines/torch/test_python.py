@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -253,3 +255,71 @@ async def test_errors_of_a_module_that_can_not_be_shown(
         assert "restarted" not in caplog.text
     with pytest.raises(BackendError, match=r"AtOnce failed with .*: ShyError: .its message can't"):
         await Pipeline.load({**node, "model": f"{tmp_path}/shy.py:AtOnce"}).start()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let torch.compile stop short of its compiler. Return a function that counts what it got."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    counters.clear()
+
+
+SUM = """
+from torch import nn
+
+class Sum(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.fc = nn.Linear(1, width)
+        self.width = width
+    def forward(self, x):
+        return self.fc(x[..., None]).relu().sum(1) * self.width
+"""
+
+
+def test_few_versions_are_compiled_for_batches_and_for_an_axis_that_varies(
+    tmp_path: Path, make: Any, run: Any, graphs: Any
+) -> None:
+    context = Context(directory=tmp_path)
+    (tmp_path / "sum.py").write_text(SUM)
+    backend = make(NAME, "sum.py:Sum", context, compile="default", max="8x3", batched=True)
+    backend.warm_up()
+    assert graphs() == 3  # 8, any, and 1
+    module = backend.children[0].model._orig_mod
+
+    def check(count: int, length: int) -> None:
+        data = [torch.rand(1, length) for _ in range(count)]
+        assert torch.allclose(torch.cat(run(backend, *data)), module(torch.cat(data)), atol=1e-6)
+
+    for count in range(1, 9):
+        check(count, 3)
+    assert graphs() == 3
+    for length in (5, 6, 7, 100, 2):
+        check(3, length)
+        check(1, length)
+    assert graphs() == 5  # one more for any length, with any batch and with 1
+
+
+@pytest.mark.skipif(
+    "isolate_recompiles" not in inspect.signature(torch.compile).parameters,
+    reason="this torch counts the versions of all models of a class together",
+)
+def test_models_of_one_class_are_compiled_apart_and_instances_together(
+    tmp_path: Path, make: Any, graphs: Any
+) -> None:
+    context = Context(directory=tmp_path)
+    (tmp_path / "sum.py").write_text(SUM)
+    keys = {"compile": "default", "max": "8x3", "batched": True}
+    made = []
+    for width in range(2, 7):
+        for _ in range(2):
+            made.append(make(NAME, "sum.py:Sum", context, kwargs=f"width={width}", **keys))
+            made[-1].warm_up()
+    # torch remembers that the batch varies: from the second model on, any batch and 1 are enough.
+    assert graphs() == 3 + 4 * 2
