@@ -32,7 +32,7 @@ class OnnxParams(EngineParams):
         "the next power of two, which asks the driver less often",
     )
     cudnn_conv_algo_search: Literal["exhaustive", "heuristic", "default"] = Field(
-        "exhaustive",
+        "heuristic",
         description="how cuDNN's algorithm for a convolution is chosen on a GPU: by running all, "
         "which takes a while for each new shape; by a rule; or always the same",
     )

@@ -63,6 +63,7 @@ class OnnxGpuEngine(TorchEngine):
 
     parameters: ClassVar[type[Params] | None] = OnnxParams
     backend_name: ClassVar[str] = "OnnxTensor"
+    pads_always: ClassVar[bool] = True  # cuDNN looks for algorithms for each new size: 0.1 s
 
     onnx: OnnxModel
     """The session's inputs and outputs; `model` is the `BoundSession` that runs it."""

@@ -17,7 +17,6 @@ import torch
 
 from ..onnx_session import load_model
 from ..sharing import shared
-from .binding import OnnxRunError
 
 MIN_SHARED_BYTES = 16 << 10
 """The smallest weight that is worth sharing. Shapes and other constants stay with the model."""
@@ -59,10 +58,9 @@ def _load(source: str | bytes, device: torch.device) -> SharedWeights:
             continue
         array = numpy_helper.to_array(tensor)
         if array.nbytes >= MIN_SHARED_BYTES:
-            try:
-                values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(
-                    array, device.type, device.index or 0
-                )
-            except Exception as error:
-                raise OnnxRunError(f"a weight can't be copied to {device}: {error}") from error
+            # The memory is torch's: ONNX Runtime takes none from outside that is its own.
+            weight = torch.from_numpy(array.copy()).to(device)
+            values[tensor.name] = onnxruntime.OrtValue.from_dlpack(weight)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # sessions have streams of their own
     return SharedWeights(values)

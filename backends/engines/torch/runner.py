@@ -72,6 +72,11 @@ class TorchRunner(Backend):
     differ where two scores are nearly the same.
     """
 
+    pads_always: ClassVar[bool] = False
+    """True if a batch is padded to the next bucket also without a graph, because a size that has
+    not run before takes long. Otherwise it is padded only up to the smallest that the model takes.
+    """
+
     def input_axis(self, position: int) -> int:
         return self.input_axes[position] if position < len(self.input_axes) else 0
 
@@ -91,9 +96,9 @@ class TorchRunner(Backend):
                         if self._half.on_gpu and not self.texts
                         else None
                     )
-                    if outputs is not None:
+                    if outputs is not None or self.pads_always:
                         ran = rows
-                    else:  # without a graph, pad only up to the smallest batch that the model takes
+                    if outputs is None:
                         outputs = self._run_rows(
                             [values[:ran] for values in inputs], members[0].names
                         )
@@ -111,7 +116,7 @@ class TorchRunner(Backend):
     def _padded_to(self, ran: int) -> int:
         return (
             next((size for size in self._buckets if size >= ran), ran)
-            if self._half.on_gpu and not self.texts
+            if (self._half.on_gpu or self.pads_always) and not self.texts
             else ran
         )
 

@@ -22,7 +22,7 @@ import onnxruntime
 import pytest
 import torch
 
-from penstock.backends.engines.onnx_gpu.providers import why_not
+from penstock.backends.engines.onnx_gpu.providers import provider_options, why_not
 from penstock.backends.errors import BackendError
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
@@ -328,16 +328,13 @@ def test_captures_beside_running_batches(tmp_path: Path) -> None:
     assert not failures, failures
 
 
-@needs_gpu
-@pytest.mark.parametrize("search", ["exhaustive", "heuristic", "default"])
-def test_search_of_algorithms(tmp_path: Path, search: str) -> None:
-    """How long a load takes, a batch, and the first batch of a new size."""
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    net = torchvision.models.resnet50(weights=None).eval()
-    path = tmp_path / "resnet50.onnx"
+    path = tmp_path_factory.mktemp("resnet50") / "resnet50.onnx"
     torch.onnx.export(
-        net,
+        torchvision.models.resnet50(weights=None).eval(),
         (torch.zeros(2, 3, 224, 224),),
         str(path),
         input_names=["x"],
@@ -345,35 +342,64 @@ def test_search_of_algorithms(tmp_path: Path, search: str) -> None:
         dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
         dynamo=False,
     )
-    data = images(32, 224)
-    for precision in ("fp32", "fp16"):
-        started = time.perf_counter()
-        backend = models.make(
-            path,
-            max="32x3x224x224",
-            mean="0",
-            std="255",
-            precision=precision,
-            cudnn_conv_algo_search=search,
-            cuda_graphs=False,
-            warm_up=False,
-            **KEYS,
-        )
-        loaded = time.perf_counter()
-        first = [round((per_batch(backend, data[:1], 1)) / 1e3, 1)]
-        for size in (7, 32):
-            begun = time.perf_counter()
-            models.run(backend, *data[:size])
-            first.append(round((time.perf_counter() - begun) * 1e3, 1))
-        report(
-            "search",
-            search=search,
-            precision=precision,
-            load_s=round(loaded - started, 2),
-            first_ms=first,
-            batch_us={size: round(per_batch(backend, data[:size], 20)) for size in (1, 32)},
-        )
-        backend.close()
+    return path
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("precision", "search", "nhwc"),
+    [
+        ("fp32", "heuristic", 0),
+        ("fp32", "heuristic", 1),
+        ("fp16", "heuristic", 0),
+        ("fp16", "heuristic", 1),
+        ("fp16", "exhaustive", 0),
+    ],
+)
+def test_options_of_resnet50(
+    resnet50: Path, precision: str, search: str, nhwc: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Record how long a load takes, the first batch of a size, and a batch, with each option."""
+
+    def options(*given: Any, **keys: Any) -> Any:
+        (name, cuda), *rest = provider_options(*given, **keys)
+        return [(name, {**cuda, "prefer_nhwc": nhwc}), *rest]
+
+    engine = "penstock.backends.engines.onnx_gpu.engine"
+    monkeypatch.setattr(f"{engine}.provider_options", options)
+    data = images(64, 224)
+    started = time.perf_counter()
+    backend = models.make(
+        resnet50,
+        max="64x3x224x224",
+        mean="0",
+        std="255",
+        batched=True,
+        precision=precision,
+        cudnn_conv_algo_search=search,
+        cuda_graphs=False,
+        warm_up=False,
+        **KEYS,
+    )
+    loaded = time.perf_counter()
+    first = []
+    for size in (1, 8, 64):
+        begun = time.perf_counter()
+        models.run(backend, *data[:size])
+        first.append(round((time.perf_counter() - begun) * 1e3, 1))
+    times = {size: round(per_batch(backend, data[:size], 30)) for size in (1, 8, 64)}
+    (answer,) = models.run(backend, data[0])
+    report(
+        "resnet50",
+        precision=precision,
+        search=search,
+        nhwc=nhwc,
+        load_s=round(loaded - started, 2),
+        first_ms=first,
+        batch_us=times,
+        answer=[round(float(value), 3) for value in answer[0][:4]],
+    )
+    backend.close()
 
 
 CAPTURE = """

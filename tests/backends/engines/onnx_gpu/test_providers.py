@@ -138,15 +138,17 @@ def test_options_of_the_cuda_provider() -> None:
         "device_id": 1,
         "user_compute_stream": 4096,
         "arena_extend_strategy": "kSameAsRequested",
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": 1,
         "enable_cuda_graph": 1,
     }
     assert options(arena_limit=512)["gpu_mem_limit"] == 512 * 2**20
     assert options(precision="fp32")["use_tf32"] == 0
-    changed = options(arena_extend_strategy="next_power_of_two", cudnn_conv_algo_search="heuristic")
+    changed = options(
+        arena_extend_strategy="next_power_of_two", cudnn_conv_algo_search="exhaustive"
+    )
     assert changed["arena_extend_strategy"] == "kNextPowerOfTwo"
-    assert changed["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert changed["cudnn_conv_algo_search"] == "EXHAUSTIVE"
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
