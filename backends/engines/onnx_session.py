@@ -19,6 +19,9 @@ from .processors import threads_per_instance
 LOG_SEVERITIES = {"verbose": 0, "info": 1, "warning": 2, "error": 3}
 """`log_level` -> ONNX Runtime's number for it."""
 
+FATAL = 4
+"""ONNX Runtime's number for the severity above errors."""
+
 CPU_ONLY: Sequence[tuple[str, dict[str, Any]]] = (("CPUExecutionProvider", {}),)
 
 NO_INITIALIZERS: Mapping[str, Any] = MappingProxyType({})
@@ -32,12 +35,14 @@ def open_session(
     providers: Sequence[tuple[str, dict[str, Any]]] = CPU_ONLY,
     *,
     source: str | bytes | None = None,
+    quiet: bool = False,
     initializers: Mapping[str, Any] = NO_INITIALIZERS,
 ) -> Any:
     """Open a session of the model, with `mean`, `std` and `data_format` built into it.
 
     `threads` are those of an operator. `providers` are ONNX Runtime's, each with its options.
-    `source` is what `read_source` returned, if it has been called. `initializers` are weights by
+    `source` is what `read_source` returned, if it has been called. `quiet`: it may be refused, and
+    ONNX Runtime writes nothing of it. `initializers` are weights by
     name, as OrtValues, of which the session makes no copy. Raises BackendError and ConfigError.
     """
     import onnxruntime
@@ -49,7 +54,7 @@ def open_session(
     # Threads that spin between operators would take processors from other instances and the event
     # loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = LOG_SEVERITIES[params.log_level or "error"]
+    options.log_severity_level = FATAL if quiet else LOG_SEVERITIES[params.log_level or "error"]
     for name, value in initializers.items():
         options.add_initializer(name, value)
     try:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from ..onnx_ports import NUMPY_DTYPES
+from ..onnx_session import FATAL
 
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -51,10 +52,16 @@ class BoundSession:
     """
 
     def __init__(
-        self, session: Any, device: torch.device, outputs: Sequence[str], shrinks: bool
+        self,
+        session: Any,
+        device: torch.device,
+        outputs: Sequence[str],
+        severity: int,
+        *,
+        shrinks: bool = False,
     ) -> None:
-        """`outputs` are the names of those to compute. `shrinks`: memory that ONNX Runtime keeps
-        and does not use is given back after each run.
+        """`outputs` are the names of those to compute. `severity` is ONNX Runtime's number for
+        what it logs. `shrinks`: memory that it keeps and does not use is given back after each run.
         """
         self.session = session
         self._device = device.type
@@ -68,8 +75,8 @@ class BoundSession:
             if device.type != "cpu" and info.name == "Cpu"
         )
         """Inputs that the model reads on the CPU, such as the shape of a Reshape."""
-        self._options = _run_options(device, shrinks, quiet=False)
-        self._quiet = _run_options(device, shrinks, quiet=True)
+        self._options = _run_options(device, shrinks, severity)
+        self._quiet = _run_options(device, shrinks, FATAL)
 
     def __call__(
         self, inputs: Sequence[tuple[str, torch.Tensor]], *, quiet: bool = False
@@ -100,12 +107,11 @@ class BoundSession:
             raise OnnxRunError(f"ONNX Runtime could not run a batch: {error}") from error
 
 
-def _run_options(device: torch.device, shrinks: bool, *, quiet: bool) -> Any:
+def _run_options(device: torch.device, shrinks: bool, severity: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    if quiet:
-        options.log_severity_level = 4
+    options.log_severity_level = severity
     if device.type == "cpu":
         return options
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")

@@ -22,7 +22,7 @@ from ..onnx_model import OnnxModel
 from ..onnx_params import OnnxParams
 from ..onnx_ports import OnnxTensorInfo
 from ..onnx_reading import values_of
-from ..onnx_session import NO_INITIALIZERS, config_error, open_session, read_source
+from ..onnx_session import LOG_SEVERITIES, NO_INITIALIZERS, config_error, open_session, read_source
 from ..postprocess import PostProcessing
 from ..precision import convert
 from ..probe_rows import guesses
@@ -107,12 +107,20 @@ class OnnxGpuEngine(TorchEngine):
         self._normalised = session.get_inputs()[0].name if params.mean or params.std else ""
         if model.batch_size is not None and params.batched is not False:
             self.model_range = BatchRange(model.batch_size, model.batch_size)
-        return BoundSession(session, device, model.output_names, params.shrink_mem_arena)
+        return BoundSession(
+            session,
+            device,
+            model.output_names,
+            LOG_SEVERITIES[params.log_level or "error"],
+            shrinks=params.shrink_mem_arena,
+        )
 
     def _open(
         self, params: OnnxParams, context: Context, device: torch.device, graphs: bool
     ) -> Any:
         """Open the session. Raises BackendError and ConfigError."""
+        import onnxruntime
+
         path = context.resolve_input(params.model)
 
         def edit(model: Any) -> Any:
@@ -130,6 +138,8 @@ class OnnxGpuEngine(TorchEngine):
             )
             self._weights = shared_weights(identity_of(path, given), source, device)
             initializers = self._weights.values
+        # What its providers log goes by a level of the whole process.
+        onnxruntime.set_default_logger_severity(LOG_SEVERITIES[params.log_level or "error"])
         stream = self._half.stream.cuda_stream if self._half.stream is not None else 0
         special = tensorrt_options(params, context, path) if self.provider == "tensorrt" else None
 
@@ -143,6 +153,7 @@ class OnnxGpuEngine(TorchEngine):
                     self.provider, params, device, stream, graphs=graphs, tensorrt=special
                 ),
                 source=source,
+                quiet=graphs,
                 initializers=initializers,
             )
 

@@ -402,6 +402,46 @@ def test_options_of_resnet50(
     backend.close()
 
 
+FAILING = """
+import asyncio, sys, numpy as np
+from penstock.backends.errors import BackendError
+from penstock.pipelines.config.load import load
+from penstock.pipelines.pipeline import Pipeline
+
+async def main():
+    node = {"backend": "OnnxTensor", "provider": "cuda", "model": sys.argv[1], "batched": False}
+    async with Pipeline(load({"net": node})) as pipeline:
+        for place in (2, 2**50):
+            data = [np.ones(1, np.float32), np.array([[place]])]
+            try:
+                print("answer", (await pipeline({"data": data}))["result"].tolist(), flush=True)
+            except BackendError as error:
+                print(type(error).__name__, str(error).splitlines()[0][:200], flush=True)
+        print("not ready:", pipeline.not_ready, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@needs_gpu
+def test_an_error_of_the_device_makes_a_new_instance(tmp_path: Path) -> None:
+    """In a process of its own, since CUDA does not recover from it."""
+    path = models.write(
+        tmp_path / "scatter.onnx",
+        [("ScatterND", ["zeros", "place", "x"], ["y"])],
+        [("x", models.FLOAT, ["n"]), ("place", models.INT64, ["n", 1])],
+        [("y", models.FLOAT, [4])],
+        [("zeros", np.zeros(4, np.float32))],
+    )
+    command = [sys.executable, "-c", FAILING, str(path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=80, check=False)
+    lines = ran.stdout.strip().splitlines()
+    report("device error", lines=lines, error=ran.stderr[-600:])
+    assert lines[:1] == ["answer [0.0, 0.0, 1.0, 0.0]"], ran.stderr[-2000:]
+    assert lines[1].startswith("DeviceError"), lines
+    assert "net" in lines[2], lines
+
+
 CAPTURE = """
 import sys, json, time, torch, onnxruntime, numpy as np
 path, kind = sys.argv[1:]
