@@ -34,6 +34,8 @@ from penstock.pipelines.pipeline import Pipeline
 HERE = Path(__file__).resolve().parent
 TURNS = 4
 """Pairs of turns of a row, after one to warm up."""
+SWITCH_INTERVAL = "PENSTOCK_BENCH_SWITCH_INTERVAL"
+"""An environment variable: another switch interval for the rows with a node, in seconds."""
 MEAN, STD = "123.675,116.28,103.53", "58.395,57.12,57.375"
 
 Prepare = Callable[[str, Path, bool], Path]
@@ -103,7 +105,7 @@ BF16 = {"precision": "bf16"}
 """torchao scales 8 bits to bfloat16."""
 
 ENGINES: tuple[Engine, ...] = (
-    # Those that matter most come first: the limit of time cuts the last.
+    # Those that matter most come first, and the slow compilers last: the limit of time cuts these.
     Engine("eager fp16", keys=FAST, needs="gpu"),
     Engine("eager", needs="cpu"),
     Engine(
@@ -113,15 +115,48 @@ ENGINES: tuple[Engine, ...] = (
         onnx,
         needs="onnxruntime-cuda",
     ),
-    Engine("compile fp16", keys=FAST | {"compile": "default"}, needs="gpu"),
-    Engine("compile", keys={"compile": "default"}, needs="cpu"),
-    Engine("AOTInductor fp16", "TorchExportTensor", {}, compiled, needs="gpu"),
-    Engine("AOTInductor", "TorchExportTensor", {}, compiled, needs="cpu"),
-    Engine("export fp16", "TorchExportTensor", {}, exported, needs="gpu"),
+    Engine(
+        "eager fp16, no graphs",
+        keys=FAST | {"cuda_graphs": False},
+        needs="gpu",
+        only=("resnet50",),
+    ),
+    Engine("eager fp32", needs="gpu", only=("resnet50",)),
+    Engine("eager bf16", keys=BF16, needs="gpu", only=("vit",)),
+    Engine("export fp16", "TorchExportTensor", {}, exported, needs="gpu", only=("resnet50", "vit")),
     Engine("export", "TorchExportTensor", {}, exported, needs="cpu"),
     Engine("OnnxTensor", "OnnxTensor", {}, onnx, needs="cpu"),
     Engine("OpenvinoTensor", "OpenvinoTensor", {}, onnx, needs="openvino"),
-    Engine("compile bf16", keys=BF16 | {"compile": "default"}, needs="gpu:torchao", only=("vit",)),
+    Engine(
+        "ORT TensorRT fp16",
+        "OnnxTensor",
+        {"provider": "tensorrt", "precision": "fp16"},
+        onnx,
+        needs="onnxruntime-tensorrt",
+        only=("resnet50", "vit"),
+    ),
+    Engine(
+        "compile fp16",
+        keys=FAST | {"compile": "default"},
+        needs="gpu",
+        only=("resnet50", "vit"),
+    ),
+    Engine("compile", keys={"compile": "default"}, needs="cpu"),
+    Engine(
+        "AOTInductor fp16",
+        "TorchExportTensor",
+        {},
+        compiled,
+        needs="gpu",
+        only=("resnet50", "vit"),
+    ),
+    Engine("AOTInductor", "TorchExportTensor", {}, compiled, needs="cpu"),
+    Engine(
+        "compile fp16, reduce-overhead",
+        keys=FAST | {"compile": "reduce-overhead"},
+        needs="gpu",
+        only=("resnet50",),
+    ),
     Engine(
         "compile bf16, fp8-dynamic",
         keys=BF16 | {"compile": "default", "quantize": "fp8-dynamic"},
@@ -133,28 +168,6 @@ ENGINES: tuple[Engine, ...] = (
         keys=BF16 | {"compile": "default", "quantize": "int8-dynamic"},
         needs="gpu:torchao",
         only=("vit",),
-    ),
-    Engine(
-        "eager fp16, no graphs",
-        keys=FAST | {"cuda_graphs": False},
-        needs="gpu",
-        only=("resnet50", "vit"),
-    ),
-    Engine("eager fp32", needs="gpu", only=("resnet50",)),
-    Engine("eager bf16", keys=FAST | {"precision": "bf16"}, needs="gpu", only=("vit",)),
-    Engine(
-        "compile fp16, reduce-overhead",
-        keys=FAST | {"compile": "reduce-overhead"},
-        needs="gpu",
-        only=("resnet50",),
-    ),
-    Engine(
-        "ORT TensorRT fp16",
-        "OnnxTensor",
-        {"provider": "tensorrt", "precision": "fp16"},
-        onnx,
-        needs="onnxruntime-tensorrt",
-        only=("resnet50", "vit"),
     ),
 )
 
@@ -289,6 +302,7 @@ def measure(
     return {
         "batch": batch,
         "loop": median(turn.rate for turn in loops),
+        "switch_interval": sys.getswitchinterval(),
         "loop_p50_ms": 1e3 * median(each for turn in loops for each in turn.times),
         "node": median(turn.rate for turn in nodes),
         "node_p50_ms": 1e3 * median(each for turn in nodes for each in turn.times),
@@ -302,7 +316,8 @@ def measure(
 
 async def _enter(keys: dict[str, Any]) -> Pipeline:
     """Load a pipeline of one node."""
-    sys.setswitchinterval(SHORT_SECONDS)  # as `penstock serve` does for such a node
+    # As `penstock serve` does for such a node.
+    sys.setswitchinterval(float(os.environ.get(SWITCH_INTERVAL, SHORT_SECONDS)))
     pipeline = Pipeline.load({"net": keys, "pipeline": {"max_requests": 4096}})
     await pipeline.__aenter__()
     return pipeline
@@ -397,13 +412,14 @@ def weigh(model: str, name: str) -> None:
         file = engine.prepare(model, Path(folder), on_gpu) if engine.prepare is not None else None
         if on_gpu:
             torch.cuda.empty_cache()
-        taken = {}
+        taken, tensors = {}, {}
         for instances in (1, 1, 4):  # the first load also loads the device's libraries
-            before = _memory()
+            before, allocated = _memory(), _allocated()
             keys = node(engine, model, file, 8, instance_num=instances)
             with asyncio.Runner() as runner:
                 pipeline = runner.run(_enter(keys))
                 taken[instances] = _memory() - before
+                tensors[instances] = _allocated() - allocated
                 runner.run(pipeline.__aexit__(None, None, None))
             left = _memory() - before
         parameters = sum(tensor.nbytes for tensor in models.MODELS[model]().state_dict().values())
@@ -413,8 +429,15 @@ def weigh(model: str, name: str) -> None:
         weights=parameters / 2**20,
         one=taken[1],
         four=taken[4],
+        one_tensors=tensors[1],
+        four_tensors=tensors[4],
         left=left,
     )
+
+
+def _allocated() -> float:
+    """Return the MiB of torch's tensors on the device."""
+    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
 def _memory() -> float:

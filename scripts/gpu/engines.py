@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -155,7 +156,9 @@ def run_weights(arguments: argparse.Namespace, row_added: Callable[[dict[str, An
     end = time.monotonic() + arguments.limit
     model = arguments.models[0]
     for engine in ENGINES:
-        if engine.name in arguments.engines and can_run(engine, model) and time.monotonic() < end:
+        if engine.name not in arguments.engines or time.monotonic() > end:
+            continue
+        if can_run(replace(engine, only=()), model):
             Child(["--weigh", engine.name], model, row_added).wait(end - time.monotonic())
 
 
@@ -178,37 +181,45 @@ def row_text(row: dict[str, Any]) -> str:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     lines = [
         "| model | engine | batch | images/s in a loop | p50 of a batch, ms | images/s in a node "
-        "| p50 of a request, ms | node ÷ loop (lowest – highest) | target | 2 instances ÷ loop |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| p50 of a request, ms | node ÷ loop (lowest – highest) | target | 2 instances, images/s "
+        "| ÷ loop |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "error" in row:
             lines.append(
                 f"| {row['model']} | {row['engine']} | {row['batch'] or 'all'} | "
-                f"{row['error'].replace('|', '/')} |||||||"
+                f"{row['error'].replace('|', '/')} ||||||||"
             )
             continue
         least = TARGETS.get(row["batch"], TARGET)
-        holds = "yes" if row["ratio"] >= least else "**no**"
         lines.append(
             f"| {row['model']} | {row['engine']} | {row['batch']} | {row['loop']:,.0f} "
             f"| {row['loop_p50_ms']:.2f} | {row['node']:,.0f} | {row['node_p50_ms']:.2f} "
-            f"| {row['ratio']:.3f} ({min(row['ratios']):.3f} – {max(row['ratios']):.3f}) "
-            f"| ≥ {least}: {holds} | {row['two_ratio']:.3f} |"
+            f"| {row['ratio']:.2f} ({min(row['ratios']):.2f} – {max(row['ratios']):.2f})"
+            f"{_holds(row['ratio'], least)} | ≥ {least} | {row['two']:,.0f} "
+            f"| {row['two_ratio']:.2f}{_holds(row['two_ratio'], least)} |"
         )
     return "\n".join(lines)
 
 
+def _holds(ratio: float, least: float) -> str:
+    return "" if ratio >= least else " **no**"
+
+
 def weights_table(rows: Iterable[dict[str, Any]]) -> str:
     lines = [
-        "| model | engine | weights in float32, MiB | 1 instance, MiB | 4 instances, MiB "
-        "| each further one, MiB | left after closing, MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| model | engine | weights in float32, MiB | 1 instance, MiB | of it torch's tensors "
+        "| 4 instances, MiB | of it torch's tensors | each further one, MiB "
+        "| left after closing, MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['model']} | {row['engine']} | {row['weights']:,.0f} | {row['one']:,.0f} "
-        f"| {row['four']:,.0f} | {(row['four'] - row['one']) / 3:,.0f} | {row['left']:,.0f} |"
+        f"| {row['one_tensors']:,.0f} | {row['four']:,.0f} | {row['four_tensors']:,.0f} "
+        f"| {(row['four'] - row['one']) / 3:,.0f} | {row['left']:,.0f} |"
         for row in rows
+        if "weights" in row
     ]
     return "\n".join(lines)
 

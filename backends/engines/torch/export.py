@@ -43,9 +43,16 @@ WRONG_INPUT = re.compile(r"Guard failed: |input_handles\[\d+\]: ")
 BATCH_TOO_SMALL = re.compile(
     r"input_handles\[\d+\]: dim value is too small at 0, expected it to be >= (\d+)"
 )
-"""A package's error for a batch below its smallest. Only this error says how large a batch must be:
-2, unless the export gave min = 1.
+"""A package's error for a batch below its smallest. Only this error says how large a batch must
+be.
 """
+
+
+RUN_FAILED = "API call failed"
+"""In the errors of a package on a GPU with torch 2.11, which only prints the reason."""
+
+LEAST_BATCH_OF_PACKAGES = 2
+"""The least batch that AOTInductor compiles for, also if the export said min = 1."""
 
 
 class SmallBatchError(Exception):
@@ -323,6 +330,10 @@ class TorchExportEngine(TorchModule):
         except (AssertionError, RuntimeError) as error:
             if self.batched and (small := BATCH_TOO_SMALL.match(message_of(error))):
                 raise SmallBatchError(int(small[1])) from error
+            if self.batched and not self.ports and RUN_FAILED in message_of(error):
+                rows = inputs[0].shape[self.input_axis(0)]
+                if rows < LEAST_BATCH_OF_PACKAGES:
+                    raise SmallBatchError(LEAST_BATCH_OF_PACKAGES) from error
             if WRONG_INPUT.match(message_of(error)):
                 raise InvalidInput(f"TorchExportTensor: {reason_of(error)}") from error
             raise

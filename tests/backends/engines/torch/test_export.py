@@ -279,6 +279,28 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return pair, path
 
 
+def test_a_package_that_does_not_say_why_it_refuses_one_row_gets_two(
+    package: Any, make: Any, run: Any
+) -> None:
+    """torch 2.11 only prints the reason, on a GPU."""
+    pair, path = package
+    backend = make(NAME, path, max=4, batched=True)
+    engine = backend.children[0]
+    compiled = engine.model
+
+    def silent(*inputs: Any) -> Any:
+        if len(inputs[0]) < 2:
+            raise RuntimeError("run_func_( ...) API call failed at model_container_runner.cpp")
+        return compiled(*inputs)
+
+    engine.model = silent
+    x, y = torch.randn(1, 3), torch.randn(1, 2)
+    (answer,) = run(backend, [x, y])
+    expected = pair(x, y)
+    for one, other in zip(answer, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_a_package_gives_what_eager_torch_gives(package: Any, make: Any, run: Any) -> None:
     pair, path = package
     backend = make(NAME, path, max="8x3,8x2")
