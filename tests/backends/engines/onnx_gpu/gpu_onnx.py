@@ -187,15 +187,20 @@ def test_other_models(tmp_path: Path) -> None:
 def test_weights_are_shared(tmp_path: Path) -> None:
     """Of 256 MiB of weights a second instance takes nearly nothing."""
     path = models.linear(tmp_path, 8192)
+    # Its log says if ONNX Runtime can't take a weight from outside.
+    keys: dict[str, Any] = {"max": "2x8192", "cuda_graphs": False, "log_level": "warning", **KEYS}
+    small = models.make(models.linear(tmp_path, 64), provider="cuda")
+    models.run(small, models.floats(1, 64))  # CUDA's libraries keep memory of their own
+    small.close()
     begin = used()
-    alone = models.make(path, max="2x8192", **KEYS)
+    alone = models.make(path, **keys)
     one = used() - begin
     alone.close()
     del alone
     closed = used() - begin
-    first = models.make(path, 0, 2, max="2x8192", **KEYS)
+    first = models.make(path, 0, 2, **keys)
     pair = used() - begin
-    second = models.make(path, 1, 2, max="2x8192", **KEYS)
+    second = models.make(path, 1, 2, **keys)
     both = used() - begin
     row = models.floats(1, 8192)
     for backend in (first, second):
