@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,7 @@ from penstock.app.bench.images import synthetic_jpegs
 from penstock.backends.base import Context
 from penstock.backends.errors import BackendError
 from penstock.backends.image.tensor import cv_cuda, operations, sampling
+from penstock.backends.image.tensor import decoders as decoders_module
 from penstock.backends.image.tensor.decode import DecodeTensor, DecodeTensorParams
 from penstock.backends.image.tensor.decoders import OPTIONS
 
@@ -139,6 +141,65 @@ def decoders() -> None:
 
                 say(f"{decoder}, {kind}, batch {batch}", images_per_s=per_second(work, batch))
         backend.close()
+
+
+@part
+def decode_steps() -> None:
+    """Where the time of a batch of JPEGs goes: microseconds of this thread a step."""
+    jpegs = synthetic_jpegs(8)
+    kept_bytes = decoders_module.MAX_KEPT_BYTES
+    for decoder, variant in (
+        ("nvjpeg", ""),
+        ("nvimgcodec", ""),
+        ("nvimgcodec", ", memory not kept"),
+    ):
+        decoders_module.MAX_KEPT_BYTES = -1 if variant else kept_bytes
+        backend: Any = decode_tensor(decoder)
+        if backend is None:
+            continue
+        spent: dict[str, float] = {}
+
+        def timed(
+            name: str, function: Callable[..., Any], spent: dict[str, float] = spent
+        ) -> Callable[..., Any]:
+            def run(*arguments: Any, **more: Any) -> Any:
+                started = time.perf_counter()
+                try:
+                    return function(*arguments, **more)
+                finally:
+                    spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+            return run
+
+        backend._answer_all = timed("copies", backend._answer_all)
+        if backend.decoder is not None:
+            inner = backend.decoder
+            backend.decoder = types.SimpleNamespace(
+                suits=inner.suits, decode=timed("decode", inner.decode)
+            )
+            if decoder == "nvimgcodec":
+                real = inner._decoder
+                inner._decoder = types.SimpleNamespace(decode=timed("library", real.decode))
+        for batch in BATCHES[1:]:
+            items = [{"data": jpegs[number % 8]} for number in range(batch)]
+            for waits in (False, True):
+                backend.forward(items)
+                wait()
+                spent.clear()
+                turns, started = 40 if ON_GPU else 3, time.perf_counter()
+                for _ in range(turns):
+                    backend.forward([dict(item) for item in items])
+                    if waits:
+                        wait()
+                wait()
+                total = time.perf_counter() - started
+                say(
+                    f"{decoder}{variant}, batch {batch}, {'waits' if waits else 'runs on'}, us",
+                    total=1e6 * total / turns,
+                    **{name: 1e6 * seconds / turns for name, seconds in spent.items()},
+                )
+        backend.close()
+    decoders_module.MAX_KEPT_BYTES = kept_bytes
 
 
 @part
@@ -366,32 +427,37 @@ def in_a_node() -> None:
         for jpeg in synthetic_jpegs(1, width=width, height=height, seed=width)
     ]
     found = cv_cuda.find_cvcuda
-    for libraries in ("torch", "CV-CUDA"):
+    for decoder, libraries, name in (
+        ("cpu", "CV-CUDA", "one size"),
+        ("nvjpeg", "CV-CUDA", "one size"),
+        ("nvimgcodec", "CV-CUDA", "one size"),
+        ("nvjpeg", "CV-CUDA", "eight sizes"),
+        ("nvimgcodec", "CV-CUDA", "eight sizes"),
+        ("nvjpeg", "torch", "one size"),
+    ):
+        config = {
+            "net": {
+                "backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]",
+                "decoder": decoder,
+                "resize_h": 224,
+                "resize_w": 224,
+                "color": "bgr",
+                "device": DEVICE,
+                "max": 32,
+                "instance_num": 3,
+            },
+        }
+        label = f"node, {decoder}, pixels by {libraries}, {name}"
         if libraries == "torch":
             cv_cuda.find_cvcuda = lambda: None  # type: ignore[assignment]  # for the comparison
-        else:
+        try:
+            files = alike if name == "one size" else mixed
+            images = asyncio.run(rate(config, files, 256 if ON_GPU else 4))
+            say(label, images_per_s=images)
+        except Exception as error:
+            say(label, failed=f"{type(error).__name__}: {error}"[:160])
+        finally:
             cv_cuda.find_cvcuda = found
-        for decoder in ("cpu", "nvjpeg", "nvimgcodec"):
-            for name, files in (("one size", alike), ("eight sizes", mixed)):
-                config = {
-                    "net": {
-                        "backend": "S[DecodeTensor,ResizeTensor,CvtColorTensor]",
-                        "decoder": decoder,
-                        "resize_h": 224,
-                        "resize_w": 224,
-                        "color": "bgr",
-                        "device": DEVICE,
-                        "max": 32,
-                        "instance_num": 3,
-                    },
-                }
-                label = f"node, {decoder}, pixels by {libraries}, {name}"
-                try:
-                    images = asyncio.run(rate(config, files, 256 if ON_GPU else 4))
-                    say(label, images_per_s=images)
-                except Exception as error:
-                    say(label, failed=f"{type(error).__name__}: {error}"[:160])
-    cv_cuda.find_cvcuda = found
 
 
 def main() -> None:

@@ -126,13 +126,23 @@ def find_nvjpeg(device: torch.device) -> NvJpeg:
 # nvImageCodec
 
 
+_on_gpu: dict[int, list[str]] = {}
+"""The formats that nvImageCodec decodes on a GPU, by its number. To ask takes half a second."""
+
+MAX_KEPT_BYTES = 8 << 20
+"""The largest image whose memory is kept for the next batch: 2.8 megapixels."""
+
+MAX_KEPT = 64
+"""The most images whose memory is kept."""
+
+
 class NvImageCodec:
     """nvImageCodec: JPEG on the GPU, and what it has libraries for; the rest on CPU threads.
 
-    For one thread. On the CPU (`device`), it decodes everything there: for tests.
+    For one thread. Without a stream it decodes everything on the CPU: for tests.
     """
 
-    __slots__ = ("_decoder", "_library", "_max_pixels", "_params", "_stream", "on_gpu")
+    __slots__ = ("_decoder", "_kept", "_library", "_max_pixels", "_params", "_stream", "on_gpu")
 
     formats: ClassVar[frozenset[str]] = frozenset(FILE_ENDINGS)
 
@@ -148,32 +158,33 @@ class NvImageCodec:
         self._library = library
         self._max_pixels = max_pixels
         self._stream = 0 if stream is None else stream.cuda_stream
+        self._kept: list[Any] = []
         self._params = library.DecodeParams(
             apply_exif_orientation=True,
             color_spec=library.ColorSpec.SRGB,
             sample_format=library.SampleFormat.P_RGB,
         )
-        on_cpu = library.Backend(library.BackendKind.CPU_ONLY)
-        place = device.index if stream is not None else library.NVIMGCODEC_DEVICE_CPU_ONLY
+        kinds = library.BackendKind
+        place = library.NVIMGCODEC_DEVICE_CPU_ONLY if stream is None else device.index
 
-        def decoder(backends: list[Any] | None) -> Any:
+        def decoder(*backends: Any) -> Any:
             return library.Decoder(
-                device_id=place, max_num_cpu_threads=threads, backends=backends, options=OPTIONS
+                device_id=place,
+                max_num_cpu_threads=threads,
+                backends=[library.Backend(kind) for kind in backends] or None,
+                options=OPTIONS,
             )
 
-        self.on_gpu: list[str] = []
         if stream is None:
-            self._decoder = decoder([on_cpu])
+            self._decoder, self.on_gpu = decoder(kinds.CPU_ONLY), list[str]()
             return
-        kinds = library.BackendKind
-        self._decoder = decoder(
-            [
-                library.Backend(kind)
-                for kind in (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
+        if device.index not in _on_gpu:
+            self._decoder = decoder(kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
+            _on_gpu[device.index] = [
+                name for name in FILE_ENDINGS if self.decode([_sample(name)])[0] is not None
             ]
-        )
-        self.on_gpu = [name for name in FILE_ENDINGS if self.decode([_sample(name)])[0] is not None]
-        self._decoder = decoder(None)
+        self.on_gpu = _on_gpu[device.index]
+        self._decoder = decoder()
         if self.decode([_sample("JPEG")])[0] is None:
             raise RuntimeError("it does not decode a JPEG")
 
@@ -183,9 +194,23 @@ class NvImageCodec:
         return header.format in self.formats and header.inner is None
 
     def decode(self, files: list[bytes]) -> list[torch.Tensor | None]:
+        """Decode a batch. Its images are valid until the next one: their memory is used again."""
         streams = [self._parsed(file) for file in files]
-        images = self._decoder.decode(streams, params=self._params, cuda_stream=self._stream)
-        return [None if image is None else self._tensor(image) for image in images]
+        again = {"images": self._kept[: len(files)]} if len(self._kept) >= len(files) else {}
+        images = self._decoder.decode(
+            streams, params=self._params, cuda_stream=self._stream, **again
+        )
+        decoded = [None if image is None else self._tensor(image) for image in images]
+        if self._stream:
+            self._keep(images, bool(again))
+        return decoded
+
+    def _keep(self, images: list[Any], again: bool) -> None:
+        """Keep the memory of images for the next batch. It need not be allocated then."""
+        kept = self._kept if again or len(images) < len(self._kept) else images
+        self._kept = [
+            image for image in kept if image is not None and image.capacity <= MAX_KEPT_BYTES
+        ][:MAX_KEPT]
 
     def _tensor(self, image: Any) -> torch.Tensor:
         import torch
@@ -193,7 +218,8 @@ class NvImageCodec:
 
         if not self._stream:  # its DLPack works on a GPU only
             return torch.from_numpy(np.array(image))
-        decoded: torch.Tensor = from_dlpack(image.to_dlpack(self._stream))
+        # -1: no stream waits for another. It was decoded on the stream on which it will be read.
+        decoded: torch.Tensor = from_dlpack(image.to_dlpack(-1))
         return decoded
 
     def _parsed(self, file: bytes) -> Any:

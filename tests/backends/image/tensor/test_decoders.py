@@ -23,6 +23,7 @@ from penstock.backends.base import Context
 from penstock.backends.errors import BackendError, InvalidInput, TooLarge
 from penstock.backends.image.decode import DecodeMat, DecodeMatParams, checked_header
 from penstock.backends.image.tensor import decode as decode_module
+from penstock.backends.image.tensor import decoders as decoders_module
 from penstock.backends.image.tensor.decode import DecodeTensor
 from penstock.backends.image.tensor.decoders import (
     NvImageCodec,
@@ -439,6 +440,66 @@ def test_images_that_do_not_fit_together_are_decoded_one_by_one(
     items: list[Item] = [{"data": png}, {"data": png}]
     backend.forward(items)
     assert library.calls == [[png], [png]] and all("result" in item for item in items)
+
+
+class Decoded:
+    """An image in the memory of a GPU, as nvImageCodec describes it."""
+
+    def __init__(self, planes: Any) -> None:
+        self.planes = torch.from_numpy(planes)
+        self.capacity = planes.nbytes
+
+    def to_dlpack(self, stream: int) -> Any:
+        assert stream == -1
+        return torch.utils.dlpack.to_dlpack(self.planes)
+
+
+def test_on_a_gpu_memory_is_used_again_and_formats_are_asked_for_once(
+    photo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders: list[Any] = []
+    used: list[Any] = []
+
+    def decode(streams: Any, *, params: Any, cuda_stream: int, images: Any = None) -> Any:
+        assert cuda_stream == 7
+        used.append(images)
+        return [stream and Decoded(stream.planes()) for stream in streams]
+
+    def decoder(**options: Any) -> Any:
+        decoders.append(options)
+        if options["backends"] is None:
+            return types.SimpleNamespace(decode=decode)
+        return types.SimpleNamespace(  # of GPUs only: no PNG
+            decode=lambda streams, **_: [
+                None if stream.file.startswith(b"\x89PNG") else Decoded(stream.planes())
+                for stream in streams
+            ]
+        )
+
+    library = standing_in()
+    library.Decoder = decoder
+    for kind in ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU"):
+        setattr(library.BackendKind, kind, kind)
+    monkeypatch.setattr(decoders_module, "_on_gpu", {})
+    monkeypatch.setattr(decoders_module, "MAX_KEPT_BYTES", photo[::2, ::2].nbytes)
+    stream: Any = types.SimpleNamespace(cuda_stream=7)
+    found, other = (
+        NvImageCodec(library, torch.device("cuda", 0), stream, 2, 10**9) for _ in range(2)
+    )
+    assert found.on_gpu == other.on_gpu == ["JPEG", "JPEG2000", "TIFF", "WEBP"]
+    assert [options["backends"] is None for options in decoders] == [False, True, True]
+    small, large = encode(photo[::2, ::2], "PNG"), encode(photo, "PNG")
+    used.clear()
+    for files in ([small, small], [small, large], [small], [small, small], [large], [b"no", small]):
+        for image, file in zip(found.decode(files), files, strict=True):
+            if file != b"no":
+                assert image is not None
+                bgr = image.permute(1, 2, 0).numpy()[:, :, ::-1]
+                assert np.array_equal(bgr, decode_mat(file))
+            else:
+                assert image is None
+    # Kept are the sample that was decoded at load, then two images.
+    assert [images and len(images) for images in used] == [None, 2, 1, 2, 1, 2]
 
 
 def test_a_missing_library_is_a_load_error_that_names_the_extra(
