@@ -136,7 +136,7 @@ class OnnxGpuEngine(TorchEngine):
             given = params.model_dump(
                 include={"mean", "std", "data_format", "precision", "precision_fp32"}
             )
-            self._weights = shared_weights(identity_of(path, given), source, device)
+            self._weights = shared_weights(identity_of(path, given), source, path.parent, device)
             initializers = self._weights.values
         # What its providers log goes by a level of the whole process.
         onnxruntime.set_default_logger_severity(LOG_SEVERITIES[params.log_level or "error"])

@@ -31,30 +31,32 @@ class SharedWeights:
         self.values = values
 
 
-def shared_weights(key: Hashable, source: str | bytes, device: torch.device) -> SharedWeights:
+def shared_weights(
+    key: Hashable, source: str | bytes, folder: Path, device: torch.device
+) -> SharedWeights:
     """Return the weights of a model on a device; the first caller copies them there.
 
-    `source` is what a session is opened with. Instances with the same `key` share them, and must
+    `source` is what a session is opened with, `folder` where weights in other files are. Instances with the same `key` share them, and must
     hold what is returned as long as their sessions.
     """
     weights: SharedWeights = shared(
-        ("onnx weights", key, str(device)), lambda: _load(source, device)
+        ("onnx weights", key, str(device)), lambda: _load(source, folder, device)
     )
     return weights
 
 
-def _load(source: str | bytes, device: torch.device) -> SharedWeights:
+def _load(source: str | bytes, folder: Path, device: torch.device) -> SharedWeights:
     import onnxruntime
-    from onnx import TensorProto, numpy_helper
+    from onnx import TensorProto, load_external_data_for_model, numpy_helper
 
-    path = Path(source) if isinstance(source, str) else source
-    graph = load_model(path, weights=isinstance(source, str)).graph
+    model = load_model(source)
+    load_external_data_for_model(model, str(folder))
+    graph = model.graph
     inputs = {value.name for value in graph.input}  # these weights may be given by items
     supported = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8}
     values = {}
     for tensor in graph.initializer:
-        in_file = tensor.data_location == TensorProto.EXTERNAL
-        if tensor.data_type not in supported or tensor.name in inputs or in_file:
+        if tensor.data_type not in supported or tensor.name in inputs:
             continue
         array = numpy_helper.to_array(tensor)
         if array.nbytes >= MIN_SHARED_BYTES:
