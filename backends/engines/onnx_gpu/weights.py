@@ -36,8 +36,9 @@ def shared_weights(
 ) -> SharedWeights:
     """Return the weights of a model on a device; the first caller copies them there.
 
-    `source` is what a session is opened with, `folder` where weights in other files are. Instances with the same `key` share them, and must
-    hold what is returned as long as their sessions.
+    `source` is what a session is opened with, `folder` where weights in other files are.
+    Instances with the same `key` share them, and must hold what is returned as long as their
+    sessions.
     """
     weights: SharedWeights = shared(
         ("onnx weights", key, str(device)), lambda: _load(source, folder, device)
