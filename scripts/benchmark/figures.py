@@ -9,9 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -142,9 +143,8 @@ def machine() -> dict[str, Any]:
         else os.cpu_count(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
-        "packages": {
-            name: version(name)
-            for name in (
+        "packages": dict(
+            _versions(
                 "uvicorn",
                 "uvloop",
                 "httptools",
@@ -152,8 +152,15 @@ def machine() -> dict[str, Any]:
                 "onnxruntime",
                 "opencv-python-headless",
             )
-        },
+        ),
     }
+
+
+def _versions(*packages: str) -> Iterator[tuple[str, str]]:
+    """Yield each package that is installed, with its version."""
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            yield package, version(package)
 
 
 def _lines(path: str) -> list[str]:
