@@ -16,6 +16,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from penstock import Pipeline
 from penstock.app.bench.images import synthetic_jpegs
 from penstock.backends.base import Context
+from penstock.backends.engines.processors import processors
 from penstock.backends.errors import BackendError
 from penstock.backends.image.tensor import cv_cuda, operations, sampling
-from penstock.backends.image.tensor import decoders as decoders_module
 from penstock.backends.image.tensor.decode import DecodeTensor, DecodeTensorParams
 from penstock.backends.image.tensor.decoders import OPTIONS
+
+DECODERS: Any = import_module("penstock.backends.image.tensor.decoders")
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda:0" if ON_GPU else "cpu"
@@ -147,13 +150,16 @@ def decoders() -> None:
 def decode_steps() -> None:
     """Where the time of a batch of JPEGs goes: microseconds of this thread a step."""
     jpegs = synthetic_jpegs(8)
-    kept_bytes = decoders_module.MAX_KEPT_BYTES
-    for decoder, variant in (
-        ("nvjpeg", ""),
-        ("nvimgcodec", ""),
-        ("nvimgcodec", ", memory not kept"),
+    kept_bytes, share = DECODERS.MAX_KEPT_BYTES, DECODERS.threads_per_instance
+    for decoder, variant, threads in (
+        ("nvjpeg", "", 0),
+        ("nvimgcodec", "", 0),
+        ("nvimgcodec", ", memory not kept", 0),
+        ("nvimgcodec", ", 1 thread", 1),
+        ("nvimgcodec", ", 4 threads", 4),
     ):
-        decoders_module.MAX_KEPT_BYTES = -1 if variant else kept_bytes
+        DECODERS.MAX_KEPT_BYTES = -1 if "not kept" in variant else kept_bytes
+        DECODERS.threads_per_instance = partial(max, threads) if threads else share
         backend: Any = decode_tensor(decoder)
         if backend is None:
             continue
@@ -199,7 +205,9 @@ def decode_steps() -> None:
                     **{name: 1e6 * seconds / turns for name, seconds in spent.items()},
                 )
         backend.close()
-    decoders_module.MAX_KEPT_BYTES = kept_bytes
+    DECODERS.MAX_KEPT_BYTES = kept_bytes
+    DECODERS.threads_per_instance = share
+    say("processors", count=float(processors()))
 
 
 @part
