@@ -206,7 +206,12 @@ class DeviceHalf:
         """Give memory that torch keeps for later back to the device."""
         if self.on_gpu:
             with _capturing:  # a graph under capture uses memory that must stay
-                torch.cuda.empty_cache()
+                try:
+                    torch.cuda.empty_cache()
+                except RuntimeError as error:
+                    logger.warning(
+                        "%s: torch keeps memory of the device: %s", self.owner, message_of(error)
+                    )
 
     # one batch
 
@@ -327,11 +332,11 @@ class DeviceHalf:
                     graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"
                 ):
                     outputs = run()
-            except (RuntimeError, NotImplementedError) as error:
+            except Exception as error:  # of torch, or of the model; it has just run without one
                 logger.warning(
                     "%s: runs without CUDA graphs: its work can't be captured: %s",
                     self.owner,
-                    str(error).splitlines()[0],
+                    (message_of(error).splitlines() or [type(error).__name__])[0],
                 )
                 torch.cuda.set_stream(self.stream)
                 self._give_up_graphs(graph)
@@ -345,22 +350,27 @@ class DeviceHalf:
     def _give_up_graphs(self, graph: torch.cuda.CUDAGraph) -> None:
         """Clean up after a failed capture.
 
-        torch would otherwise keep sending this stream's memory to the graph's pool (seen with
-        2.11).
+        If the driver could not end the capture, torch leaves its pool open: it would keep sending
+        this stream's memory to it (seen with 2.11). It does not release that pool then. If the
+        driver could, `reset` releases it: a second release would break the pools of all later
+        captures, and take the memory of this instance's other graphs.
         """
         index: Any = self.device.index  # torch's stubs disagree about its type
-        undoing: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
-            (torch._C._cuda_endAllocateToPool, (index, self._pool)),
-            (graph.reset, ()),
-            (torch._C._cuda_releasePool, (index, self._pool)),
-        )
-        for undo, arguments in undoing:
-            try:
-                undo(*arguments)
-            except RuntimeError as error:  # torch had already undone it
-                logger.debug("%s: %s", self.owner, error)
+        was_open = self._undone(torch._C._cuda_endAllocateToPool, index, self._pool)
+        self._undone(graph.reset)
+        if was_open:
+            self._undone(torch._C._cuda_releasePool, index, self._pool)
         self._pool = None  # no further attempt: it would fail in the same way
         self.synchronize()
+
+    def _undone(self, undo: Callable[..., Any], *arguments: Any) -> bool:
+        """Return whether torch took this call: it refuses one for what it has undone itself."""
+        try:
+            undo(*arguments)
+        except RuntimeError as error:
+            logger.debug("%s: %s", self.owner, error)
+            return False
+        return True
 
     def replay(self, key: Any) -> list[torch.Tensor] | None:
         """Run the graph of that key and return its outputs, valid until the next run.

@@ -47,7 +47,7 @@ async def answers(model: Path, **keys: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("device", ["", "cuda:0", "cpu"])
-async def test_an_onnx_file_runs_where_the_file_says(
+def test_an_onnx_file_runs_where_the_file_says(
     model: Path, device: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a GPU without a TensorRT for it, it is ONNX Runtime's CUDA provider."""
@@ -57,7 +57,8 @@ async def test_an_onnx_file_runs_where_the_file_says(
     if on_gpu and (reason := why_not("cuda", device)[0]):
         pytest.skip(reason)
     caplog.set_level("INFO", "penstock.model")
-    for value, result in enumerate(await answers(model, **({"device": device} if device else {}))):
+    keys = {"device": device} if device else {}
+    for value, result in enumerate(asyncio.run(answers(model, **keys))):
         assert result.tolist() == [[3 * value + 1] * 4]
     (chosen,) = [
         record.getMessage() for record in caplog.records if record.name == "penstock.model"

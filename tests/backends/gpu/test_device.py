@@ -5,6 +5,8 @@ engines/torch/gpu_engines.py tests it on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -183,3 +185,87 @@ def test_a_model_is_freed_after_the_stream_and_never_on_a_failed_device(
     monkeypatch.setattr(device, "_lost", [])
     assert held_while(lambda: None) == []
     assert held_while(fail) == ["the model"]
+
+
+class FakeCapture:
+    """A capture of torch's, with the count of graphs that share its pool, as torch keeps it.
+
+    `fails`: the driver can't end the capture, because a call in it was not allowed. Torch then
+    leaves its pool open, and does not release it.
+    """
+
+    def __init__(self, *, fails: bool) -> None:
+        self.fails = fails
+        self.users = 1  # a graph that was captured before
+        self.is_open = self.is_ended = False
+
+    @contextmanager
+    def graph(self, graph: Any, **options: Any) -> Iterator[None]:
+        self.users += 1
+        self.is_open = True
+        try:
+            yield
+        finally:
+            if self.fails:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.is_open, self.is_ended = False, True
+
+    def reset(self) -> None:
+        if self.is_ended:
+            self.users -= 1
+        self.is_ended = False
+
+    def end(self, index: int, pool: Any) -> None:
+        if not self.is_open:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.is_open = False
+
+    def release(self, index: int, pool: Any) -> None:
+        self.users -= 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_failed_capture_releases_its_pool_once(
+    monkeypatch: pytest.MonkeyPatch, fails: bool, error: type[Exception]
+) -> None:
+    """Released twice, it broke every later capture, and the end of the pipeline."""
+    capture = FakeCapture(fails=fails)
+    half = DeviceHalf(torch.device("cpu"), "net")
+    monkeypatch.setattr(half, "stream", "a stream")
+    monkeypatch.setattr(half, "_pool", (0, 1), raising=False)
+    monkeypatch.setattr(half, "synchronize", lambda: None)
+    monkeypatch.setattr(device, "_is_own", lambda *_: True)
+    for name, value in (
+        ("device", lambda _: nullcontext()),
+        ("CUDAGraph", lambda: capture),
+        ("graph", capture.graph),
+        ("set_stream", lambda _: None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", capture.end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", capture.release, raising=False)
+    runs = iter([None, None, error("not in a capture")])
+
+    def run() -> list[Any]:
+        if (reason := next(runs)) is not None:
+            raise reason
+        return []
+
+    assert not half.capture("key", run)
+    assert capture.users == 1 and not capture.is_open
+    assert not half.capture("key", run), "there is no further attempt"
+
+
+def test_memory_that_can_not_be_given_back_fails_no_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("it->second->use_count == 0 INTERNAL ASSERT FAILED")
+
+    half = DeviceHalf(torch.device("cpu"), "net")
+    monkeypatch.setattr(half, "stream", "a stream")
+    monkeypatch.setattr(half, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    half.close()
+    assert "net: torch keeps memory of the device: it->second->use_count == 0" in caplog.text

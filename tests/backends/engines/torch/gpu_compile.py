@@ -114,16 +114,14 @@ async def check(name: str, node: dict[str, Any]) -> None:
     ("mode", "instances"),
     [("default", 2), ("max-autotune-no-cudagraphs", 2), ("reduce-overhead", 1)],
 )
-async def test_compiled_modules_answer_as_eager_ones(
-    tmp_path: Path, mode: str, instances: int
-) -> None:
+def test_compiled_modules_answer_as_eager_ones(tmp_path: Path, mode: str, instances: int) -> None:
     (tmp_path / "nets.py").write_text(NETS)
     target = f"{tmp_path / 'nets.py'}:Net"
     node = {"backend": "PythonTensor", "model": target, "compile": mode, **HALF}
-    await check(mode, {**node, "instance_num": instances})
+    asyncio.run(check(mode, {**node, "instance_num": instances}))
 
 
-async def test_a_package_compiled_for_this_device_answers_as_eager_torch(tmp_path: Path) -> None:
+def test_a_package_compiled_for_this_device_answers_as_eager_torch(tmp_path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     example = torch.zeros(2, 3, 32, 32, device=DEVICE)
     program = torch.export.export(net().to(DEVICE), (example,), dynamic_shapes=({0: batch},))
@@ -131,4 +129,6 @@ async def test_a_package_compiled_for_this_device_answers_as_eager_torch(tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler calls deprecated functions of torch
         torch._inductor.aoti_compile_and_package(program, package_path=path)
-    await check("AOTInductor", {"backend": "TorchExportTensor", "model": path, "instance_num": 2})
+    asyncio.run(
+        check("AOTInductor", {"backend": "TorchExportTensor", "model": path, "instance_num": 2})
+    )

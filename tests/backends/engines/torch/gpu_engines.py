@@ -4,6 +4,7 @@ a file of this name.
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ class Positive(nn.Module):
     '''Waits for the device, which is not allowed in a CUDA graph.'''
     def forward(self, x):
         return x * 2 if int((x > 0).sum()) >= 0 else x
+
+class Plus(nn.Module):
+    '''Copies from memory that is not pinned: torch refuses that in a CUDA graph.'''
+    def forward(self, x):
+        return x + x * torch.ones(1).to(x.device)
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return x * 2
 """
 
 
@@ -79,6 +89,26 @@ def test_a_model_that_can_not_be_captured_runs_without_graphs_and_leaks_no_memor
             2.0 * (value + item) for item in range(3)
         ]
     assert torch.cuda.memory_reserved() <= before + 2**22
+
+
+def test_failed_captures_leave_nothing_behind(tmp_path: Path, make: Any, run: Any) -> None:
+    """One of them ends in Python, before the driver sees it, and one in the driver."""
+    (tmp_path / "nets.py").write_text(NETS)
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    for name, captured in (("Plus", 0), ("Positive", 0), ("Twice", 3), ("Plus", 0), ("Twice", 3)):
+        backend = make("PythonTensor", f"{tmp_path / 'nets.py'}:{name}", max="4x1024x1024")
+        backend.warm_up()
+        assert len(backend.children[0]._half._graphs) == captured
+        for value in (1.0, 2.0, 3.0):
+            (result,) = run(backend, torch.full((1, 1024, 1024), value))
+            assert result.unique().tolist() == [2 * value]
+        backend.close()
+        del backend
+        gc.collect()
+        torch.cuda.empty_cache()  # fails if a pool was released twice
+        assert torch.cuda.memory_allocated() <= before + 2**20
 
 
 def test_outputs_without_a_row_for_each_item_are_not_padded(
