@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -139,6 +140,15 @@ class ImageTensorBackend(TensorBackend):
         self.together = self._half.on_gpu and self.reads is not None
         if not self.together:
             self.max = 1
+
+    def close(self) -> None:
+        if self.samples and "_half" in self.__dict__ and self._half.on_gpu:
+            from .cv_cuda import forget
+
+            with suppress(RuntimeError):  # a device that failed
+                self._half.synchronize()
+                forget()
+        super().close()
 
     def forward(self, batch: list[Item]) -> None:
         if len(batch) == 1 or not self.together:

@@ -67,6 +67,13 @@ def name() -> str:
     )
 
 
+def forget() -> None:
+    """Give back the tensors that CV-CUDA still holds for this thread: those it used last."""
+    library = find_cvcuda()
+    if library is not None:
+        library.clear_cache(library.ThreadScope.LOCAL)
+
+
 def resized(image: torch.Tensor, height: int, width: int) -> torch.Tensor | None:
     """Resize N×C×H×W: bilinear, half-pixel centres, no antialiasing, as `cv2.resize`."""
     library = find_cvcuda()

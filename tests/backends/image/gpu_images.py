@@ -464,6 +464,27 @@ def test_crops_are_those_of_the_mat_backends(
         assert difference.max() <= 1 or (not EXACT_WARPS and difference.mean() < 0.5)
 
 
+def test_memory_is_given_back(make: Any, library: str) -> None:
+    """CV-CUDA holds what it used last, and gives it back when the backend is closed."""
+    if not ON_GPU:
+        pytest.skip("no GPU")
+    torch.cuda.synchronize()
+    cv_cuda.forget()
+    before = torch.cuda.memory_allocated()
+    backend = make(ResizeTensor, CONTEXT, resize_h=500, resize_w=500)
+    seen = []
+    for number in range(100):
+        item: Item = {"data": torch.zeros((1, 3, 2000 + number, 3000), dtype=torch.uint8)}
+        backend.forward([item])
+        del item
+        torch.cuda.synchronize()
+        seen.append(torch.cuda.memory_allocated() - before)
+    backend.close()
+    left = torch.cuda.memory_allocated() - before
+    SEEN[f"{library}, MiB held (most, after close)"] = [max(seen) / 2**20, left / 2**20]
+    assert max(seen) < 200 * 2**20 and left < 2**20
+
+
 # streams and threads
 
 

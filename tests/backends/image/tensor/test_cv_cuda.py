@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from penstock.backends.image.tensor import cv_cuda, sampling  # noqa: E402
+from penstock.backends.image.tensor.resize import ResizeTensor  # noqa: E402
 
 TURN: Any = cv2.getRotationMatrix2D((30.0, 20.0), 30, 0.8)
 QUAD: Any = np.array([[0.9, 0.1, 3.0], [-0.05, 1.1, 2.0], [1e-3, 5e-4, 1.0]])
@@ -171,6 +172,19 @@ def test_what_cvcuda_can_not_do_is_left_to_torch(
     monkeypatch.setattr(cv_cuda, "MAX_BYTES", 2**31)
     monkeypatch.setattr(cv_cuda, "MAX_IMAGES", 1)
     assert cv_cuda.resized(image, 5, 5) is None and cv_cuda.grey(image, "rgb") is None
+
+
+def test_a_backend_that_is_closed_gives_its_tensors_back(
+    library: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[str] = []
+    library.clear_cache = cleared.append
+    library.ThreadScope = types.SimpleNamespace(LOCAL="local")
+    backend = make(ResizeTensor, resize_h=4, resize_w=4)
+    monkeypatch.setattr(type(backend._half), "on_gpu", True)
+    backend.close()
+    backend.close()
+    assert cleared == ["local"]
 
 
 def test_without_cvcuda_torch_does_all() -> None:
