@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -112,6 +112,7 @@ class DecodeTensor(TensorBackend):
 
     decoder: GpuDecoder | None = None
     resizing: ResizingParams | None = None
+    helpers = 0
     threads: ThreadPoolExecutor | None = None
 
     def init(self, params: DecodeTensorParams, context: Context) -> None:
@@ -134,9 +135,9 @@ class DecodeTensor(TensorBackend):
             self.decoder = find_nvjpeg(self._half.device)
         elif wanted == "nvimgcodec":
             self.decoder = self._nvimgcodec(context)
-        threads = threads_per_instance(context.instances)
-        if threads > 1 and context.max != 1:
-            self.threads = ThreadPoolExecutor(threads, "decode")
+        self.helpers = threads_per_instance(context.instances) - 1
+        if self.helpers and context.max != 1:
+            self.threads = ThreadPoolExecutor(self.helpers, "decode")
         elif self.decoder is None:
             self.max = 1
 
@@ -199,13 +200,36 @@ class DecodeTensor(TensorBackend):
         return refused
 
     def _decode_here(self, files: list[File]) -> None:
-        """Decode files on the CPU and set their results."""
-        images: Iterable[torch.Tensor | InvalidInput] = (
-            map(self._decoded, files)
-            if self.threads is None or len(files) == 1
-            else self.threads.map(self._decoded, files)
-        )
-        for (item, _, _), image in zip(files, images, strict=True):
+        """Decode files on the CPU and set their results.
+
+        This thread takes one after the other, and so do the helpers. Where no processor is free
+        they find nothing left to do.
+        """
+        images: dict[int, torch.Tensor | InvalidInput] = {}
+        waiting = deque(range(len(files)))
+
+        def work() -> None:
+            while True:
+                try:
+                    index = waiting.popleft()
+                except IndexError:
+                    return
+                images[index] = self._decoded(files[index])
+
+        helpers = []
+        if self.threads is not None:
+            count = min(self.helpers, len(files) - 1)
+            helpers = [self.threads.submit(work) for _ in range(count)]
+        try:
+            work()
+        finally:
+            waiting.clear()
+            helpers = [helper for helper in helpers if not helper.cancel()]
+            wait(helpers)
+        for helper in helpers:
+            helper.result()  # raises what it raised
+        for index, (item, _, _) in enumerate(files):
+            image = images[index]
             if isinstance(image, InvalidInput):
                 item["error"] = image
             else:

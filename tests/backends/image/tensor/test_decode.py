@@ -163,6 +163,27 @@ def test_images_of_a_batch_are_decoded_at_once(
     assert set(threading.enumerate()) <= before
 
 
+def test_an_error_in_any_of_the_threads_fails_the_batch(
+    make: Any, photo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3, timeout=60)
+
+    def fail(_: Any, item: Item, *args: Any) -> Any:
+        together.wait()
+        if item["fails"]:
+            raise RuntimeError("broken")
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(decode_module, "threads_per_instance", lambda _: 3)
+    monkeypatch.setattr(decode_module, "decode_for", fail)
+    backend = make(DecodeTensor)
+    for failing in range(3):
+        batch = [{"data": encode(photo, "JPEG"), "fails": at == failing} for at in range(3)]
+        with pytest.raises(RuntimeError, match="broken"):
+            backend.forward(batch)
+    backend.close()
+
+
 def test_an_instance_with_one_processor_takes_one_image(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
