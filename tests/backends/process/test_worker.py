@@ -123,6 +123,13 @@ def test_torch_tensors_travel_without_the_rest_of_their_storage(
         assert received.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
+def test_sizes_around_that_of_small_messages(ends: tuple[Channel, Channel]) -> None:
+    for size in range((1 << 15) - 300, (1 << 15) + 10):
+        array = np.arange(size, dtype=np.uint8)
+        same(passed(ends, {"array": array})["array"], array)
+        assert passed(ends, array.tobytes()) == array.tobytes()
+
+
 def test_nested_items(ends: tuple[Channel, Channel]) -> None:
     small, large = np.arange(3), np.arange(100_000)
     item = {
