@@ -59,8 +59,8 @@ _CUDA_KERNELS = (
     "tunable_op_tuning_enable",
 )
 _ON_OPENVINO = (
-    "OpenVINO runs the model where it is installed, can and is faster, otherwise ONNX Runtime "
-    "does: answers differ by rounding alone"
+    "OpenVINO runs the model if it is installed, takes the model and is faster, otherwise ONNX "
+    "Runtime does: answers differ by rounding alone"
 )
 
 OPTIMIZATION_FIELDS: Mapping[str, tuple[Line, ...]] = {

@@ -47,7 +47,7 @@ BACKENDS = (*ENGINES, PYTHON, ENSEMBLE)
 
 PLACES = "it says where memory lies and is copied: answers are the same"
 ON_CUDA = (
-    "ONNX Runtime's CUDA provider where onnxruntime-gpu and a GPU are, otherwise the CPU, with a "
+    "on CUDA if onnxruntime-gpu is installed and there is a GPU, otherwise on the CPU, with a "
     "warning: answers differ by rounding alone"
 )
 """What models of onnxruntime do that want a GPU."""
