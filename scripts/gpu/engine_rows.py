@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import models
 
 from penstock.app.server.switch_interval import SHORT_SECONDS
+from penstock.backends import timeline
 from penstock.backends.base import Backend, Context
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
@@ -299,10 +300,18 @@ def measure(
     loops, nodes, filled = compare(1, 1 if batch == 1 else 2 * batch, TURNS)
     others, twos, _ = compare(2, 4 if batch == 1 else 3 * batch, 2)
     ratios = [ours.rate / bare.rate for bare, ours in zip(loops, nodes, strict=True)]
+    recording = timeline.Recording()
+    with timeline.record(recording):
+        recorded = loop_turn(engine, inputs, seconds)
+    pieces: dict[str, float] = {}
+    for span in recording.spans:
+        milliseconds = 1e3 * (span.end - span.start) / len(recorded.times)
+        pieces[span.name] = round(pieces.get(span.name, 0.0) + milliseconds, 3)
     return {
         "batch": batch,
         "loop": median(turn.rate for turn in loops),
         "switch_interval": sys.getswitchinterval(),
+        "pieces_ms": pieces,
         "loop_p50_ms": 1e3 * median(each for turn in loops for each in turn.times),
         "node": median(turn.rate for turn in nodes),
         "node_p50_ms": 1e3 * median(each for turn in nodes for each in turn.times),

@@ -182,14 +182,14 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     lines = [
         "| model | engine | batch | images/s in a loop | p50 of a batch, ms | images/s in a node "
         "| p50 of a request, ms | node ÷ loop (lowest – highest) | target | 2 instances, images/s "
-        "| ÷ loop |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| ÷ loop | parts of a batch in the loop, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         if "error" in row:
             lines.append(
                 f"| {row['model']} | {row['engine']} | {row['batch'] or 'all'} | "
-                f"{row['error'].replace('|', '/')} ||||||||"
+                f"{row['error'].replace('|', '/')} |||||||||"
             )
             continue
         least = TARGETS.get(row["batch"], TARGET)
@@ -198,9 +198,13 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             f"| {row['loop_p50_ms']:.2f} | {row['node']:,.0f} | {row['node_p50_ms']:.2f} "
             f"| {row['ratio']:.2f} ({min(row['ratios']):.2f} – {max(row['ratios']):.2f})"
             f"{_holds(row['ratio'], least)} | ≥ {least} | {row['two']:,.0f} "
-            f"| {row['two_ratio']:.2f}{_holds(row['two_ratio'], least)} |"
+            f"| {row['two_ratio']:.2f}{_holds(row['two_ratio'], least)} | {_pieces(row)} |"
         )
     return "\n".join(lines)
+
+
+def _pieces(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {each:.2f}" for name, each in row.get("pieces_ms", {}).items())
 
 
 def _holds(ratio: float, least: float) -> str:
