@@ -111,6 +111,16 @@ def test_all_instances_take_what_the_first_has_found(
     assert len(chosen) == 1 and "with OpenvinoTensor on cpu" in chosen[0].getMessage()
 
 
+def test_openvino_is_not_even_opened_for_a_model_that_takes_no_time(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.seconds["OnnxTensor"] = 0.0009
+    monkeypatch.setattr(OpenvinoTensor, "open_session", lambda *_: pytest.fail("it is opened"))
+    choice = choose(write(tmp_path / "m.onnx"))
+    assert choice.engine.__name__ == "OnnxTensor"
+    assert choice.why.endswith("not tried, because a batch of 8 takes less than 1 ms")
+
+
 @pytest.mark.parametrize(
     ("shape", "context", "params", "why"),
     [
