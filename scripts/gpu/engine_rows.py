@@ -272,7 +272,7 @@ def measure(
 
     A batch of one has one caller, so the ratio holds all that Penstock adds to a request. Larger
     batches have twice as many callers as images, so that a full batch waits when one ends; two
-    instances have three times as many.
+    instances have four times as many.
     """
     size = int(str(keys["max"]).rpartition("x")[2])
     inputs = images(batch, size)
@@ -298,7 +298,7 @@ def measure(
         return loops[1:], nodes[1:], filled  # the first are to warm up
 
     loops, nodes, filled = compare(1, 1 if batch == 1 else 2 * batch, TURNS)
-    others, twos, _ = compare(2, 4 if batch == 1 else 3 * batch, 2)
+    others, twos, _ = compare(2, 4 * batch, 2)
     ratios = [ours.rate / bare.rate for bare, ours in zip(loops, nodes, strict=True)]
     recording = timeline.Recording()
     with timeline.record(recording):
