@@ -20,7 +20,7 @@ from ..sharing import shared
 from .library import capabilities, core
 from .params import OpenvinoParams
 from .preprocessing import with_preprocessing
-from .quantised import is_quantised, quantise
+from .quantised import has_small_weights, is_quantised, quantise, with_whole_weights
 from .session import passes_inputs_on
 
 logger = logging.getLogger("penstock.openvino")
@@ -191,15 +191,28 @@ def _compile(
                     f"fp32; it has {known or 'no precision below fp32 but int8'}",
                 )
             )
+    if has_small_weights(model):
+        if is_quantised(model):
+            options = {**options, "NUM_STREAMS": 1}
+            note = "its instances run one at a time: OpenVINO would give wrong answers side by side"
+            notes.append((logging.INFO, f"{params.model} is quantised in part, so {note}"))
+        else:
+            model = with_whole_weights(model)
+    if precision != "int8":
+        # By default, OpenVINO also quantises what layers with weights in int8 are given.
+        options = {**options, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     compiled = library.compile_model(
         model, "CPU", {**options, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
     )
     if reference is not None and not context.opens_only:
-        full = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
-        threads = options["INFERENCE_NUM_THREADS"]
-        reference = library.compile_model(
-            reference, "CPU", {**full, "INFERENCE_NUM_THREADS": threads}
-        )
+        full = {
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": options["INFERENCE_NUM_THREADS"],
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            "ENABLE_CPU_PINNING": False,
+        }
+        reference = library.compile_model(reference, "CPU", full)
     return CompiledModel(
         compiled, precision, None if context.opens_only else reference, tuple(notes)
     )

@@ -27,9 +27,53 @@ MAX_CALIBRATION_RUNS = 300
 """NNCF's own default: more runs change the ranges little."""
 
 
+CONVOLUTIONS = frozenset(
+    f"{group}Convolution{direction}"
+    for group in ("", "Group")
+    for direction in ("", "BackpropData")
+)
+SAME_VALUES = frozenset(
+    {"MaxPool", "Relu", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Pad", "StridedSlice"}
+)
+"""Operations whose outputs are values of their first input, or 0."""
+
+
 def is_quantised(model: Any) -> bool:
     """Return whether a model has layers that compute in int8: QuantizeLinear of ONNX, or NNCF's."""
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def has_small_weights(model: Any) -> bool:
+    """Return whether a convolution's weights are kept in fewer bits than it computes in: int8 or
+    fp16, with steps that widen them.
+
+    With more than one stream, OpenVINO (2026.4 is one) widens them wrongly, and its answers are
+    other ones at each load. Where the convolution's input is quantised, it computes in int8 and
+    widens nothing.
+    """
+    return any(
+        node.get_type_name() in CONVOLUTIONS
+        and node.input_value(1).get_node().get_type_name() != "Constant"
+        and not _is_from(node.input_value(0).get_node(), "FakeQuantize")
+        for node in model.get_ops()
+    )
+
+
+def with_whole_weights(model: Any) -> Any:
+    """Return the model with its weights widened now, once for all runs."""
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
+    return model
+
+
+def _is_from(node: Any, kind: str) -> bool:
+    """Return whether a node is of this kind, or only moves or selects values of one that is."""
+    while node.get_type_name() in SAME_VALUES:
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == kind)
 
 
 def quantise(model: Any, params: OpenvinoParams, context: Context) -> Any:

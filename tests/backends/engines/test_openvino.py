@@ -15,6 +15,8 @@ from onnx import TensorProto
 from penstock.backends.base import Context, TensorPort
 from penstock.backends.engines import processors
 from penstock.backends.engines.model import ModelParams, choose_engine
+from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.engines.openvino import compiled as compiled_module
 from penstock.backends.engines.openvino.backend import OpenvinoTensor
 from penstock.backends.engines.openvino.compiled import compiled_model, threads_of
@@ -228,6 +230,8 @@ def test_instances_share_one_compiled_model(pixels: Path) -> None:
     assert compiled(0, mean="1") is not first
     # Pinned by default, two models of one thread each would both run on the first processor.
     assert first.compiled.get_property("ENABLE_CPU_PINNING") is False
+    # By default, it quantises what layers with weights in int8 are given, in fp32 too.
+    assert first.compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
 
 
 @pytest.mark.parametrize("quota", [None, 0.5])
@@ -381,6 +385,63 @@ def test_a_model_that_is_quantised_already(tmp_path: Path, caplog: Any) -> None:
     assert "is quantised already, and runs as it is" in caplog.text
 
 
+PHOTOGRAPH = Path(__file__).parents[3] / "examples" / "photograph" / "photograph.onnx"
+"""Its weights are int8, with DequantizeLinear."""
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_small_weights_give_the_same_answers_in_two_instances(tmp_path: Path, suffix: str) -> None:
+    path = PHOTOGRAPH
+    if suffix == ".xml":  # its weights are fp16
+        path = tmp_path / "photograph.xml"
+        openvino.save_model(openvino.convert_model(PHOTOGRAPH), path)
+    params: Any = OpenvinoParams.model_validate(
+        {"model": str(path), "threads": 1, "max": 1, "warm_up": False}
+    )
+    image = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    usual = OnnxTensor()
+    usual.init(
+        OnnxParams.model_validate({"model": str(PHOTOGRAPH)}), Context(node="node", device="cpu")
+    )
+    (expected,) = run(usual, image)
+    for instance in range(2):
+        backend = OpenvinoTensor()
+        backend.init(params, Context(node="node", instance=instance, instances=2))
+        for _ in range(2):
+            (found,) = run(backend, image)
+            tolerance = 1e-4 if suffix == ".onnx" else 1e-2
+            assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
+
+
+def test_a_model_that_is_quantised_in_part_runs_in_one_stream(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO", "penstock")
+    weights = np.ones((3, 3, 1, 1), np.int8)
+    path = write(
+        tmp_path / "part.onnx",
+        [
+            ("DequantizeLinear", ["w", "s", "z"], ["wide"]),
+            ("Conv", ["x", "wide"], ["a"]),
+            ("QuantizeLinear", ["a", "s", "z"], ["q"]),
+            ("DequantizeLinear", ["q", "s", "z"], ["y"]),
+        ],
+        [("x", FLOAT, ["n", 3, 2, 2])],
+        [("y", FLOAT, ["n", 3, 2, 2])],
+        initializers=[("w", weights), ("s", np.float32(0.5)), ("z", np.int8(0))],
+    )
+    params: Any = OpenvinoParams.model_validate({"model": str(path), "precision": "int8"})
+    backend = OpenvinoTensor()
+    backend.init(params, Context(node="node", instances=2))
+    (result,) = run(backend, np.ones((1, 3, 2, 2), np.float32))
+    assert result.tolist() == np.full((1, 3, 2, 2), 1.5).tolist()
+    assert (
+        compiled_model(params, Context(node="node", instances=2)).compiled.get_property(
+            "NUM_STREAMS"
+        )
+        == 1
+    )
+    assert "its instances run one at a time" in caplog.text
+
+
 def test_the_folder_of_compiled_models(layer: Path, tmp_path: Path, caplog: Any) -> None:
     folder = tmp_path / "cache"
     make(layer, **{"model::cache": str(folder)})
@@ -392,6 +453,8 @@ def test_the_folder_of_compiled_models(layer: Path, tmp_path: Path, caplog: Any)
 FREED_ON_ANOTHER_THREAD = """
 import signal, sys, threading
 from penstock.backends.base import Context
+from penstock.backends.engines.onnx import OnnxTensor
+from penstock.backends.engines.onnx_params import OnnxParams
 from penstock.backends.engines.openvino import compiled as compiled_module
 from penstock.backends.engines.openvino.backend import OpenvinoTensor
 from penstock.backends.engines.openvino.compiled import compiled_model, threads_of
