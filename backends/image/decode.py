@@ -120,14 +120,14 @@ def decode_for(
     """
     item.pop(WHOLE_SIZE, None)  # of an earlier call with the same item
     scale = 1 if resizing is None else scale_for(header, resizing, item)
+    pixels = decode_pixels(encoded, header, max_pixels, scale)
     if scale > 1:
-        pixels = decode_pixels(encoded, header, max_pixels, scale)
         width, height = upright_size(header)
         if pixels.shape[:2] == (-(-height // scale), -(-width // scale)):
             item[WHOLE_SIZE] = width, height
-            return pixels
-    # Also a file that states two sizes, and a damaged one of several scans.
-    return decode_pixels(encoded, header, max_pixels)
+        elif pixels.shape[:2] != (height, width):  # it states two sizes
+            pixels = decode_pixels(encoded, header, max_pixels)
+    return pixels
 
 
 def file_bytes(data: Any, backend: str) -> bytes:

@@ -16,6 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import penstock
+from penstock import register_backend
+from penstock.backends.base import Backend, Context
 from penstock.backends.errors import ConfigError, InvalidInput
 from penstock.pipelines.config.load import load
 
@@ -87,30 +89,29 @@ def test_libjpeg_gives_the_pixels() -> None:
     assert np.array_equal(item["result"], cv2.resize(fourth, (160, 100)))
 
 
-@pytest.fixture(scope="module")
-def asked_size() -> Any:
-    """Decode a file, and return the image that the resizer gets, and what it gives."""
-    sizes: list[tuple[int, int]] = []
+class LookAtSize(Backend):
+    """Notes the size of the image that the resizer behind gets."""
 
-    class Look(penstock.Backend):
-        keeps_size = True
+    keeps_size = True
 
-        def forward(self, batch: list[Any]) -> None:
-            for item in batch:
-                sizes.append(item["data"].shape[1::-1])
-                item["result"] = item["data"]
+    def forward(self, batch: list[Any]) -> None:
+        for item in batch:
+            item["decoded"] = item["data"].shape[1::-1]
+            item["result"] = item["data"]
 
-    penstock.register_backend("LookAtSize", Look)
-    with penstock.pipe(
-        {"backend": "S[DecodeMat,LookAtSize,DynamicResizeMat]", "reduce": True}
-    ) as model:
 
-        def call(data: bytes, width: int, height: int) -> tuple[tuple[int, int], Any]:
-            item: dict[str, Any] = {"data": data, "resize_w": width, "resize_h": height}
-            model(item)
-            return sizes[-1] if sizes else (0, 0), item
+@functools.cache
+def chain() -> Backend:
+    register_backend("LookAtSize", LookAtSize)
+    config = {"backend": "S[DecodeMat,LookAtSize,DynamicResizeMat]", "reduce": True}
+    return load(config).nodes["main"].instance_groups[0].spec.create(Context())
 
-        yield call
+
+def resized(data: bytes, width: int, height: int) -> dict[str, Any]:
+    """Decode a file and resize it. `decoded` is the (width, height) in between."""
+    item: dict[str, Any] = {"data": data, "resize_w": width, "resize_h": height}
+    chain().forward([item])
+    return item
 
 
 @settings(max_examples=60, deadline=20_000)
@@ -123,7 +124,6 @@ def asked_size() -> Any:
     st.booleans(),
 )
 def test_never_below_the_target(
-    asked_size: Any,
     width: int,
     height: int,
     new_width: int,
@@ -134,7 +134,8 @@ def test_never_below_the_target(
     data = encode(Image.new("RGB", (width, height), (200, 30, 90)), orientation)
     if orientation > 4:
         width, height = height, width
-    (decoded_width, decoded_height), item = asked_size(data, new_width, new_height)
+    item = resized(data, new_width, new_height)
+    decoded_width, decoded_height = item["decoded"]
     assert item["result"].shape == (new_height, new_width, 3)
     assert (decoded_width, decoded_height) in {
         (-(-width // scale), -(-height // scale)) for scale in (1, 2, 4, 8)
@@ -146,16 +147,15 @@ def test_never_below_the_target(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_other_formats_are_decoded_whole(kind: str, asked_size: Any) -> None:
+def test_other_formats_are_decoded_whole(kind: str) -> None:
     buffer = io.BytesIO()
     photo().save(buffer, kind)
-    size, _ = asked_size(buffer.getvalue(), 30, 20)
-    assert size == (640, 427)
+    assert resized(buffer.getvalue(), 30, 20)["decoded"] == (640, 427)
 
 
-def test_an_item_that_comes_again(asked_size: Any) -> None:
+def test_an_item_that_comes_again() -> None:
     """What an earlier call has left in it does not count."""
-    _, item = asked_size(encode(photo()), 100, 100)
+    item = resized(encode(photo()), 100, 100)
     with penstock.pipe(
         {"backend": "S[DecodeMat,FixRatioResizeMat]", "max_h": 99, "max_w": 99}
     ) as p:
@@ -165,10 +165,10 @@ def test_an_item_that_comes_again(asked_size: Any) -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_cut_file_is_refused(asked_size: Any, progressive: bool) -> None:
+def test_a_cut_file_is_refused(progressive: bool) -> None:
     encoded = encode(photo(), progressive=progressive)
     cut = encoded[: len(encoded) * 2 // 3].rstrip(b"\xff") + b"\xff\xd9"
-    _, item = asked_size(cut, 60, 40)
+    item = resized(cut, 60, 40)
     assert isinstance(item["error"], InvalidInput) and "truncated" in str(item["error"])
 
 
