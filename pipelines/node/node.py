@@ -65,14 +65,13 @@ ends. An executor that is woken at once tries to take the GIL about five times p
 a fifth of a small request's time (docs/explanation/performance.md).
 """
 
-MANY_RESULTS = 16
-LONG_BATCH_SECONDS = 0.002
+MANY_RESULTS = 8
 YIELD_SECONDS = 1e-6
-"""After a batch of so many items that ran for so long, the loop sleeps once before it hands out the
-results, if the executor has a next batch: Linux makes 55 µs of a microsecond. The executor needs
-the GIL to start that batch, and the results, with what their callers then do, would keep it for
-longer, while an accelerator stands idle. To release the GIL without sleeping won't do: the loop has
-it back before the other thread is awake.
+"""After a longer batch of so many items the loop sleeps once before it hands out the results, if
+the executor has a next batch: Linux makes 55 µs of a microsecond. The executor needs the GIL to
+start that batch, and the results, with what their callers then do, would keep it for longer, while
+an accelerator stands idle. To release the GIL without sleeping won't do: the loop has it back
+before the other thread is awake.
 """
 
 FAILED_DECISION_DELAY_SECONDS = 1.0
@@ -589,15 +588,10 @@ class Node:
         scheduler.release(executor)
         executor.failures = 0
         self._refuses = False
-        ran = batch.ended - batch.started
-        short = ran < SHORT_BATCH_SECONDS
+        short = batch.ended - batch.started < SHORT_BATCH_SECONDS
         if not short:
             self._decide(now)
-            if (
-                ran >= LONG_BATCH_SECONDS
-                and len(batch.entries) >= MANY_RESULTS
-                and executor in scheduler.running
-            ):
+            if len(batch.entries) >= MANY_RESULTS and executor in scheduler.running:
                 time.sleep(YIELD_SECONDS)
         self.statistics.observe_batch(batch)
         self._on_batch(now)

@@ -108,15 +108,14 @@ async def test_when_the_executor_is_started_again(
 
 
 @pytest.mark.parametrize(
-    ("bound", "long", "yields"),
-    [(16, 0.0, True), (15, 0.0, False), (16, 60.0, False)],
+    ("bound", "short", "yields"),
+    [(8, 0.0, True), (7, 0.0, False), (8, 60.0, False)],
     ids=["many results", "few results", "short batch"],
 )
 async def test_the_loop_lets_an_executor_begin_before_it_hands_out_many_results(
-    monkeypatch: pytest.MonkeyPatch, bound: int, long: float, yields: bool
+    monkeypatch: pytest.MonkeyPatch, bound: int, short: float, yields: bool
 ) -> None:
-    monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", 0.0)
-    monkeypatch.setattr("penstock.pipelines.node.node.LONG_BATCH_SECONDS", long)
+    monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", short)
     node, cls = make(bound)
     await node.start()
     entries = [Watched(number, node) for number in range(2 * bound)]
