@@ -37,6 +37,7 @@ ENGINE_BY_SUFFIX: dict[str, type[Backend]] = {
     ".pt": TorchScriptTensor,
     ".pt2": TorchExportTensor,
     ".xml": OpenvinoTensor,
+    ".tflite": OpenvinoTensor,
 }
 """The suffixes of files that only one engine reads."""
 
@@ -51,7 +52,8 @@ class ModelTensor(Backend):
     On a GPU, TensorrtTensor runs .onnx files if a TensorRT for it is installed, else OnnxTensor by
     ONNX Runtime's CUDA provider. On the CPU, OpenvinoTensor runs them if OpenVINO is installed and
     faster (cpu_choice.py), else OnnxTensor. TensorrtTensor also runs .trt, .plan and .engine files.
-    TorchScriptTensor runs .pt files, TorchExportTensor .pt2 files, and OpenvinoTensor .xml files.
+    TorchScriptTensor runs .pt files, TorchExportTensor .pt2 files, and OpenvinoTensor .xml and
+    .tflite files.
 
     `data`: an array or a torch tensor with the batch dimension first, N×..., for an item of N
     rows; or a list of them in the order of the model's inputs. `result`:

@@ -185,6 +185,8 @@ def test_a_file_that_can_not_run_says_why(
         ("m.engine", "TensorrtTensor"),
         ("M.PT", "TorchScriptTensor"),
         ("m.pt2", "TorchExportTensor"),
+        ("m.xml", "OpenvinoTensor"),
+        ("m.tflite", "OpenvinoTensor"),
         ("m.onnx", "OnnxTensor"),
     ],
 )
