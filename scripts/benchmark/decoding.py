@@ -10,9 +10,8 @@ import io
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from statistics import median
@@ -20,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from figures import Figure, of_runs, say
+from figures import ROOT, Figure, of_runs, say
 from PIL import Image
 
 from penstock.backends.base import Context
@@ -44,13 +43,15 @@ def measure(quick: bool) -> list[Figure]:
         *_decoders(files, rounds),
         *_progressive(pictures, rounds),
         *_reduced(pictures, rounds),
+        *_levels(pictures),
+        *_answers(pictures),
         *_batches(pictures, rounds),
     ]
 
 
 def photographs() -> list[Image.Image]:
-    """Return scikit-learn's two photographs and their halves, or else noise with the spectrum of
-    photographs.
+    """Return scikit-learn's two photographs, that of the example, and their halves. Without
+    scikit-learn: noise with the spectrum of photographs.
     """
     try:
         load_sample_image = import_module("sklearn.datasets").load_sample_image
@@ -58,6 +59,7 @@ def photographs() -> list[Image.Image]:
         say("   scikit-learn is not installed: noise in place of photographs")
         return [_noise(seed) for seed in range(4)]
     whole = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    whole.append(Image.open(ROOT / "examples" / "photograph" / "coffee.jpg").convert("RGB"))
     halves = [image.crop((0, 0, image.width // 2, image.height)) for image in whole]
     return whole + [half.resize((half.width * 2, half.height * 2)) for half in halves]
 
@@ -85,7 +87,7 @@ def of_size(image: Image.Image, size: int = BYTES) -> bytes:
 
 def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {}), **options)
+    image.save(buffer, kind, **{**({"quality": 90} if kind == "JPEG" else {}), **options})
     return buffer.getvalue()
 
 
@@ -199,29 +201,102 @@ def _reduced(pictures: list[Image.Image], rounds: int) -> list[Figure]:
             ("PillowResizeMat", {"resize_short": 224}),
         ):
             config = {"backend": f"S[DecodeMat,{resizer}]", **keys}
-            with _expression(config) as whole, _expression({**config, "reduce": True}) as reduced:
-                runs = {"reduced": _over(files, reduced), "whole": _over(files, whole)}
-                times = in_turn(runs, rounds)
+            whole, reduced = _both(config)
+            runs = {"reduced": _over(files, reduced), "whole": _over(files, whole)}
+            times = in_turn(runs, rounds)
             what = f"{size[0]}×{size[1]}, DecodeMat and {resizer} to 224: time reduced ÷ whole"
             figures.append(_ratio(what, times, "reduced", "whole"))
     return figures
 
 
-@contextmanager
-def _expression(keys: Mapping[str, Any]) -> Iterator[Decoder]:
-    """Yield a function that runs the expression of a file's one node on this thread."""
-    (node,) = load(keys).nodes.values()
-    backend = node.instance_groups[0].spec.create(Context(node="bench", device="cpu"))
+def _both(keys: Mapping[str, Any]) -> list[Decoder]:
+    """Return what runs the expression of a file's one node on this thread, without `reduce` and
+    with it.
+    """
 
-    def run(encoded: bytes) -> Any:
-        item: dict[str, Any] = {"data": encoded}
-        backend.forward([item])
-        return item["result"]
+    def expression(reduce: bool) -> Decoder:
+        (node,) = load({**keys, "reduce": reduce}).nodes.values()
+        backend = node.instance_groups[0].spec.create(Context(node="bench", device="cpu"))
 
-    try:
-        yield run
-    finally:
-        backend.close()
+        def run(encoded: bytes) -> Any:
+            item: dict[str, Any] = {"data": encoded}
+            backend.forward([item])
+            return item["result"]
+
+        return run
+
+    return [expression(False), expression(True)]
+
+
+def _levels(pictures: list[Image.Image]) -> list[Figure]:
+    """Compare the pixels with `reduce` and without, at 1/2, 1/4 and 1/8, and at 2/3 of that."""
+    figures = []
+    for resizer in "ResizeMat", "PillowResizeMat":
+        for scale in 2, 4, 8:
+            levels = []
+            for picture in pictures:
+                encoded = encode(picture)
+                for divisor in (scale, scale * 1.5):
+                    keys = {
+                        "backend": f"S[DecodeMat,{resizer}]",
+                        "resize_w": int(picture.width / divisor),
+                        "resize_h": int(picture.height / divisor),
+                    }
+                    whole, reduced = _both(keys)
+                    difference = whole(encoded).astype(int) - reduced(encoded)
+                    levels.append(np.abs(difference).ravel())
+            every = np.concatenate(levels)
+            what = f"{resizer} at 1/{scale}: difference by reduce, mean"
+            note = f"99 % up to {np.percentile(every, 99):.0f}, at most {every.max()}"
+            figures.append(Figure(PART, what, float(every.mean()), "levels of 255", note=note))
+    return figures
+
+
+def _answers(pictures: list[Image.Image]) -> list[Figure]:
+    """Compare the classes that the example of photographs gives with `reduce` and without."""
+    parts = _parts(pictures)
+    files = [encode(part) for part in parts]
+    again = [encode(Image.open(io.BytesIO(file)), quality=85) for file in files]
+    figures = []
+    for resizer, keys in (
+        ("ResizeMat", {"resize_h": 224, "resize_w": 224}),
+        ("PillowResizeMat", {"resize_short": 256}),
+    ):
+        expression = f"S[DecodeMat,{resizer},CenterCropMat,CvtColorMat,Mat2Tensor,OnnxTensor]"
+        model = str(ROOT / "examples" / "photograph" / "photograph.onnx")
+        engine = {"model": model, "mean": 127, "std": 128, "color": "rgb"}
+        crop = {"crop_h": 224, "crop_w": 224}
+        whole, reduced = _both({"backend": expression, **keys, **crop, **engine})
+        classes = [int(whole(file).argmax()) for file in files]
+        figures += [
+            Figure(
+                PART,
+                f"{resizer}, EfficientNet-Lite0: same class of {len(files)}, {what}",
+                sum(
+                    expected == int(run(file).argmax())
+                    for expected, file in zip(classes, others, strict=True)
+                ),
+            )
+            for what, run, others in (
+                ("with reduce", reduced, files),
+                ("saved again with quality 85", whole, again),
+            )
+        ]
+    return figures
+
+
+def _parts(pictures: list[Image.Image]) -> list[Image.Image]:
+    """Return parts of the pictures, at twice their size, all large enough to be reduced."""
+    generator = random.Random(1)
+    parts = []
+    for picture in pictures:
+        large = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.LANCZOS)
+        for _ in range(24):
+            width, height = (generator.randint(512, min(large.size)) for _ in range(2))
+            left = generator.randint(0, large.width - width)
+            top = generator.randint(0, large.height - height)
+            parts.append(large.crop((left, top, left + width, top + height)))
+    return parts
 
 
 def _batches(pictures: list[Image.Image], rounds: int) -> list[Figure]:
