@@ -44,14 +44,14 @@ class OpenvinoSession:
 
     __slots__ = (
         "_copies",
-        "_empty_shapes",
         "_given",
         "_inputs",
         "_lending",
+        "_new_outputs",
         "_outputs",
         "_owning",
         "_places",
-        "_types",
+        "_tensor",
         "lends",
     )
 
@@ -68,14 +68,20 @@ class OpenvinoSession:
         `passes_inputs_on`: the model gives an input back as it is (`passes_inputs_on`). OpenVINO
         leaves memory that is set for outputs untouched then, so these are copied.
         """
+        from openvino import Shape, Tensor
+
+        self._tensor = Tensor
         self._owning = compiled.create_infer_request()
         self._lending = compiled.create_infer_request()
         self._inputs = [_port(port, inputs) for port in compiled.inputs]
         self._outputs = [_port(port, outputs) for port in compiled.outputs]
         self._places = {port.name: index for index, port in enumerate(self._inputs)}
         self._given = {port.name: index for index, port in enumerate(self._outputs)}
-        self._types = [port.get_element_type() for port in compiled.outputs]
-        self._empty_shapes = [[size or 0 for size in port.shape] for port in self._outputs]
+        # Open sizes are 0: the model gives the tensor its own.
+        self._new_outputs = [
+            (port.get_element_type(), Shape([size or 0 for size in known.shape]))
+            for port, known in zip(compiled.outputs, self._outputs, strict=True)
+        ]
         self._copies = passes_inputs_on
         self.lends = False
 
@@ -92,22 +98,17 @@ class OpenvinoSession:
         self, names: Iterable[str], feed: Mapping[str, NDArray[Any]], _: object = None
     ) -> list[NDArray[Any]]:
         """Run the model and return the outputs of these names. Raises RuntimeError."""
-        from openvino import Shape, Tensor
-
         lends = self.lends or self._copies
         request = self._lending if lends else self._owning
         # A tensor of shared memory does not keep its array: this list does, until the run ends.
         arrays = [array if array.flags.writeable else array.copy() for array in feed.values()]
         for name, array in zip(feed, arrays, strict=True):
-            request.set_input_tensor(self._places[name], Tensor(array, shared_memory=True))
+            request.set_input_tensor(self._places[name], self._tensor(array, shared_memory=True))
         if lends:
             request.infer({}, share_inputs=True, share_outputs=True)
             lent = [request.get_output_tensor(self._given[name]).data for name in names]
             return lent if self.lends else [output.copy() for output in lent]
-        results = [
-            Tensor(kind, Shape(shape))  # open sizes are 0: the model gives the tensor its own
-            for kind, shape in zip(self._types, self._empty_shapes, strict=True)
-        ]
+        results = [self._tensor(kind, shape) for kind, shape in self._new_outputs]
         for index, result in enumerate(results):
             request.set_output_tensor(index, result)
         request.infer({}, share_inputs=True, share_outputs=True)
