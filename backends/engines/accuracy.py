@@ -61,7 +61,8 @@ def compare(
         relative = max(relative, difference / scale if scale else difference)
     same = None
     if len(reference) == 1 and pairs[0][0].ndim == 2 and pairs[0][0].shape[1] > 1:
-        same = int((pairs[0][0].argmax(1) == pairs[0][1].argmax(1)).sum())
+        known = np.isfinite(pairs[0][0]).all(1)  # scores that are not numbers have no best class
+        same = int((known & (pairs[0][0].argmax(1) == pairs[0][1].argmax(1))).sum())
     return Accuracy(largest, relative, rows, same)
 
 

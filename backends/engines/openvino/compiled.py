@@ -168,14 +168,18 @@ def _compile(
     precision = wanted = params.precision or "fp32"
     notes: list[tuple[int, str]] = []
     native = capabilities()
+    quantised = is_quantised(model)
+    if quantised:
+        note = f"{params.model} is quantised already, and its quantised layers run in int8: their "
+        note += "error against the model in fp32 is not known here"
+        asked = params.precision not in (None, "int8")
+        notes.append((logging.WARNING if asked else logging.INFO, note))
     if wanted == "int8":
         if "INT8" not in native:
             notes.append((logging.WARNING, "this processor does not compute int8 natively"))
-        if is_quantised(model):
-            note = f"{params.model} is quantised already, and runs as it is: its error against "
-            notes.append((logging.INFO, note + "the model in fp32 is not known here"))
-        elif not context.opens_only:
+        if not quantised and not context.opens_only:
             reference, model = model, quantise(model, params, context)
+            quantised = True
     elif wanted != "fp32":
         if wanted.upper() in native:
             reference = model
@@ -192,7 +196,7 @@ def _compile(
                 )
             )
     if has_small_weights(model):
-        if is_quantised(model):
+        if quantised:
             options = {**options, "NUM_STREAMS": 1}
             note = "its instances run one at a time: OpenVINO would give wrong answers side by side"
             notes.append((logging.INFO, f"{params.model} is quantised in part, so {note}"))
@@ -246,7 +250,7 @@ def _cache(params: OpenvinoParams, context: Context) -> dict[str, str]:
     if params.cache is None:
         return {}
     folder = context.resolve(params.cache)
-    if folder.suffix and not folder.is_dir():
+    if (folder.suffix or folder.exists()) and not folder.is_dir():
         if context.instance == 0:
             logger.warning(
                 "%s: OpenvinoTensor: model::cache is the file %s: OpenVINO keeps compiled models "

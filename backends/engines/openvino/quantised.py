@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...base import Context
-from ...errors import BackendError
+from ...errors import BackendError, ConfigError
 from ...text import message_of
 from ..onnx_session import config_error
 from ..shapes import shape_text
@@ -137,10 +137,20 @@ def calibration_values(params: OpenvinoParams, context: Context) -> list[dict[st
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 values.append(dict(arrays))
+            _refuse_not_finite(values[-1], file, context)
+        except ConfigError:
+            raise
         except Exception as error:  # NumPy raises what zipfile, its parser and the system raise
             message = f"{file} can't be read as a .npz file: {type(error).__name__}: {error}"
             raise config_error(context, "calibration", message) from error
     return values
+
+
+def _refuse_not_finite(values: dict[str, NDArray[Any]], file: Path, context: Context) -> None:
+    for name, array in values.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            message = f"{file}: {name} has values that are not finite (NaN or infinite)"
+            raise config_error(context, "calibration", message)
 
 
 def _runs(

@@ -39,6 +39,12 @@ def test_values_that_are_not_finite(one: list[float], other: list[float], larges
     assert found is not None and found.largest == largest
 
 
+def test_scores_that_are_not_finite_have_no_best_class() -> None:
+    scores = np.array([[1.0, 2.0], [math.nan, math.nan]])
+    found = compare([scores], [scores], 2)
+    assert found is not None and found.same_class == 1
+
+
 def test_what_has_no_distance_is_not_compared() -> None:
     assert compare([np.array([1, 2])], [np.array([1, 3])], 2) is None
     assert compare([np.zeros((3, 4))], [np.zeros((2, 4))], 2) is None

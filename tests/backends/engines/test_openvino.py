@@ -354,6 +354,7 @@ def test_nncf_quantises_with_calibration_values(
     [
         ({"z": np.ones((1, 64))}, "calibration: no array is named x, found z"),
         ({"x": np.ones((1, 63))}, "calibration: x: expected shape Nx64, found 1x63"),
+        ({"x": np.full((1, 64), np.nan)}, r"calibration: .*values\.npz: x has values that are not"),
     ],
 )
 def test_calibration_values_that_do_not_fit(
@@ -371,7 +372,13 @@ def test_without_nncf(layer: Path, tmp_path: Path, monkeypatch: Any) -> None:
         make(layer, precision="int8", calibration=str(tmp_path / "values.npz"))
 
 
-def test_a_model_that_is_quantised_already(tmp_path: Path, caplog: Any) -> None:
+@pytest.mark.parametrize(
+    ("precision", "level"),
+    [(None, "INFO"), ("int8", "INFO"), ("fp32", "WARNING"), ("bf16", "WARNING")],
+)
+def test_a_model_that_is_quantised_already(
+    precision: str | None, level: str, tmp_path: Path, caplog: Any
+) -> None:
     caplog.set_level("INFO", "penstock")
     path = write(
         tmp_path / "quantised.onnx",
@@ -380,9 +387,11 @@ def test_a_model_that_is_quantised_already(tmp_path: Path, caplog: Any) -> None:
         [("y", FLOAT, ["n", 4])],
         initializers=[("s", np.float32(0.5)), ("z", np.int8(0))],
     )
-    (result,) = run(make(path, precision="int8"), np.array([[0.4, 0.6, -3, 99]], np.float32))
+    (result,) = run(make(path, precision=precision), np.array([[0.4, 0.6, -3, 99]], np.float32))
     assert result.tolist() == [[0.5, 0.5, -3, 63.5]]
-    assert "is quantised already, and runs as it is" in caplog.text
+    assert [
+        record.levelname for record in caplog.records if "is quantised already" in record.message
+    ] == [level]
 
 
 PHOTOGRAPH = Path(__file__).parents[3] / "examples" / "photograph" / "photograph.onnx"
@@ -446,8 +455,11 @@ def test_the_folder_of_compiled_models(layer: Path, tmp_path: Path, caplog: Any)
     folder = tmp_path / "cache"
     make(layer, **{"model::cache": str(folder)})
     assert list(folder.glob("*.blob"))
-    make(layer, **{"model::cache": str(tmp_path / "engine.trt")})
-    assert "OpenVINO keeps compiled models in a folder" in caplog.text
+    (tmp_path / "plain").touch()
+    for name in ("engine.trt", "plain"):
+        caplog.clear()
+        make(layer, **{"model::cache": str(tmp_path / name)})
+        assert "OpenVINO keeps compiled models in a folder" in caplog.text
 
 
 FREED_ON_ANOTHER_THREAD = """
