@@ -20,10 +20,14 @@ from .sharing import shared
 
 LARGEST_BATCH = 8
 """Rows of the batch that is timed, at most: larger ones take long, and their order is the same."""
-LEAST_RUNS, MOST_RUNS = 1, 10
-"""Timed runs of each engine."""
+LEAST_RUNS, MOST_RUNS = 3, 10
+"""Timed runs of each engine, in turns. The least time counts, so that what else the process does
+must disturb all of them to decide.
+"""
 SECONDS = 1.0
-"""No further run is begun after so long, by the clock."""
+"""No further run than the least is begun after so long, by the clock."""
+MOST_SECONDS = 0.5
+"""A batch that takes the processors longer is made smaller."""
 LEAST_SECONDS = 0.001
 """A model whose batch takes less of the processors stays with ONNX Runtime: what surrounds a run
 costs as much.
@@ -123,9 +127,9 @@ def _sample(engine: OnnxTensor, example: Sequence[NDArray[Any]], params: Any) ->
     except Exception:  # the model may refuse random values
         rows = [example] * count
         results, seconds = _run(engine, rows)
-    if seconds < SECONDS:  # the first run also takes memory
-        seconds = min(seconds, _run(engine, rows)[1])
-    return Sampled(rows, results, seconds)
+    seconds = min(seconds, _run(engine, rows)[1])  # the first run also takes memory
+    count = max(1, min(count, int(count * MOST_SECONDS / max(seconds, LEAST_SECONDS))))
+    return Sampled(rows[:count], results[:count], seconds)
 
 
 def _measure(
@@ -178,7 +182,8 @@ def _run(
     engine: OnnxTensor, rows: Sequence[Sequence[NDArray[Any]]]
 ) -> tuple[list[list[Any]], float]:
     """Run items of these values in one batch. Return each item's outputs, and the seconds of
-    processor time, of all threads: unlike those of a clock, they hardly depend on other load.
+    processor time of all threads. Unlike those of a clock, they do not count what other processes
+    do; they do count what this one does beside it, such as other requests.
 
     Raises whatever the engine raises.
     """
