@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -223,8 +224,8 @@ def _keep(model: Any, path: Path, context: Context) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The .xml appears last, when its weights are there.
-        draft = path.with_name(f".{path.name}")
+        # The .xml appears last, when its weights are there. Another process may write it, too.
+        draft = path.with_name(f".{os.getpid()}-{path.name}")
         openvino.save_model(model, draft, compress_to_fp16=False)
         draft.with_suffix(".bin").replace(path.with_suffix(".bin"))
         draft.replace(path)
