@@ -177,7 +177,7 @@ def _compile(
     if wanted == "int8":
         if "INT8" not in native:
             notes.append((logging.WARNING, "this processor does not compute int8 natively"))
-        if not quantised and not context.opens_only:
+        if not quantised:
             reference, model = model, quantise(model, params, context)
             quantised = True
     elif wanted != "fp32":

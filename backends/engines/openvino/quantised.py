@@ -80,8 +80,9 @@ def _is_from(node: Any, kind: str) -> bool:
 def quantise(model: Any, params: OpenvinoParams, context: Context) -> Any:
     """Return the model quantised by NNCF, with the values of `calibration`.
 
-    With the folder `model::cache`, it is kept there and read again. Raises ConfigError without
-    values, or for values that don't fit the model, and BackendError without NNCF.
+    With the folder `model::cache`, it is kept there and read again. With `opens_only`, the values
+    are read and the model stays as it is. Raises ConfigError without values, or for values that
+    don't fit the model, and BackendError without NNCF.
     """
     if params.calibration is None:
         raise config_error(
@@ -92,6 +93,8 @@ def quantise(model: Any, params: OpenvinoParams, context: Context) -> Any:
             "so that NNCF quantises it, or give a model that has QuantizeLinear or FakeQuantize",
         )
     feeds = list(_runs(model, params, context))
+    if context.opens_only:
+        return model
     kept = _kept(model, params, context, feeds)
     if kept is not None and kept.is_file():
         return core().read_model(kept)

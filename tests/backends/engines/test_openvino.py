@@ -365,6 +365,16 @@ def test_calibration_values_that_do_not_fit(
         make(layer, precision="int8", calibration=str(tmp_path / "values.npz"))
 
 
+def test_a_check_reads_the_calibration_values(layer: Path, tmp_path: Path) -> None:
+    context = Context(node="node", opens_only=True)
+    keys: dict[str, Any] = {"model": str(layer), "precision": "int8"}
+    with pytest.raises(ConfigError, match="precision: int8 needs a quantised model"):
+        OpenvinoTensor().init(OpenvinoParams.model_validate(keys), context)
+    np.savez(tmp_path / "values.npz", x=np.ones((2, 64)))
+    keys["calibration"] = str(tmp_path / "values.npz")
+    OpenvinoTensor().init(OpenvinoParams.model_validate(keys), context)
+
+
 def test_without_nncf(layer: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     np.savez(tmp_path / "values.npz", x=np.ones((2, 64)))
