@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -156,7 +157,7 @@ class NvImageCodec:
     ) -> None:
         """Raises RuntimeError if the library can't use the device."""
         self._library = library
-        self._max_pixels = max_pixels
+        self._max_pixels = sys.maxsize  # the bound is for files of clients, not for our samples
         self._stream = 0 if stream is None else stream.cuda_stream
         self._kept: list[Any] = []
         self._params = library.DecodeParams(
@@ -164,8 +165,13 @@ class NvImageCodec:
             color_spec=library.ColorSpec.SRGB,
             sample_format=library.SampleFormat.P_RGB,
         )
-        kinds = library.BackendKind
-        place = library.NVIMGCODEC_DEVICE_CPU_ONLY if stream is None else device.index
+        self._open(device if stream is not None else None, threads)
+        self._max_pixels = max_pixels
+
+    def _open(self, device: torch.device | None, threads: int) -> None:
+        """Create the decoder, and find out what it decodes on the GPU."""
+        library, kinds = self._library, self._library.BackendKind
+        place = library.NVIMGCODEC_DEVICE_CPU_ONLY if device is None else device.index
 
         def decoder(*backends: Any) -> Any:
             return library.Decoder(
@@ -175,15 +181,15 @@ class NvImageCodec:
                 options=OPTIONS,
             )
 
-        if stream is None:
+        if device is None:
             self._decoder, self.on_gpu = decoder(kinds.CPU_ONLY), list[str]()
             return
-        if device.index not in _on_gpu:
+        if place not in _on_gpu:
             self._decoder = decoder(kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
-            _on_gpu[device.index] = [
+            _on_gpu[place] = [
                 name for name in FILE_ENDINGS if self.decode([_sample(name)])[0] is not None
             ]
-        self.on_gpu = _on_gpu[device.index]
+        self.on_gpu = _on_gpu[place]
         self._decoder = decoder()
         if self.decode([_sample("JPEG")])[0] is None:
             raise RuntimeError("it does not decode a JPEG")

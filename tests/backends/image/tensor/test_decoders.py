@@ -484,7 +484,8 @@ def test_on_a_gpu_memory_is_used_again_and_formats_are_asked_for_once(
     monkeypatch.setattr(decoders_module, "MAX_KEPT_BYTES", photo[::2, ::2].nbytes)
     stream: Any = types.SimpleNamespace(cuda_stream=7)
     found, other = (
-        NvImageCodec(library, torch.device("cuda", 0), stream, 2, 10**9) for _ in range(2)
+        NvImageCodec(library, torch.device("cuda", 0), stream, 2, max_pixels)
+        for max_pixels in (10**9, 100)  # the bound is for files of clients
     )
     assert found.on_gpu == other.on_gpu == ["JPEG", "JPEG2000", "TIFF", "WEBP"]
     assert [options["backends"] is None for options in decoders] == [False, True, True]
