@@ -1,6 +1,7 @@
 """JPEG -> ResNet-50 over HTTP, compared with its parts.
 
 These are one engine behind a lock at batch 1, the engine alone, and decoding alone.
+`scripts/gpu_bench engines` and `scripts/gpu_bench images` measure other things; both have --help.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import pickle
+import threading
+from collections import defaultdict
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +56,8 @@ class PythonEngine(TorchModule):
         if not params.compile:
             return module
         silence("torch.jit.script_method")  # torch.compile itself calls it
+        if params.compile in MODES_WITH_CUDA_GRAPHS:
+            _allow_graphs_on_this_thread()
         return self.shared((key, params.compile), lambda: _compiled(module, params.compile))
 
     def _find(self, target: str) -> Any:
@@ -172,6 +177,18 @@ class PythonEngine(TorchModule):
         # A probe must not make torch.compile compile for its batch sizes.
         model = getattr(self.model, "_orig_mod", self.model) if self.probing else self.model
         return model(*inputs)
+
+
+def _allow_graphs_on_this_thread() -> None:
+    """Give this thread the state in which torch.compile keeps its CUDA graphs.
+
+    Until torch 2.11 at least, only the thread that imports the module has it, and the first run on
+    another one fails with an AssertionError without a word.
+    """
+    trees: Any = import_module("torch._inductor.cudagraph_trees")
+    if not hasattr(trees.local, "tree_manager_containers"):
+        trees.local.tree_manager_containers = {}
+        trees.local.tree_manager_locks = defaultdict(threading.Lock)
 
 
 def _compiled(module: torch.nn.Module, mode: str) -> Any:

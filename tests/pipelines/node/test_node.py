@@ -108,16 +108,22 @@ async def test_when_the_executor_is_started_again(
 
 
 @pytest.mark.parametrize(
-    ("bound", "short", "yields"),
-    [(8, 0.0, True), (7, 0.0, False), (8, 60.0, False)],
-    ids=["many results", "few results", "short batch"],
+    ("device", "bound", "short", "yields"),
+    [
+        ("cuda:0", 8, 0.0, True),
+        ("", 8, 0.0, False),
+        ("cuda:0", 7, 0.0, False),
+        ("cuda:0", 8, 60.0, False),
+    ],
+    ids=["many results", "no accelerator", "few results", "short batch"],
 )
 async def test_the_loop_lets_an_executor_begin_before_it_hands_out_many_results(
-    monkeypatch: pytest.MonkeyPatch, bound: int, short: float, yields: bool
+    monkeypatch: pytest.MonkeyPatch, device: str, bound: int, short: float, yields: bool
 ) -> None:
     monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", short)
     node, cls = make(bound)
     await node.start()
+    node.executors[0].device = device
     entries = [Watched(number, node) for number in range(2 * bound)]
     seen: list[tuple[int, int]] = []
 

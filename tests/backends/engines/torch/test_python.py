@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -323,3 +325,19 @@ def test_models_of_one_class_are_compiled_apart_and_instances_together(
             made[-1].warm_up()
     # torch remembers that the batch varies: from the second model on, any batch and 1 are enough.
     assert graphs() == 3 + 4 * 2
+
+
+def test_the_thread_of_an_instance_may_capture_the_graphs_of_torch_compile(
+    tmp_path: Path, make: Any
+) -> None:
+    """torch 2.11 lets only the thread do so that has imported this module."""
+    (tmp_path / "sum.py").write_text(SUM)
+
+    def load() -> bool:
+        make(NAME, "sum.py:Sum", Context(directory=tmp_path), compile="reduce-overhead")
+        trees = sys.modules["torch._inductor.cudagraph_trees"]
+        return hasattr(trees.local, "tree_manager_containers")
+
+    for _ in range(2):  # the first of them may import it
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(load).result(20)
