@@ -89,7 +89,8 @@ class ProgramInput(NamedTuple):
 
 _loading = threading.Lock()
 """Held while torch reads a program. It reads one at a time: a second thread would get the error
-`_CURRENT_DESERIALIZER is already set`.
+`_CURRENT_DESERIALIZER is already set`. Packages, which are libraries that the process loads, are
+also loaded and freed one at a time: torch says nothing of threads there.
 """
 
 
@@ -243,18 +244,24 @@ class TorchExportEngine(TorchModule):
             from torch._inductor.package.package import load_package
 
             index = device.index if device.type == "cuda" else -1
-            return load_package(
-                str(path),
-                run_single_threaded=captured,
-                num_runners=1 if captured else self.context.instances,
-                device_index=index,
-            )
+            with _loading:
+                return load_package(
+                    str(path),
+                    run_single_threaded=captured,
+                    num_runners=1 if captured else self.context.instances,
+                    device_index=index,
+                )
 
         # The runners of a shared package take a lock, and no CUDA graph can be captured of that.
         package = self._shared = (
             load() if captured else self.shared(identity_of(path, self.context.instances), load)
         )
         return _Unflattened(package, pytree.treespec_loads(package.loader.get_call_spec()[0]))
+
+    def close(self) -> None:
+        with _loading:
+            super().close()
+            self._shared = None
 
     # items
 

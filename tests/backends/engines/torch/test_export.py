@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -367,3 +369,28 @@ def test_a_package_without_its_metadata(package: Any, make: Any, tmp_path: Path)
                 target.writestr(name, source.read(name))
     with pytest.raises(BackendError, match=r"damaged\.pt2 can't be loaded"):
         make(NAME, damaged)
+
+
+def test_packages_are_loaded_and_freed_one_at_a_time(
+    package: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.package import package as module
+
+    load_package, meeting = module.load_package, threading.Barrier(2, timeout=0.3)
+    together: list[bool] = []
+
+    def load(*arguments: Any, **keys: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            meeting.wait()
+            together.append(True)
+        return load_package(*arguments, **keys)
+
+    monkeypatch.setattr(module, "load_package", load)
+    _, path = package
+    keys = {"max": "8x3,8x2", "ENABLE_WEIGHT_SHARING": False}
+    threads = [threading.Thread(target=make, args=(NAME, path), kwargs=keys) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not together
