@@ -112,10 +112,13 @@ class PythonEngine(TorchModule):
             if inputs
             else "their shapes are not known: max = 8x3x224x224 gives them"
         )
+        context = self.context
+        if self.params.enable_weight_sharing and not context.alone:
+            context = replace(context, instance=0)  # this one loads the module for all of them
         log_accuracy(
             logger,
             self.prefix,
-            replace(self.context, instance=0),  # whichever loads the module for all of them
+            context,
             accuracy,
             precision=f"quantize = {self.params.quantize}",
             reference=self.params.precision or "fp32",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,19 @@ def test_the_error_is_logged_once_for_all_instances(
     for backend in (first, second):
         weight = backend.children[0].model.fc.weight
         assert weight.flatten()[0].item() == pytest.approx(0.15)
+
+
+def test_the_error_is_logged_once_where_each_instance_has_its_own_weights(
+    context: Context, torchao: list[Any], make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = {"quantize": "int8-weight-only", "max": "4x3", "ENABLE_WEIGHT_SHARING": False}
+    caplog.set_level(logging.INFO, "penstock.torch")
+    made = [
+        make("PythonTensor", "nets.py:Net", replace(context, instance=instance), **keys)
+        for instance in range(2)
+    ]
+    assert len(torchao) == len(made)
+    assert sum("against fp32" in text for text in caplog.messages) == 1
 
 
 def test_the_share_of_the_error_is_right(
