@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...base import Context, Params
+from ...errors import InvalidInput
+from ...item import Item
 from ...text import message_of
 from ..accuracy import SAMPLE_ROWS, Accuracy, compare, sample_inputs
 from ..onnx import OnnxTensor
@@ -24,6 +26,10 @@ from .quantised import calibration_values
 from .session import OpenvinoSession
 
 logger = logging.getLogger("penstock.openvino")
+
+INT32 = np.iinfo(np.int32)
+WIDE_INTEGERS = frozenset(np.dtype(kind) for kind in ("int64", "uint64", "uint32"))
+"""The dtypes that OpenVINO's kernels for CPUs narrow to int32, without a word."""
 
 
 class OpenvinoTensor(OnnxTensor):
@@ -73,6 +79,19 @@ class OpenvinoTensor(OnnxTensor):
     def close(self) -> None:
         vars(self).pop("_compiled", None)
         super().close()
+
+    def _read(self, item: Item) -> BatchMember:
+        member = super()._read(item)
+        for port, array in zip(self.model.inputs, member.arrays, strict=True):
+            if array.dtype in WIDE_INTEGERS and array.size:
+                least, most = array.min(), array.max()
+                if least < INT32.min or most > INT32.max:
+                    value = least if least < INT32.min else most
+                    raise InvalidInput(
+                        f"OpenvinoTensor: input {port.name} has {value}: "
+                        "OpenVINO computes whole numbers in int32, from -2147483648 to 2147483647"
+                    )
+        return member
 
     def _run(self, members: list[BatchMember]) -> None:
         session = self.model.session

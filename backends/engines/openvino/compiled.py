@@ -208,7 +208,9 @@ def _compile(
     compiled = library.compile_model(
         model, "CPU", {**options, "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
     )
-    if reference is not None and not context.opens_only:
+    if context.opens_only or (context.alone and context.instance):
+        reference = None  # another process measures, if any does
+    if reference is not None:
         full = {
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": options["INFERENCE_NUM_THREADS"],
@@ -217,9 +219,7 @@ def _compile(
             "ENABLE_CPU_PINNING": False,
         }
         reference = library.compile_model(reference, "CPU", full)
-    return CompiledModel(
-        compiled, precision, None if context.opens_only else reference, tuple(notes)
-    )
+    return CompiledModel(compiled, precision, reference, tuple(notes))
 
 
 def _options(threads: Threads, pins: bool) -> dict[str, Any]:

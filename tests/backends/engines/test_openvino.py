@@ -208,6 +208,36 @@ def test_an_input_that_is_passed_on(tmp_path: Path) -> None:
     ]
 
 
+def test_whole_numbers_beyond_int32_are_refused(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "whole.onnx",
+        [("Add", ["x", "x"], ["y"])],
+        [("x", TensorProto.INT64, ["n", 2])],
+        [("y", TensorProto.INT64, ["n", 2])],
+    )
+    backend = make(path, max=4)
+    good, large, small = (np.array([[1, value]]) for value in (2, 2**40, -(2**31) - 1))
+    results = run(backend, good, large, small)
+    assert results[0].tolist() == [[2, 4]]
+    for result, value in zip(results[1:], (2**40, -(2**31) - 1), strict=True):
+        assert isinstance(result, InvalidInput)
+        assert f"input x has {value}: OpenVINO computes whole numbers in int32" in str(result)
+
+
+def test_only_the_first_process_compiles_a_model_to_compare_with(
+    layer: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "penstock")
+    monkeypatch.setattr(compiled_module, "capabilities", lambda: frozenset({"BF16"}))
+    params: Any = OpenvinoParams.model_validate({"model": str(layer), "precision": "bf16"})
+    for instance in (1, 0):
+        measured: list[Any] = []
+        model = compiled_model(params, Context(instance=instance, instances=2, alone=True))
+        model.report(Context(), measured.append)
+        assert len(measured) == (instance == 0)
+        del model
+
+
 def test_texts_are_refused(tmp_path: Path) -> None:
     path = write(
         tmp_path / "texts.onnx",
