@@ -9,7 +9,7 @@ import logging
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -45,11 +45,16 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
         node.name = node.name or f"{node.op_type}_{index}"
     if float16.check_if_fp16_ready(model.graph):
         return model
+    # The converter would declare the output of a Cast to float32 as float16. Kept in float32 it is
+    # also exact where layers in float32 read it: an image's size, made a float.
+    kept = [*kept, *[node.name for node in model.graph.node if _float_casts([node])]]
     left = [
         node
         for node in model.graph.node
         if node.name in kept or node.op_type in float16.DEFAULT_OP_BLOCK_LIST
     ]
+    names = {node.name for node in left}
+    _cast_to_float16([node for node in model.graph.node if node.name not in names])
     _give_own_weights(model.graph, left)
     outputs = _detach_outputs(model.graph, left)
     with _converting, warnings.catch_warnings(record=True) as caught:
@@ -70,6 +75,33 @@ def to_float16(model: Any, kept: Sequence[str]) -> Any:
     _attach_outputs(converted.graph, outputs)
     _drop_detours(converted.graph)
     return converted
+
+
+def _float_casts(nodes: Iterable[Any]) -> list[Any]:
+    """Return the attributes of the nodes that cast to float32."""
+    from onnx import TensorProto
+
+    return [
+        attribute
+        for node in nodes
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to" and attribute.i == TensorProto.FLOAT
+    ]
+
+
+def _cast_to_float16(nodes: Iterable[Any]) -> None:
+    """Let the Casts to float32 in the subgraphs of nodes cast to float16, as which the converter
+    declares all floats there.
+    """
+    from onnx import TensorProto
+
+    for node in nodes:
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                for cast in _float_casts(subgraph.node):
+                    cast.i = TensorProto.FLOAT16
+                _cast_to_float16(subgraph.node)
 
 
 def _give_own_weights(graph: Any, left: Sequence[Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from penstock.backends.engines.precision import convert, converter_name
 from penstock.backends.engines.tensorrt.build import build
@@ -111,6 +111,57 @@ def test_outputs_of_layers_in_fp32_are_not_rounded(
         names = list(by_name)
         rest = [by_name[name] for name in names[names.index(last.name) :]]
         assert not [layer.name for layer in rest if layer.get_output(0).dtype.name == "HALF"]
+
+
+def test_sizes_made_floats_by_a_cast(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Exporters write the scale of attention like this. 4097 has no place in float16."""
+    path = write(
+        tmp_path / "scale.onnx",
+        [
+            ("Shape", ["x"], ["shape"], {}),
+            ("Gather", ["shape", "last"], ["width"], {}),
+            ("Cast", ["width"], ["size"], {"to": FLOAT}),
+            ("Sqrt", ["size"], ["root"], {}),
+            ("Div", ["x", "root"], ["y"], {}),
+            ("Cast", ["y"], ["same"], {"to": FLOAT}),
+            ("Add", ["same", "same"], ["twice"], {}),
+        ],
+        [("x", FLOAT, ["n", 4097])],
+        [("twice", FLOAT, ["n", 4097]), ("size", FLOAT, [])],
+        [("last", np.int64(1))],
+    )
+    x = np.random.default_rng(0).random((2, 4097), np.float32)
+    converted = convert(onnx.load(path), "fp16")
+    onnx.checker.check_model(converted)
+    twice, size = run(converted, x=x)
+    assert size == 4097 and np.allclose(twice, 2 * x / 4097**0.5, atol=1e-4)
+
+
+def test_casts_in_subgraphs(write: Callable[..., Path], tmp_path: Path) -> None:
+    def branch(name: str) -> Any:
+        nodes = [
+            helper.make_node("Shape", ["x"], [f"{name}_shape"]),
+            helper.make_node("Cast", [f"{name}_shape"], [f"{name}_sizes"], to=FLOAT),
+            helper.make_node("ReduceSum", [f"{name}_sizes"], [f"{name}_sum"], keepdims=0),
+            helper.make_node("Mul", ["x", f"{name}_sum"], [f"{name}_y"]),
+        ]
+        output = helper.make_tensor_value_info(f"{name}_y", FLOAT, None)
+        return helper.make_graph(nodes, name, [], [output])
+
+    path = write(
+        tmp_path / "branches.onnx",
+        [
+            ("ReduceSum", ["x"], ["total"], {"keepdims": 0}),
+            ("Greater", ["total", "zero"], ["positive"], {}),
+            ("If", ["positive"], ["y"], {"then_branch": branch("a"), "else_branch": branch("b")}),
+        ],
+        [("x", FLOAT, ["n", 3])],
+        [("y", FLOAT, ["n", 3])],
+        [("zero", np.float32(0))],
+    )
+    x = np.ones((2, 3), np.float32)
+    (y,) = run(convert(onnx.load(path), "fp16"), x=x)
+    assert y.tolist() == (5 * x).tolist()
 
 
 def test_an_output_that_other_layers_read_is_exact_and_they_read_it_rounded(
