@@ -47,6 +47,7 @@ class Detector(nn.Module):
     """
 
     anchors: torch.Tensor
+    scales: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +66,8 @@ class Detector(nn.Module):
             features = list(self.backbone(image).values())
             corners = net.anchor_generator(ImageList(image, [(size, size)]), features)[0]
         sizes = corners[:, 2:] - corners[:, :2]
+        # A buffer, because no CUDA graph can hold the copy of a new tensor to the device.
+        self.register_buffer("scales", torch.tensor(BOX_SCALES))
         self.register_buffer("anchors", torch.cat([corners[:, :2] + sizes / 2, sizes], 1))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -73,7 +76,7 @@ class Detector(nn.Module):
         found = self.head(list(self.backbone(image).values()))
         scores, classes = found["cls_logits"].float().softmax(-1)[..., 1:].max(-1)
         scores, best = scores.topk(CANDIDATES, 1)
-        offsets = found["bbox_regression"].float() / torch.tensor(BOX_SCALES, device=image.device)
+        offsets = found["bbox_regression"].float() / self.scales.float()
         anchors = self.anchors.float()
         centers = offsets[..., :2] * anchors[:, 2:] + anchors[:, :2]
         halves = offsets[..., 2:].clamp(max=4).exp() * anchors[:, 2:] / 2
