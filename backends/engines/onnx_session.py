@@ -127,6 +127,17 @@ def load_model(source: Path | str | bytes, *, weights: bool = False) -> Any:
     )
 
 
+def external_files(model: Any, folder: Path) -> list[Path]:
+    """Return the files beside a model, an `onnx.ModelProto` of that folder, that hold weights."""
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [file for name in sorted(names) if (file := folder / name).is_file()]
+
+
 OPTIMIZATIONS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",

@@ -22,7 +22,15 @@ from ..onnx_model import OnnxModel
 from ..onnx_params import OnnxParams
 from ..onnx_ports import OnnxTensorInfo
 from ..onnx_reading import values_of
-from ..onnx_session import LOG_SEVERITIES, NO_INITIALIZERS, config_error, open_session, read_source
+from ..onnx_session import (
+    LOG_SEVERITIES,
+    NO_INITIALIZERS,
+    config_error,
+    external_files,
+    load_model,
+    open_session,
+    read_source,
+)
 from ..postprocess import PostProcessing
 from ..precision import convert
 from ..probe_rows import guesses
@@ -136,7 +144,9 @@ class OnnxGpuEngine(TorchEngine):
             given = params.model_dump(
                 include={"mean", "std", "data_format", "precision", "precision_fp32"}
             )
-            self._weights = shared_weights(identity_of(path, given), source, path.parent, device)
+            files = external_files(load_model(source), path.parent)
+            key = (identity_of(path, given), *map(identity_of, files))
+            self._weights = shared_weights(key, source, path.parent, device)
             initializers = self._weights.values
         # What its providers log goes by a level of the whole process.
         onnxruntime.set_default_logger_severity(LOG_SEVERITIES[params.log_level or "error"])

@@ -5,12 +5,14 @@ gpu_onnx.py has what needs a GPU.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 
 from penstock.backends.base import Context
@@ -145,6 +147,29 @@ def test_instances_share_the_weights_that_they_are_given(tmp_path: Path) -> None
     first._weights.values["w"].update_inplace(weight * 2)
     first.close()
     assert np.array_equal(models.run(second, row)[0], weight[None] * 2)
+
+
+def test_weights_in_a_changed_file_are_not_shared_with_older_ones(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+
+    def export(value: float) -> None:
+        """The .onnx file stays as it is, byte for byte and by its date."""
+        model = models.write(
+            path,
+            [("Mul", ["x", "w"], ["y"])],
+            [("x", models.FLOAT, ["n", 4096])],
+            [("y", models.FLOAT, ["n", 4096])],
+            [("w", np.full(4096, value, np.float32))],
+        )
+        onnx.save(onnx.load(model), path, save_as_external_data=True, location="weights.bin")
+        os.utime(path, (1, 1))
+
+    export(2)
+    old, row = engine(path, 0, 2), np.ones((1, 4096), np.float32)
+    (tmp_path / "weights.bin").unlink()
+    export(3)
+    new = engine(path, 0, 2)
+    assert (models.run(old, row)[0] == 2).all() and (models.run(new, row)[0] == 3).all()
 
 
 def test_a_load_without_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
