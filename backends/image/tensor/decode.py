@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ...base import Context, Params
 from ...engines.processors import threads_per_instance
-from ...errors import InvalidInput
+from ...errors import InvalidInput, MemoryFull
 from ...item import Item
 from ...memory import Reservation, budget
 from ..decode import (
@@ -38,6 +38,11 @@ DataFormat = Annotated[
     Literal["nchw", "nhwc"], BeforeValidator(lambda value: "nhwc" if value == "hwc" else value)
 ]
 
+
+IMAGES_PER_THREAD = 2
+"""The images of a batch that the CPU decodes, for each thread. All of them are in memory before a
+backend behind makes any smaller.
+"""
 
 File = tuple[Item, bytes, Header]
 """A file to decode: where its result goes, its bytes, and its checked header."""
@@ -86,7 +91,7 @@ class DecodeTensor(TensorBackend):
 
     The pixels are those of DecodeMat, also with `reduce`. They are decoded on the CPU and moved to
     the node's device. Images of a batch are decoded at once, by as many threads as this instance's
-    share of the processors.
+    share of the processors; a batch has at most two images for each thread.
 
     On a GPU, `decoder` can name one that decodes there, a whole batch at once. What it would read
     differently from OpenCV, and what it refuses, is decoded on the CPU. `reduce` is for the CPU.
@@ -138,8 +143,8 @@ class DecodeTensor(TensorBackend):
         self.helpers = threads_per_instance(context.instances) - 1
         if self.helpers and context.max != 1:
             self.threads = ThreadPoolExecutor(self.helpers, "decode")
-        elif self.decoder is None:
-            self.max = 1
+        if self.decoder is None:
+            self.max = 1 if self.threads is None else IMAGES_PER_THREAD * (self.helpers + 1)
 
     def _nvimgcodec(self, context: Context) -> GpuDecoder:
         decoder = find_nvimgcodec(
@@ -228,8 +233,10 @@ class DecodeTensor(TensorBackend):
             wait(helpers)
         for helper in helpers:
             helper.result()  # raises what it raised
-        for index, (item, _, _) in enumerate(files):
-            image = images[index]
+        for index, file in enumerate(files):
+            item, image = file[0], images[index]
+            if isinstance(image, MemoryFull) and len(files) > 1:
+                image = self._decoded(file)  # alone it may fit
             if isinstance(image, InvalidInput):
                 item["error"] = image
             else:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from penstock.backends.base import UNBOUNDED, Context
-from penstock.backends.errors import InvalidInput, TooLarge
+from penstock.backends.base import Context
+from penstock.backends.errors import InvalidInput, MemoryFull, TooLarge
 from penstock.backends.image.decode import DecodeMat, DecodeMatParams, decode_for
 from penstock.backends.image.tensor import decode as decode_module
 from penstock.backends.image.tensor.decode import DecodeTensor
@@ -184,11 +184,35 @@ def test_an_error_in_any_of_the_threads_fails_the_batch(
     backend.close()
 
 
-def test_an_instance_with_one_processor_takes_one_image(
-    make: Any, monkeypatch: pytest.MonkeyPatch
+def test_an_image_without_memory_beside_others_is_decoded_alone(
+    make: Any, photo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is decoded at once may need more than one after the other."""
+    lacking: set[int] = set()
+
+    def decode(resizing: Any, item: Item, *args: Any) -> Any:
+        if item["lacks"] and id(item) not in lacking:
+            lacking.add(id(item))
+            raise MemoryFull("an image needs 9 bytes")
+        return decode_for(resizing, item, *args)
+
+    monkeypatch.setattr(decode_module, "threads_per_instance", lambda _: 2)
+    monkeypatch.setattr(decode_module, "decode_for", decode)
+    backend = make(DecodeTensor)
+    batch: list[Item] = [{"data": encode(photo, "PNG"), "lacks": at != 1} for at in range(3)]
+    backend.forward(batch)
+    assert len(lacking) == 2 and not any("error" in item for item in batch)
+    lacking.clear()
+    lone: list[Item] = [{"data": encode(photo, "PNG"), "lacks": True}]
+    backend.forward(lone)
+    assert isinstance(lone[0]["error"], MemoryFull)
+    backend.close()
+
+
+def test_a_batch_has_two_images_for_each_thread(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are in memory at once. With one processor a batch is one image."""
     monkeypatch.setattr(decode_module, "threads_per_instance", lambda instances: 4 // instances)
-    for instances, expected in ((4, 1), (2, UNBOUNDED)):
+    for instances, expected in ((4, 1), (2, 4), (1, 8)):
         backend = make(DecodeTensor, Context(node="test", device="cpu", instances=instances))
         assert backend.max == expected
         backend.close()
