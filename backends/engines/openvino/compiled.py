@@ -20,7 +20,14 @@ from ..sharing import shared
 from .library import capabilities, core
 from .params import OpenvinoParams
 from .preprocessing import with_preprocessing
-from .quantised import has_small_weights, is_quantised, quantise, with_whole_weights
+from .quantised import (
+    calibration_files,
+    has_small_weights,
+    is_quantised,
+    quantise,
+    weights_beside,
+    with_whole_weights,
+)
 from .session import passes_inputs_on
 
 logger = logging.getLogger("penstock.openvino")
@@ -115,9 +122,9 @@ def compiled_model(params: OpenvinoParams, context: Context) -> CompiledModel:
         raise BackendError(
             f"OpenvinoTensor: the model {path} is encrypted, but it reads only plain files"
         )
-    weights = path.with_suffix(".bin")
-    if path.suffix == ".xml" and weights.is_file():
-        context.files.check(weights)
+    weights = weights_beside(path)
+    for file in weights:
+        context.files.check(file)
     precision = params.precision or "fp32"
     if precision not in PRECISIONS:
         message = f"found {precision!r}, expected one of {', '.join(PRECISIONS)}"
@@ -128,8 +135,8 @@ def compiled_model(params: OpenvinoParams, context: Context) -> CompiledModel:
     }
     key = (
         "openvino",
-        *(_version(file) for file in (path, weights)),
-        (precision, params.mean, params.std, params.data_format, params.calibration),
+        *(_version(file) for file in (path, *weights, *calibration_files(params, context))),
+        (precision, params.mean, params.std, params.data_format),
         tuple(options.items()),
     )
 
@@ -269,9 +276,11 @@ def extra_of(context: Context) -> dict[str, str]:
     return {"pipeline": context.pipeline, "node": context.node}
 
 
-def _version(path: Path) -> tuple[str, int, int] | None:
+def _version(path: Path) -> tuple[str, ...]:
     """Return what tells a file from others and from itself before a change."""
-    if not path.is_file():
-        return None
-    stat = path.stat()
-    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+    try:
+        stat = path.stat()
+    except OSError:  # its reader says so
+        return (str(path),)
+    numbers = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return (str(path.resolve()), *map(str, numbers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
@@ -130,11 +131,26 @@ def quantise(model: Any, params: OpenvinoParams, context: Context) -> Any:
     return quantised
 
 
+def weights_beside(path: Path) -> list[Path]:
+    """Return the files beside a model that have its weights, by their usual names."""
+    if path.suffix == ".xml":
+        return [file for file in [path.with_suffix(".bin")] if file.is_file()]
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data"))
+
+
+def calibration_files(params: OpenvinoParams, context: Context) -> list[Path]:
+    """Return the files that `calibration` names: one, those of a folder, or none."""
+    if params.calibration is None:
+        return []
+    path = context.resolve(params.calibration)
+    return sorted(path.glob("*.npz")) if path.is_dir() else [path]
+
+
 def calibration_values(params: OpenvinoParams, context: Context) -> list[dict[str, NDArray[Any]]]:
     """Read the files of `calibration`: in each, an array for each input. Raises ConfigError."""
-    path = context.resolve(params.calibration or "")
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    files = calibration_files(params, context)
     if not files:
+        path = context.resolve(params.calibration or "")
         raise config_error(context, "calibration", f"{path} has no .npz files")
     values = []
     for file in files:
@@ -212,9 +228,8 @@ def _kept(
         return None
     digest = hashlib.sha256(repr((params.mean, params.std, params.data_format)).encode())
     path = context.resolve(params.model)
-    for file in (path, path.with_suffix(".bin")):
-        if file.is_file():
-            digest.update(file.read_bytes())
+    for file in (path, *weights_beside(path)):
+        digest.update(file.read_bytes())
     for feed in feeds:
         for name, values in feed.items():
             digest.update(f"{name}{values.dtype}{values.shape}".encode())

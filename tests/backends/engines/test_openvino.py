@@ -405,6 +405,52 @@ def test_a_check_reads_the_calibration_values(layer: Path, tmp_path: Path) -> No
     OpenvinoTensor().init(OpenvinoParams.model_validate(keys), context)
 
 
+def layer_with_weights_beside(folder: Path) -> Path:
+    return write(
+        folder / "layer.onnx",
+        [("MatMul", ["x", "w"], ["y"])],
+        [("x", FLOAT, ["n", 64])],
+        [("y", FLOAT, ["n", 64])],
+        initializers=[("w", np.eye(64, dtype=np.float32))],
+        save_as_external_data=True,
+        location="layer.onnx.data",
+        size_threshold=0,
+    )
+
+
+@pytest.mark.parametrize("changed", ["values", "weights"])
+def test_a_load_after_a_change_compiles_the_model_anew(
+    tmp_path: Path, changed: str, monkeypatch: Any
+) -> None:
+    """Though an instance of the load before still holds the old one."""
+    monkeypatch.setitem(sys.modules, "nncf", Nncf())
+    path = layer_with_weights_beside(tmp_path)
+    np.savez(tmp_path / "values.npz", x=np.ones((1, 64)))
+    keys: dict[str, Any] = {"model": str(path)}
+    if changed == "values":
+        keys |= {"precision": "int8", "calibration": "values.npz"}
+    params: Any = OpenvinoParams.model_validate(keys)
+    first = compiled_model(params, Context(directory=tmp_path))
+    assert compiled_model(params, Context(directory=tmp_path)) is first
+    if changed == "values":
+        np.savez(tmp_path / "values.npz", x=np.zeros((1, 64)))
+    else:
+        data = tmp_path / "layer.onnx.data"
+        data.write_bytes(bytes(data.stat().st_size))
+    assert compiled_model(params, Context(directory=tmp_path)) is not first
+
+
+def test_weights_beside_a_model_are_those_of_the_load(tmp_path: Path) -> None:
+    path = layer_with_weights_beside(tmp_path)
+    params: Any = OpenvinoParams.model_validate({"model": str(path)})
+    context = Context()
+    compiled_model(params, context)
+    with (tmp_path / "layer.onnx.data").open("r+b") as file:
+        file.write(b"1234")
+    with pytest.raises(BackendError, match=r"layer\.onnx\.data has changed"):
+        compiled_model(params, context)
+
+
 def test_without_nncf(layer: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     np.savez(tmp_path / "values.npz", x=np.ones((2, 64)))
