@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...errors import BackendError
 from ..onnx_session import load_model
 from ..sharing import shared
 
@@ -51,7 +52,10 @@ def _load(source: str | bytes, folder: Path, device: torch.device) -> SharedWeig
     from onnx import TensorProto, load_external_data_for_model, numpy_helper
 
     model = load_model(source)
-    load_external_data_for_model(model, str(folder))
+    try:
+        load_external_data_for_model(model, str(folder))
+    except Exception as error:  # onnx raises what its checker and the system raise
+        raise BackendError(f"OnnxTensor: weights in {folder} can't be read: {error}") from error
     graph = model.graph
     inputs = {value.name for value in graph.input}  # these weights may be given by items
     supported = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8}

@@ -170,6 +170,9 @@ def test_weights_in_a_changed_file_are_not_shared_with_older_ones(tmp_path: Path
     export(3)
     new = engine(path, 0, 2)
     assert (models.run(old, row)[0] == 2).all() and (models.run(new, row)[0] == 3).all()
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(BackendError, match=r"OnnxTensor: weights in .* can't be read: .*weights"):
+        engine(path, 0, 2)
 
 
 def test_a_load_without_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
