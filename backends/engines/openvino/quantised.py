@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 import os
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from ...base import Context
 from ...errors import BackendError, ConfigError
 from ...text import message_of
-from ..onnx_session import config_error
+from ..onnx_session import config_error, external_files, load_model
 from ..shapes import shape_text
 from .library import core, without_telemetry
 from .params import OpenvinoParams
@@ -132,10 +131,15 @@ def quantise(model: Any, params: OpenvinoParams, context: Context) -> Any:
 
 
 def weights_beside(path: Path) -> list[Path]:
-    """Return the files beside a model that have its weights, by their usual names."""
+    """Return the files beside a model that have its weights."""
     if path.suffix == ".xml":
         return [file for file in [path.with_suffix(".bin")] if file.is_file()]
-    return sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data"))
+    if path.suffix != ".onnx":
+        return []
+    try:
+        return external_files(load_model(path), path.parent)
+    except Exception:  # OpenVINO says what is wrong with the file
+        return []
 
 
 def calibration_files(params: OpenvinoParams, context: Context) -> list[Path]:

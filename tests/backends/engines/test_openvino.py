@@ -413,7 +413,7 @@ def layer_with_weights_beside(folder: Path) -> Path:
         [("y", FLOAT, ["n", 64])],
         initializers=[("w", np.eye(64, dtype=np.float32))],
         save_as_external_data=True,
-        location="layer.onnx.data",
+        location="weights.data",
         size_threshold=0,
     )
 
@@ -435,7 +435,7 @@ def test_a_load_after_a_change_compiles_the_model_anew(
     if changed == "values":
         np.savez(tmp_path / "values.npz", x=np.zeros((1, 64)))
     else:
-        data = tmp_path / "layer.onnx.data"
+        data = tmp_path / "weights.data"
         data.write_bytes(bytes(data.stat().st_size))
     assert compiled_model(params, Context(directory=tmp_path)) is not first
 
@@ -445,9 +445,9 @@ def test_weights_beside_a_model_are_those_of_the_load(tmp_path: Path) -> None:
     params: Any = OpenvinoParams.model_validate({"model": str(path)})
     context = Context()
     compiled_model(params, context)
-    with (tmp_path / "layer.onnx.data").open("r+b") as file:
+    with (tmp_path / "weights.data").open("r+b") as file:
         file.write(b"1234")
-    with pytest.raises(BackendError, match=r"layer\.onnx\.data has changed"):
+    with pytest.raises(BackendError, match=r"weights\.data has changed"):
         compiled_model(params, context)
 
 
