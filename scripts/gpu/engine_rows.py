@@ -282,7 +282,7 @@ def measure(
         loops: list[Turn] = []
         nodes: list[Turn] = []
         pipeline = runner.run(_enter(keys | {"instance_num": instances}))
-        sides = [
+        sides: list[Callable[[], None]] = [
             lambda: loops.append(loop_turn(engine, inputs, seconds)),
             lambda: nodes.append(runner.run(node_turn(pipeline, inputs, callers, seconds))),
         ]
