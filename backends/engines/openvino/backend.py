@@ -19,6 +19,7 @@ from ..onnx_model import moved
 from ..onnx_reading import BatchMember
 from ..onnx_session import config_error
 from ..probe_rows import guesses, row_at
+from ..shapes import shape_text
 from ..warming import warm_up_values
 from .compiled import compiled_model
 from .params import OpenvinoParams
@@ -83,7 +84,13 @@ class OpenvinoTensor(OnnxTensor):
     def _read(self, item: Item) -> BatchMember:
         member = super()._read(item)
         for port, array in zip(self.model.inputs, member.arrays, strict=True):
-            if array.dtype in WIDE_INTEGERS and array.size:
+            if not array.size:
+                # Where a run of it fails, OpenVINO also fails the good runs after it.
+                raise InvalidInput(
+                    f"OpenvinoTensor: input {port.name} has no elements (shape "
+                    f"{shape_text(array.shape)}): expected at least one"
+                )
+            if array.dtype in WIDE_INTEGERS:
                 least, most = array.min(), array.max()
                 if least < INT32.min or most > INT32.max:
                     value = least if least < INT32.min else most

@@ -224,6 +224,21 @@ def test_whole_numbers_beyond_int32_are_refused(tmp_path: Path) -> None:
         assert f"input x has {value}: OpenVINO computes whole numbers in int32" in str(result)
 
 
+def test_an_array_without_elements_never_reaches_the_model(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "relu.onnx",
+        [("Relu", ["x"], ["y"])],
+        [("x", FLOAT, ["n", "width"])],
+        [("y", FLOAT, ["n", "width"])],
+    )
+    backend = make(path, max=4)
+    empty, good = np.zeros((1, 0), np.float32), row(1, 2)
+    first, second, third = run(backend, good, empty, good)
+    assert first.tolist() == third.tolist() == [[1, 2]]
+    assert isinstance(second, InvalidInput)
+    assert "input x has no elements (shape 1x0): expected at least one" in str(second)
+
+
 def test_only_the_first_process_compiles_a_model_to_compare_with(
     layer: Path, monkeypatch: Any, caplog: Any
 ) -> None:
