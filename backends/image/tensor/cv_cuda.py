@@ -39,12 +39,9 @@ def find_cvcuda() -> Any:
     try:
         library = import_module("cvcuda")
         _try(library)
-    except ModuleNotFoundError as error:
-        if error.name != "cvcuda":
-            raise
-        return None
     except (ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:
-        logger.warning("CV-CUDA can't be used, torch does its work: %s", error)
+        if not isinstance(error, ModuleNotFoundError) or error.name != "cvcuda":
+            logger.warning("CV-CUDA can't be used, torch does its work: %s", error)
         return None
     return library
 

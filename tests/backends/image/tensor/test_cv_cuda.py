@@ -199,3 +199,26 @@ def test_without_cvcuda_torch_does_all() -> None:
         assert cv_cuda.name() == "torch (CV-CUDA, extra cvcuda, is not installed)"
     finally:
         cv_cuda.find_cvcuda.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ModuleNotFoundError("No module named 'nvcv'", name="nvcv"), "No module named 'nvcv'"),
+        (ImportError("libcudart.so.13 is missing"), "libcudart.so.13 is missing"),
+        (ModuleNotFoundError("No module named 'cvcuda'", name="cvcuda"), ""),
+    ],
+)
+def test_a_cvcuda_that_can_not_be_imported_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, says: str
+) -> None:
+    def refuse(_: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(cv_cuda, "import_module", refuse)
+    cv_cuda.find_cvcuda.cache_clear()
+    try:
+        assert cv_cuda.find_cvcuda() is None
+    finally:
+        cv_cuda.find_cvcuda.cache_clear()
+    assert (says in caplog.text) if says else not caplog.records
