@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...base import Context, Params
-from ...errors import InvalidInput
+from ...errors import BackendError, InvalidInput
 from ...item import Item
 from ...text import message_of
 from ..accuracy import SAMPLE_ROWS, Accuracy, compare, sample_inputs
@@ -18,7 +19,7 @@ from ..onnx_gpu.providers import Provider
 from ..onnx_model import moved
 from ..onnx_reading import BatchMember
 from ..onnx_session import config_error
-from ..probe_rows import guesses, row_at
+from ..probe_rows import Row, guesses, row_at
 from ..shapes import shape_text
 from ..warming import warm_up_values
 from .compiled import compiled_model
@@ -85,7 +86,6 @@ class OpenvinoTensor(OnnxTensor):
         member = super()._read(item)
         for port, array in zip(self.model.inputs, member.arrays, strict=True):
             if not array.size:
-                # Where a run of it fails, OpenVINO also fails the good runs after it.
                 raise InvalidInput(
                     f"OpenvinoTensor: input {port.name} has no elements (shape "
                     f"{shape_text(array.shape)}): expected at least one"
@@ -98,7 +98,38 @@ class OpenvinoTensor(OnnxTensor):
                         f"OpenvinoTensor: input {port.name} has {value}: "
                         "OpenVINO computes whole numbers in int32, from -2147483648 to 2147483647"
                     )
+        reason = self._why_not(member.arrays)
+        if reason:
+            shapes = ", ".join(shape_text(array.shape) for array in member.arrays)
+            raise InvalidInput(
+                f"OpenvinoTensor: the model can't compute with data of shape {shapes}: {reason}"
+            )
         return member
+
+    def _why_not(self, arrays: Sequence[NDArray[Any]]) -> str:
+        """Return why the model can't compute with an item of these arrays, which have the batch
+        axis first, "" if it can.
+        """
+        rules = self._compiled.shape_rules
+        if rules is None:
+            return ""
+        if not self.batched:
+            return rules.why_not(tuple([array.shape for array in arrays]))
+        rows = self._fixed or 1  # so that a shape of items is one, whatever their number
+        return rules.why_not(
+            tuple(
+                [
+                    (*array.shape[1 : axis + 1], rows, *array.shape[axis + 1 :])
+                    for array, axis in zip(arrays, self.model.input_axes, strict=True)
+                ]
+            )
+        )
+
+    def _probe(self, rows: Sequence[Row]) -> list[NDArray[Any]]:
+        reason = self._why_not(rows[0])
+        if reason:
+            raise BackendError(f"OpenvinoTensor: the model can't compute with a guess: {reason}")
+        return super()._probe(rows)
 
     def _run(self, members: list[BatchMember]) -> None:
         session = self.model.session

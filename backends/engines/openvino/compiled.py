@@ -29,6 +29,7 @@ from .quantised import (
     with_whole_weights,
 )
 from .session import passes_inputs_on
+from .shape_rules import ShapeRules, has_open_sizes
 
 logger = logging.getLogger("penstock.openvino")
 
@@ -54,15 +55,23 @@ class CompiledModel:
         "compiled",
         "passes_inputs_on",
         "precision",
+        "shape_rules",
     )
 
     def __init__(
-        self, compiled: Any, precision: str, reference: Any, notes: Sequence[tuple[int, str]]
+        self,
+        compiled: Any,
+        precision: str,
+        reference: Any,
+        notes: Sequence[tuple[int, str]],
+        shape_rules: ShapeRules | None,
     ) -> None:
         """`reference` is the same model compiled in fp32; None if there is nothing to compare.
-        `notes` are what is to be logged about its precision, with their levels.
+        `notes` are what is to be logged about its precision, with their levels. `shape_rules` is
+        None if the model takes a single shape of items.
         """
         self.compiled = compiled
+        self.shape_rules = shape_rules
         self.passes_inputs_on = passes_inputs_on(compiled)
         self.precision = precision
         self._has_reference = reference is not None
@@ -226,7 +235,8 @@ def _compile(
             "ENABLE_CPU_PINNING": False,
         }
         reference = library.compile_model(reference, "CPU", full)
-    return CompiledModel(compiled, precision, reference, tuple(notes))
+    rules = ShapeRules(model) if has_open_sizes(model) else None
+    return CompiledModel(compiled, precision, reference, tuple(notes), rules)
 
 
 def _options(threads: Threads, pins: bool) -> dict[str, Any]:

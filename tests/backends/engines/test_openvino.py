@@ -239,6 +239,40 @@ def test_an_array_without_elements_never_reaches_the_model(tmp_path: Path) -> No
     assert "input x has no elements (shape 1x0): expected at least one" in str(second)
 
 
+def test_an_image_that_is_too_small_does_no_harm_to_others(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "convolutions.onnx",
+        [("Conv", ["x", "w"], ["c"]), ("Relu", ["c"], ["r"]), ("Conv", ["r", "w"], ["y"])],
+        [("x", FLOAT, ["n", 1, "h", "w"])],
+        [("y", FLOAT, ["n", 1, "p", "q"])],
+        [("w", np.ones((1, 1, 3, 3), np.float32))],
+    )
+    backend = make(path, max=4)
+    good, small = np.ones((1, 1, 8, 8), np.float32), np.ones((1, 1, 8, 4), np.float32)
+    for data in (good, small, good, good):
+        result, _ = run(backend, data, data)
+        if data is good:
+            assert result.tolist() == np.full((1, 1, 4, 4), 81.0).tolist()
+        else:
+            assert isinstance(result, InvalidInput)
+            assert "the model can't compute with data of shape 1x1x8x4: Kernel" in str(result)
+
+
+def test_a_shape_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "layer.onnx",
+        [("Reshape", ["x", "shape"], ["rows"]), ("MatMul", ["rows", "w"], ["y"])],
+        [("x", FLOAT, ["n", 2, "width"])],
+        [("y", FLOAT, ["n", 3])],
+        [("shape", np.array([0, -1])), ("w", np.ones((4, 3), np.float32))],
+    )
+    backend = make(path, max=4)
+    good, wide = np.ones((1, 2, 2), np.float32), np.ones((1, 2, 3), np.float32)
+    first, refused = run(backend, good, wide)
+    assert first.tolist() == [[4, 4, 4]]
+    assert isinstance(refused, InvalidInput)
+
+
 def test_only_the_first_process_compiles_a_model_to_compare_with(
     layer: Path, monkeypatch: Any, caplog: Any
 ) -> None:
