@@ -42,6 +42,12 @@ MAX_DIFFERENCE = 1e-2
 """The same of fp32, where rounding alone is far less."""
 
 
+WIDE_INTEGERS = frozenset(map(np.dtype, (np.int64, np.uint64, np.uint32)))
+"""A model that takes these stays with ONNX Runtime. OpenVINO narrows them to int32, and gives zeros
+for an index beyond its table, where ONNX Runtime refuses the item.
+"""
+
+
 class Comparison:
     """What was found out about a node's model."""
 
@@ -94,6 +100,9 @@ def _compare(params: Any, context: Context, kept: list[OpenvinoTensor]) -> Compa
     usual, other = OnnxTensor(), OpenvinoTensor()
     try:
         usual.init(params, quiet)
+        if wide := [port.name for port in usual.model.inputs if port.dtype in WIDE_INTEGERS]:
+            why = f"OpenVINO computes whole numbers in 32 bits, and {wide[0]} may have larger ones"
+            return Comparison(False, why)
         example = usual.example()
         if example is None:
             why = 'OpenVINO is not tried, because the shapes are not known (max = "8x3x224x224")'

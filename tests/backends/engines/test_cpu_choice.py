@@ -54,8 +54,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def write(path: Path, shape: Any = ("n", 3), operator: str = "Neg") -> Path:
-    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+def write(
+    path: Path, shape: Any = ("n", 3), operator: str = "Neg", dtype: int = TensorProto.FLOAT
+) -> Path:
+    ports = [helper.make_tensor_value_info(name, dtype, shape) for name in "xy"]
     node = helper.make_node(operator, ["x"], ["y"])
     graph = helper.make_graph([node], "graph", ports[:1], ports[1:])
     opsets = [helper.make_opsetid("", 17)]
@@ -144,6 +146,15 @@ def test_openvino_is_not_even_opened_for_a_model_that_takes_no_time(
     choice = choose(write(tmp_path / "m.onnx"))
     assert choice.engine.__name__ == "OnnxTensor"
     assert choice.why.endswith("not tried, because a batch of 8 takes less than 1 ms")
+
+
+def test_a_model_of_large_whole_numbers_stays_with_onnx_runtime(
+    tmp_path: Path, clock: Clock
+) -> None:
+    choice = choose(write(tmp_path / "m.onnx", dtype=TensorProto.INT64), max=4)
+    assert choice.engine.__name__ == "OnnxTensor" and "x may have larger ones" in choice.why
+    choice = choose(write(tmp_path / "m.onnx", dtype=TensorProto.INT32), max=4)
+    assert choice.engine.__name__ == "OpenvinoTensor"
 
 
 @pytest.mark.parametrize(
