@@ -65,16 +65,6 @@ ends. An executor that is woken at once tries to take the GIL about five times p
 a fifth of a small request's time (docs/explanation/performance.md).
 """
 
-MANY_RESULTS = 8
-YIELD_SECONDS = 1e-6
-"""After a longer batch of so many items on an accelerator the loop sleeps once before it hands out
-the results, if the executor has a next batch: Linux makes 55 µs of a microsecond. The executor
-needs the GIL to start that batch, and the results, with what their callers then do, would keep it
-for longer, while the accelerator stands idle. To release the GIL without sleeping won't do: the
-loop has it back before the other thread is awake. An executor that computes in Python would keep
-it for whole switch intervals, with the results behind it: hence accelerators only.
-"""
-
 FAILED_DECISION_DELAY_SECONDS = 1.0
 """The seconds from a decision that raised to the next one, if nothing changes before."""
 
@@ -592,12 +582,6 @@ class Node:
         short = batch.ended - batch.started < SHORT_BATCH_SECONDS
         if not short:
             self._decide(now)
-            if (
-                executor.device
-                and len(batch.entries) >= MANY_RESULTS
-                and executor in scheduler.running
-            ):
-                time.sleep(YIELD_SECONDS)
         self.statistics.observe_batch(batch)
         self._on_batch(now)
         self._deliver(batch, now)

@@ -107,45 +107,6 @@ async def test_when_the_executor_is_started_again(
     await node.close(20)
 
 
-@pytest.mark.parametrize(
-    ("device", "bound", "short", "yields"),
-    [
-        ("cuda:0", 8, 0.0, True),
-        ("", 8, 0.0, False),
-        ("cuda:0", 7, 0.0, False),
-        ("cuda:0", 8, 60.0, False),
-    ],
-    ids=["many results", "no accelerator", "few results", "short batch"],
-)
-async def test_the_loop_lets_an_executor_begin_before_it_hands_out_many_results(
-    monkeypatch: pytest.MonkeyPatch, device: str, bound: int, short: float, yields: bool
-) -> None:
-    monkeypatch.setattr("penstock.pipelines.node.node.SHORT_BATCH_SECONDS", short)
-    node, cls = make(bound)
-    await node.start()
-    node.executors[0].device = device
-    entries = [Watched(number, node) for number in range(2 * bound)]
-    seen: list[tuple[int, int]] = []
-
-    def sleep(seconds: float) -> None:
-        """Sleep until the next batch has begun."""
-        pause = threading.Event()
-        for _ in range(20_000):
-            if len(cls.seen) == 2:
-                break
-            pause.wait(0.001)
-        seen.append((len(cls.seen), sum(bool(entry.ended) for entry in entries)))
-
-    monkeypatch.setattr("penstock.pipelines.node.node.time.sleep", sleep)
-    for entry in entries:
-        node.enqueue(entry, 0.0)
-    async with asyncio.timeout(20):
-        await asyncio.gather(*[entry.future for entry in entries])
-    assert [len(batch) for batch in cls.seen] == [bound, bound]
-    assert seen == ([(2, 0)] if yields else [])
-    await node.close(20)
-
-
 async def test_a_small_item_after_a_big_one_runs_when_the_big_one_leaves() -> None:
     node, cls = make(groups=(1, 4))
     await node.start()
