@@ -143,11 +143,11 @@ class ModelTensor(Backend):
         Text stays an array, since torch has no text, and what a post-processor made stays plain
         Python.
         """
-        return (
-            self._torch.from_numpy(output)
-            if isinstance(output, np.ndarray) and output.dtype.kind != "O"
-            else output
-        )
+        if not isinstance(output, np.ndarray) or output.dtype.kind == "O":
+            return output
+        if output.dtype == np.uint64:  # ONNX Runtime gives C's unsigned long long, unknown to torch
+            output = output.view(np.uint64)
+        return self._torch.from_numpy(output)
 
 
 class Choice(NamedTuple):

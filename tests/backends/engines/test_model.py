@@ -144,6 +144,17 @@ def test_text_stays_an_array(tmp_path: Path) -> None:
     assert item["result"].tolist() == [["a", "b", "c"]]
 
 
+@pytest.mark.skipif(NO_TORCH, reason="torch is not installed")
+def test_uint64_becomes_a_tensor(tmp_path: Path) -> None:
+    backend = make(write(tmp_path / "whole.onnx", kind=TensorProto.UINT64))
+    items: list[Item] = [{"data": np.full((1, 3), value, np.uint64)} for value in (2**63, 1)]
+    for batch in (items[:1], items):  # alone, and shared
+        backend.forward(batch)
+        assert [item["result"].tolist() for item in batch] == [[[2**63] * 3], [[1] * 3]][
+            : len(batch)
+        ]
+
+
 @pytest.mark.usefixtures("without_torch")
 def test_an_encrypted_onnx_file_runs_with_onnx_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
