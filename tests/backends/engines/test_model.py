@@ -380,8 +380,10 @@ def test_torch_tensors_of_every_kind_are_taken(
 ) -> None:
     import torch
 
-    config = {"backend": backend, "executor": executor, "device": "cpu", **statistics}
-    with pipe({**config, "model": str(write(tmp_path / "m.onnx")), "max": 4}) as p:
+    node = {"backend": backend, "executor": executor, "device": "cpu", "max": 4, **statistics}
+    node["model"] = str(write(tmp_path / "m.onnx"))
+    # A child imports torch for the first tensor.
+    with pipe({"pipeline": {"timeout": 100}, "net": node}) as p:
         for tensor in (
             torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True),
             torch.tensor([[1, 2, 3]], dtype=torch.bfloat16),
