@@ -320,3 +320,14 @@ class EngineParams(Params):
         sizes_min = batch_sizes(self.min, axis) if self.min is not None else []
         sizes_max = batch_sizes(self.max, axis) if self.max is not None else []
         return BatchRange(min(sizes_min, default=1), max(sizes_max, default=UNBOUNDED))
+
+
+class CpuEngineParams(EngineParams):
+    """The parameters of engines that compute on the CPU with threads of their own."""
+
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads of each instance; default: the processors that the process may use, "
+        "divided among the instances",
+    )

@@ -43,8 +43,8 @@ def compare(
     """Compare the outputs of two engines for the same `rows` rows.
 
     Both have the outputs in one order and with one shape each. Outputs that hold no floats
-    (classes, texts) have no distance and are left out. Return None if there are no others, or if
-    the shapes differ, as where a detector finds another number of boxes.
+    (classes, texts) have no distance and are left out. Return None if no output is left, or if the
+    shapes differ, as where a detector finds another number of boxes.
     """
     pairs = [
         (np.asarray(one, np.float64), np.asarray(other, np.float64))

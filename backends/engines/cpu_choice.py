@@ -49,7 +49,7 @@ for an index beyond its table, where ONNX Runtime refuses the item.
 
 
 class Comparison:
-    """What was found out about a node's model."""
+    """Says whether OpenVINO runs a node's model, and how the two engines compare."""
 
     __slots__ = ("__weakref__", "faster", "why")
 
@@ -170,7 +170,7 @@ def _difference(
 ) -> str:
     """Return how the items' results differ, "" if they agree.
 
-    What is no array, as a class, may differ in half of the items: two scores may be nearly equal.
+    Classes and other plain values may differ in half of the items: two scores may be nearly equal.
     """
     others = 0
     for one, other in zip(reference, found, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import timeline
-from ..base import UNBOUNDED, Backend, BatchRange, Context, Params, Signature
+from ..base import UNBOUNDED, Backend, BatchRange, Context, Params
 from ..errors import BackendError, InvalidInput
 from ..item import Item
 from ..params import EngineParams
@@ -121,15 +121,7 @@ class OnnxTensor(Backend):
         self._options = self._usual_options = self.run_options(params)
         self._known_shapes = shapes_of_last_profile(params.max)
         self._decide(params, context)
-        self.signature = Signature.of(
-            model.signed(model.data_order, self.batched, given=True),
-            None if self._post.active else model.signed(model.outputs, self.batched, given=False),
-            self.batched,
-            tuple(
-                None if port in model.optional_inputs else model.axis[port.name]
-                for port in model.data_order
-            ),
-        )
+        self.signature = model.signature(self.batched, gives_outputs=not self._post.active)
         declared = params.declared_range(model.first_axis)
         self.max = self._bound(params, context) if self.batched else 1
         self._largest = self.max if self.max != UNBOUNDED else UNBOUNDED_WARM_UP_BATCH

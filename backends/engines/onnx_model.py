@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import Context, TensorPort
+from ..base import Context, Signature, TensorPort
 from ..params import EngineParams
 from .onnx_ports import OnnxTensorInfo, as_array, listed, optional_ports_of, ports_of
 from .probe_rows import Row
@@ -171,7 +171,19 @@ class OnnxModel:
             else outputs
         )
 
-    def signed(
+    def signature(self, batched: bool, *, gives_outputs: bool) -> Signature:
+        """Describe what items give and get. `gives_outputs`: results are the model's outputs."""
+        return Signature.of(
+            self._signed(self.data_order, batched, given=True),
+            self._signed(self.outputs, batched, given=False) if gives_outputs else None,
+            batched,
+            tuple(
+                None if port in self.optional_inputs else self.axis[port.name]
+                for port in self.data_order
+            ),
+        )
+
+    def _signed(
         self, ports: Sequence[OnnxTensorInfo], batched: bool, *, given: bool
     ) -> tuple[TensorPort, ...]:
         """Describe inputs (`given` by items) or outputs for clients.

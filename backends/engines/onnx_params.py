@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..params import EngineParams
+from ..params import CpuEngineParams
 
 
-class OnnxParams(EngineParams):
+class OnnxParams(CpuEngineParams):
     provider: Literal["", "cpu", "cuda", "tensorrt"] = Field(
         "",
         description="ONNX Runtime's execution provider: cpu, cuda or tensorrt; default: cuda if "
@@ -35,12 +35,6 @@ class OnnxParams(EngineParams):
         "heuristic",
         description="how cuDNN's algorithm for a convolution is chosen on a GPU: by running all, "
         "which takes a while for each new shape; by a rule; or always the same",
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="threads of each instance; default: the processors that the process may use, "
-        "divided among the instances",
     )
     execution_mode: Literal["sequential", "parallel"] = Field(
         "sequential",

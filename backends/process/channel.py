@@ -203,13 +203,15 @@ class Unpickler(pickle.Unpickler):
         found = _found.get((module, name))
         if found is None:
             found = super().find_class(module, name)
-            if module.startswith("penstock."):  # those of users may be loaded anew
+            if module.startswith("penstock."):  # a user's may be loaded again
                 _found[module, name] = found
         return found
 
 
 _found: dict[tuple[str, str], Any] = {}
-"""What messages have named of Penstock's own: to find it takes longer than to use it."""
+"""Classes and functions of Penstock's that messages have named: looking one up takes longer than
+using it.
+"""
 
 
 def _described(dtype: np.dtype[Any]) -> Any:

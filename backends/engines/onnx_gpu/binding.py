@@ -41,7 +41,7 @@ class OnnxRunError(RuntimeError):
     """ONNX Runtime could not do something. Its own errors share no base class but Exception."""
 
     library = "ONNX Runtime"
-    """Who says it, for messages."""
+    """The name that messages give the source of the error."""
 
 
 class BoundSession:

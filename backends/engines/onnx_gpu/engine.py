@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from numpy.typing import NDArray
 
-from ...base import UNBOUNDED, BatchRange, Context, Params, Signature
+from ...base import UNBOUNDED, BatchRange, Context, Params
 from ...errors import BackendError, InvalidInput
 from ...gpu.device import OUT_OF_MEMORY_TEXTS
 from ...item import Item
@@ -206,15 +206,7 @@ class OnnxGpuEngine(TorchEngine):
     def init(self, params: OnnxParams, context: Context) -> None:
         super().init(params, context)
         model = self.onnx
-        self.signature = Signature.of(
-            model.signed(model.data_order, self.batched, given=True),
-            None if self._post.active else model.signed(model.outputs, self.batched, given=False),
-            self.batched,
-            tuple(
-                None if port in model.optional_inputs else model.axis[port.name]
-                for port in model.data_order
-            ),
-        )
+        self.signature = model.signature(self.batched, gives_outputs=not self._post.active)
 
     def close(self) -> None:
         vars(self).pop("onnx", None)  # it holds the session too

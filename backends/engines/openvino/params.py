@@ -6,17 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from ...params import EngineParams
+from ...params import CpuEngineParams
 
 
-class OpenvinoParams(EngineParams):
+class OpenvinoParams(CpuEngineParams):
     model: str = Field(description="the model file: .xml (with .bin beside it), .onnx or .tflite")
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="threads of each instance; default: the processors that the process may use, "
-        "divided among the instances",
-    )
     data_format: Literal["nchw", "nhwc"] = Field(
         "nchw",
         description="layout of the images in data; nhwc images are transposed inside the network",

@@ -1,4 +1,4 @@
-"""Whether a model of OpenVINO can compute with inputs of given shapes: asked before a run."""
+"""Asks a model of OpenVINO, before a run, whether it can compute with inputs of given shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node's engine is made from, and its build before the first load."""
+"""Builds a node's engine before the first load, and lists what it is made from."""
 
 from __future__ import annotations
 

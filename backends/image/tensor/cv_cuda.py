@@ -193,7 +193,7 @@ def _pair(
 
 
 Sizes = tuple[int, int, int, int]
-"""Of images, rows, columns and channels."""
+"""The numbers of images, rows, columns and channels."""
 
 
 class _Memory:

@@ -35,7 +35,7 @@ OPTIONS = ":fancy_upsampling=1"
 
 
 class GpuDecoder(Protocol):
-    """What DecodeTensor asks of a decoder."""
+    """Decodes files on a GPU for DecodeTensor."""
 
     def suits(self, header: Header) -> bool:
         """Return whether a file with this header is decoded nearly as OpenCV decodes it."""
