@@ -31,12 +31,14 @@ def raw() -> Iterator[RawServer]:
 @pytest.fixture(scope="module")
 def module_shadow(raw: RawServer, shadowing: Any, ops: Path) -> Iterator[Shadowing]:
     with shadowing(models(ops), f"{raw.url}/below", timeout=60.0) as server:
+        assert raw.left.wait(60)  # its look whether Triton is ready, which no test counts
         yield server
 
 
 @pytest.fixture
 def server(raw: RawServer, module_shadow: Shadowing) -> Iterator[Shadowing]:
     raw.answer = lambda request: ok()
+    raw.requests.clear()
     raw.left.clear()
     yield module_shadow
     raw.hang_up()
