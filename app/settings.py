@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from penstock.backends.log_writer import MAX_QUEUED_BYTES
@@ -52,6 +52,24 @@ SECRETS = ("ssl_keyfile_password", "api_key", "admin_token", "restricted_api", "
 MAX_SECRET_BYTES = 1 << 16
 """The largest file with a secret that is read."""
 
+MAX_PROCESSES = 256
+"""The most front processes."""
+
+
+def _processes(value: Any) -> Any:
+    """Check `processes`: pydantic's errors would name both of its types."""
+    text = str(value)
+    if text != "auto" and not (
+        text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= MAX_PROCESSES
+    ):
+        raise ValueError(
+            f"{text!r} is no number of processes: expected 1 to {MAX_PROCESSES}, or auto"
+        )
+    return text if text == "auto" else int(text)
+
+
+Processes = Annotated[int | Literal["auto"], BeforeValidator(_processes)]
+
 
 class Settings(BaseSettings):
     """The settings of a server: arguments first, then the environment, then the defaults below."""
@@ -87,6 +105,22 @@ class Settings(BaseSettings):
         default=2048,
         ge=1,
         description="Most connections that wait in the kernel until the server accepts them.",
+    )
+    processes: Processes = Field(
+        default=1,
+        description="Serve with so many front processes, which read requests, decode images and "
+        "write answers, and one process for the models. auto: one for each processor. 1: one "
+        "process does everything. Linux only.",
+    )
+    balance: Literal["even", "kernel"] = Field(
+        default="even",
+        description="How connections are spread over several processes: each goes to the one with "
+        "the fewest (even), or the kernel chooses (SO_REUSEPORT).",
+    )
+    control_socket: Path | None = Field(
+        default=None,
+        description="Unix socket where penstock reload finds a server of several processes. Unset: "
+        "one without a file, named by host and port.",
     )
     root_path: str = Field(
         default="",
@@ -392,6 +426,12 @@ class Settings(BaseSettings):
                 raise ValueError("trace_rate = 0 is for trace_mode = opentelemetry")
         elif "TENSORS" in split(self.trace_level):
             raise ValueError("trace_level = TENSORS needs trace_mode = triton")
+        return self
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> Settings:
+        if self.balance == "kernel" and self.uds is not None:
+            raise ValueError("balance = kernel is for ports: with uds, expected even")
         return self
 
     @field_validator("trace_level")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -243,7 +243,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     Its default is None, so that an option that is not given is left to `Settings`, which reads the
     environment. The real default is written into the help text instead.
     """
-    kind: Any = str if field.annotation == SecretStr | None else field.annotation
+    kind: Any = str if field.annotation in _TEXTS else field.annotation
     default = str(field.default).lower() if kind is bool else field.default
     flag = _flag(name)
     names = (f"{flag}/--no-{flag[2:]}",) if kind is bool else (flag, *UVICORNS_NAMES.get(name, ()))
@@ -253,7 +253,12 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         help=f"{field.description}{f' Default: {default}.' if default not in (None, '') else ''}",
         show_default=False,
         metavar=next(
-            (_METAVARS[each] for each in (kind, *get_args(kind)) if each in _METAVARS), None
+            (
+                _METAVARS[each]
+                for each in (field.annotation, kind, *get_args(kind))
+                if each in _METAVARS
+            ),
+            None,
         ),
     )
     return inspect.Parameter(
@@ -264,7 +269,14 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-_METAVARS: dict[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "FILE"}
+_COUNT_OR_AUTO = int | Literal["auto"]
+
+_TEXTS = (SecretStr | None, _COUNT_OR_AUTO)
+"""The types of settings that Typer takes as text, for `Settings` to read."""
+
+_METAVARS: dict[Any, str] = {
+    str: "TEXT", int: "N", float: "NUMBER", Path: "FILE", _COUNT_OR_AUTO: "N|auto"
+}  # fmt: skip
 
 UVICORNS_NAMES = {
     "idle_timeout": ("--timeout-keep-alive",),

@@ -110,6 +110,8 @@ def shadow_command(
     from ..shadow.report import full
     from ..shadow.shadow import Shadow
 
+    if settings.processes != 1:
+        raise typer.BadParameter("--processes is for penstock serve: a shadow is one process")
     if switch_after is not None and not switch:
         raise typer.BadParameter("--switch-after needs --switch")
     try:

@@ -1,0 +1,105 @@
+"""What the parent process and its children tell each other on their control sockets.
+
+Each message is a tuple that begins with one of `Control`; `Packets` carries it.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+from typing import NamedTuple
+
+from penstock.backends.engines.processors import processors
+
+from ..settings import Settings
+
+CONTROL_DESCRIPTOR = 3
+"""A child finds its control socket at this descriptor, the first after stderr."""
+
+MODELS = "models"
+
+
+class Control(IntEnum):
+    """The kinds of messages, with what follows them. Descriptors go beside a message."""
+
+    # from the parent to a front process
+    CONNECTION = 1
+    """A descriptor: an accepted connection. The front answers TAKEN before it reads from it."""
+    LISTEN = 2
+    """Descriptors of listening sockets, to accept from until RETIRE or END."""
+
+    # from the parent to the model process
+    ADDRESS = 3
+    """What `getsockname` of the first listener returned, for the log."""
+    GRPC = 4
+    """Descriptors of listening sockets, to serve gRPC at until RETIRE, DRAIN or END."""
+    PROCESSES = 5
+    """A list of (name, process id, restarts): all processes of this server."""
+
+    # from the parent to both
+    LINK = 6
+    """A number and a descriptor: one end of the link between a front and the model process. A front
+    gets a serial number; the model process that of the front.
+    """
+    RETIRE = 7
+    """Seconds: a newer process takes over. Clients lose nothing. A front ends once its last
+    connection has; the model process ends its gRPC connections, and waits for END.
+    """
+    DRAIN = 8
+    """The server ends. The model process finishes its requests, then sends DRAINED."""
+    END = 9
+    """Seconds: close everything, and exit with 0 in that time."""
+    REPORT = 10
+    """Write a report to the log."""
+
+    # from a front process to the parent
+    LINKED = 11
+    """The serial number of a link over which the model process has answered."""
+    TAKEN = 12
+    """A number of connections that have arrived."""
+    CLOSED = 13
+    """A number of these connections that have ended."""
+
+    # from the model process to the parent
+    DRAINED = 14
+    """No request is left."""
+
+    # from both to the parent
+    READY = 15
+    """A front takes connections; the model process has loaded its pipelines."""
+    FAILED = 16
+    """Why the process can't start, as a text. It exits with 1."""
+
+
+class Role(NamedTuple):
+    """A child's place: front `number` (1, 2, …), or 0 for the model process."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"front {self.number}" if self.number else MODELS
+
+    @property
+    def option(self) -> str:
+        """Itself as the command line of a child names it."""
+        return f"front:{self.number}" if self.number else MODELS
+
+
+def role_of(option: str) -> Role:
+    """Return the role that a command line names. Raises ValueError."""
+    kind, _, number = option.partition(":")
+    if option == MODELS:
+        return Role(0)
+    if kind == "front" and number.isdecimal() and int(number):
+        return Role(int(number))
+    raise ValueError(f"{option!r} is no process: expected {MODELS} or front:1")
+
+
+def front_count(settings: Settings) -> int:
+    """Return how many front processes there are; 1: there is one process and no other."""
+    return processors() if settings.processes == "auto" else settings.processes
+
+
+def is_supported() -> bool:
+    """Return whether this system has what several processes need: Linux's sockets and memory."""
+    return hasattr(os, "memfd_create")
