@@ -72,8 +72,8 @@ FREE: Final = 6
 
 TUNNEL: Final = 7
 """A connection that the model process serves itself: a socket that carries its bytes. `client` is
-None or the address of its client, `(host, port)`; `tls`: the client's side is encrypted; `last`: the
-front ends soon, so its first answer says `connection: close`.
+None or the address of its client, `(host, port)`; `tls`: the client's side is encrypted; `last`:
+the front ends soon, so its first answer says `connection: close`.
 """
 
 TAKEN: Final = 8
