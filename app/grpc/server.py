@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from .errors import GrpcError
 from .health import HealthService
 from .http2.limits import Limits
 from .http2.server import Http2Server
+from .listener import listen_for_grpc, place
 from .reflection import ReflectionService
 from .service import InferenceService
 from .uploads import Uploads
@@ -98,24 +100,19 @@ class GrpcServer:
             handlers = (self._front,)
         self._server = Http2Server(handlers, _limits(settings, max_connections))
 
-    async def start(self) -> None:
-        """Listen at `grpc_port` of `host`; `port` is the real one.
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Serve at `listener`; without one, listen at `grpc_port` of `host`. Set `port`.
 
         Raises `GrpcError` if that is not possible, and for settings that gRPC can't follow.
         """
-        settings = self._settings
-        place = _place(settings.host, settings.grpc_port or 0)
         try:
-            context = tls_context(settings, "h2")
+            context = tls_context(self._settings, "h2")
         except TlsError as error:
             raise GrpcError(str(error)) from None
-        try:
-            self.port = await self._server.start(settings.host, settings.grpc_port or 0, context)
-        except OSError:
-            raise GrpcError(
-                f"grpc_port: can't listen on {place}: end the program that listens there, or "
-                "choose another port with --grpc-port (0 takes a free one)"
-            ) from None
+        if listener is None:
+            listener = listen_for_grpc(self._settings)
+        self.port = int(listener.getsockname()[1])
+        await self._server.start(listener, context)
         self._inference.counts.port = self.port
         self._registry.register(self._inference.counts)
         logger.info("listening for gRPC on %s", self.address)
@@ -123,7 +120,7 @@ class GrpcServer:
     @property
     def address(self) -> str:
         """Where the server listens, as a gRPC client takes it."""
-        return _place(self._settings.host, self.port)
+        return place(self._settings, self.port)
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait `grace` seconds for those in flight, and cancel the rest."""
@@ -135,11 +132,6 @@ class GrpcServer:
         if self._front is not None:
             await self._front.close()
         self._registry.unregister(self._inference.counts)
-
-
-def _place(host: str, port: int) -> str:
-    plain = host.removeprefix("[").removesuffix("]")
-    return f"[{plain}]:{port}" if ":" in plain else f"{plain}:{port}"
 
 
 def _limits(settings: Settings, max_connections: int | None) -> Limits:

@@ -44,8 +44,13 @@ def listen(settings: Settings) -> list[socket.socket]:
     Of several addresses those of a family that this machine lacks are left out. Raises
     `ListenError`, whose text says what to do.
     """
+    return listen_often(settings, 1)[0]
+
+
+def listen_often(settings: Settings, count: int) -> list[list[socket.socket]]:
+    """Listen `count` times, as `listen`. The kernel spreads connections over the lists returned."""
     if settings.uds is not None:
-        return [_listen_at_path(settings.uds, settings.backlog)]
+        return [[listen_at_path(settings.uds, settings.backlog)]]
     listeners: list[socket.socket] = []
     missing: OSError | None = None
     port = settings.port
@@ -53,7 +58,7 @@ def listen(settings: Settings) -> list[socket.socket]:
         for family, address in _addresses(settings):
             place = (address[0], port, *address[2:])
             try:
-                listeners.append(_listen_at(family, place, settings.backlog))
+                listeners += _listen_at(family, place, settings.backlog, count)
             except OSError as error:
                 if error.errno not in _NO_FAMILY:
                     raise
@@ -66,7 +71,7 @@ def listen(settings: Settings) -> list[socket.socket]:
         for listener in listeners:
             listener.close()
         raise ListenError(_reason(error, settings, port)) from None
-    return listeners
+    return [listeners[number::count] for number in range(count)]
 
 
 def _addresses(settings: Settings) -> list[_Address]:
@@ -89,15 +94,36 @@ def _addresses(settings: Settings) -> list[_Address]:
     return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
 
 
-def _listen_at(family: socket.AddressFamily, address: Any, backlog: int) -> socket.socket:
+def _listen_at(
+    family: socket.AddressFamily, address: Any, backlog: int, count: int
+) -> list[socket.socket]:
+    listeners: list[socket.socket] = []
+    try:
+        if count > 1:  # a socket that shares its port could be bound although a server listens
+            with _bind(family, address) as alone:
+                address = alone.getsockname()
+        for _ in range(count):
+            listeners.append(_bind(family, address, shared=count > 1))
+            address = listeners[-1].getsockname()
+        for listener in listeners:
+            listener.listen(backlog)
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _bind(family: socket.AddressFamily, address: Any, *, shared: bool = False) -> socket.socket:
     listener = socket.socket(family)
     try:
         if sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:  # the clients of IPv4 have a listener of their own
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
-        listener.listen(backlog)
     except OSError:
         listener.close()
         raise
@@ -122,10 +148,15 @@ def _reason(error: OSError, settings: Settings, port: int) -> str:
     return f"can't listen on port {port} of {place}: {error.strerror}"
 
 
-def _listen_at_path(path: Path, backlog: int) -> socket.socket:
-    """Listen at a Unix socket. One that an ended server has left is replaced."""
+def listen_at_path(
+    path: Path, backlog: int, setting: str = "uds", mode: int = SOCKET_MODE
+) -> socket.socket:
+    """Listen at a Unix socket. One that an ended server has left is replaced.
+
+    `setting` names the path. Raises `ListenError`.
+    """
     if not hasattr(socket, "AF_UNIX"):
-        raise ListenError("uds: this system has no Unix sockets: give --host and --port")
+        raise ListenError(f"{setting}: this system has no Unix sockets: give --host and --port")
     listener = socket.socket(socket.AF_UNIX)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
@@ -134,14 +165,14 @@ def _listen_at_path(path: Path, backlog: int) -> socket.socket:
                 raise OSError(errno.EADDRINUSE, "")
             path.unlink()
         listener.bind(str(path))
-        path.chmod(SOCKET_MODE)
+        path.chmod(mode)
         listener.listen(backlog)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             what = "another server listens there" if path.is_socket() else "a file is there"
-            raise ListenError(f"uds: {path} is taken: {what}; choose another path") from None
-        raise ListenError(f"uds: can't listen at {path}: {error.strerror or error}") from None
+            raise ListenError(f"{setting}: {path} is taken: {what}; choose another path") from None
+        raise ListenError(f"{setting}: can't listen at {path}: {error.strerror or error}") from None
     return listener
 
 
@@ -154,10 +185,17 @@ def stop_listening(servers: Iterable[asyncio.Server]) -> list[socket.socket]:
         server.close()
         for listener in listeners:
             with listener:
-                _drop_new(listener)
-                with contextlib.suppress(OSError):  # above all BlockingIOError: none is left
-                    while True:
-                        waiting.append(listener.accept()[0])
+                waiting += take_waiting(listener)
+    return waiting
+
+
+def take_waiting(listener: socket.socket) -> list[socket.socket]:
+    """Let no more clients connect to a listener that doesn't block. Return those that wait."""
+    waiting: list[socket.socket] = []
+    _drop_new(listener)
+    with contextlib.suppress(OSError):  # above all BlockingIOError: none is left
+        while True:
+            waiting.append(listener.accept()[0])
     return waiting
 
 

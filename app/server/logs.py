@@ -78,11 +78,17 @@ def _fields(record: logging.LogRecord) -> dict[str, str]:
 class TextFormatter(logging.Formatter):
     """`2026-11-20T12:00:00.000Z INFO penstock.http message pipeline=digits request_id=…`
 
+    `process`: which of several processes writes; `[front 1]` stands before the message then.
     A traceback follows on lines of its own, each marked by `|`.
     """
 
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = (f"[{process}]",) if process else ()
+
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_time(record), record.levelname, record.name, escape(record.getMessage())]
+        parts = [_time(record), record.levelname, record.name, *self._process]
+        parts.append(escape(record.getMessage()))
         parts += [f"{name}={escape(value)}" for name, value in _fields(record).items()]
         access: dict[str, Any] = getattr(record, "access", {})
         parts += [f"{name}={access[name]}" for name in ACCESS_NUMBERS if name in access]
@@ -95,15 +101,21 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line.
 
-    Its keys: time, level, logger, message, request_id, pipeline, node, exception. Lines of the
-    access log have more: client, method, path, status, bytes, ms, queue_ms, run_ms.
+    Its keys: time, level, logger, process, message, request_id, pipeline, node, exception. Lines of
+    the access log have more: client, method, path, status, bytes, ms, queue_ms, run_ms. `process`
+    is there if there are several.
     """
+
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = {"process": process} if process else {}
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._process,
         }
         line |= {"message": record.getMessage(), **_fields(record), **getattr(record, "access", {})}
         if record.exc_info:
@@ -287,13 +299,15 @@ def configure_logging(
     style: Literal["text", "json"] = "text",
     stream: TextIO | None = None,
     max_bytes: int = MAX_QUEUED_BYTES,
+    process: str = "",
 ) -> Log:
     """Send the log of this process, uvicorn's included, to `stream` (default: standard error).
 
-    At most `max_bytes` of it wait to be written. A second call replaces what the first one set.
+    At most `max_bytes` of it wait to be written. `process`: its name, if a server has several. A
+    second call replaces what the first one set.
     """
     handler = QueuedHandler(sys.stderr if stream is None else stream, max_bytes)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(process) if style == "json" else TextFormatter(process))
     levels = {
         "penstock": level.upper(),
         "uvicorn.error": "WARNING",  # at INFO it says what we say ourselves

@@ -16,8 +16,6 @@ from .limits import Limits
 LOOK_SECONDS = 1.0
 """How often connections are looked at for what is due."""
 
-BACKLOG = 2048
-
 
 class Details(NamedTuple):
     """A call as generic handlers of gRPC see it when they choose a method."""
@@ -43,16 +41,14 @@ class Http2Server:
         self._no_calls = asyncio.Event()
         self._no_calls.set()
 
-    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
-        """Listen, and return the port. Raises OSError."""
+    async def start(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Serve at a socket that listens. It is closed with the server."""
         loop = asyncio.get_running_loop()
         timeout = None if context is None else self.limits.head_timeout
-        listener = _listen(host, port)
         self._server = await loop.create_server(
             lambda: Connection(self), sock=listener, ssl=context, ssl_handshake_timeout=timeout
         )
         self._timer = loop.call_later(LOOK_SECONDS, self._look, loop)
-        return int(listener.getsockname()[1])
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait `grace` seconds for those in flight, and cancel the rest."""
@@ -114,17 +110,3 @@ class Http2Server:
         for connection in list(self._connections):
             connection.look(now)
         self._timer = loop.call_later(LOOK_SECONDS, self._look, loop)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Listen at the first address of a host. At `::` that is all addresses of both families."""
-    plain = host.removeprefix("[").removesuffix("]")
-    family, _, _, _, address = socket.getaddrinfo(
-        plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return socket.create_server(
-        (str(address[0]), port),
-        family=family,
-        backlog=BACKLOG,
-        dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
-    )

@@ -17,7 +17,7 @@ from pydantic import SecretStr, ValidationError
 
 from penstock.app.factory import create_app
 from penstock.app.http.tls import TlsError, tls_context
-from penstock.app.server.listeners import ListenError, listen
+from penstock.app.server.listeners import ListenError, listen, listen_often
 from penstock.app.settings import Settings, unknown_variables
 
 from .conftest import nginx
@@ -46,11 +46,19 @@ def test_a_double_colon_is_all_addresses_of_both_families_on_one_port() -> None:
     assert len(names) == (2 if has_ipv6() else 1)
 
 
-def test_a_taken_port_says_what_to_do() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+def test_listening_often_shares_one_port() -> None:
+    lists = listen_often(Settings(host="localhost", port=0), 3)
+    names = [closed(listeners) for listeners in lists]
+    assert len(lists) == 3 and names[0] == names[1] == names[2]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_taken_port_says_what_to_do(count: int, shared: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=shared) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ListenError, match=rf"^port {port} of 127.0.0.1 is taken .*--port"):
-            listen(Settings(port=port))
+            listen_often(Settings(port=port), count)
 
 
 @pytest.mark.parametrize(

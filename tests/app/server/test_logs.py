@@ -20,7 +20,9 @@ from penstock.app.server.logs import (
     CLIENT_CAUSED,
     LINES_A_SECOND,
     MOST_KINDS,
+    JsonFormatter,
     RateLimit,
+    TextFormatter,
     configure_logging,
 )
 from penstock.backends.base import Context
@@ -84,6 +86,13 @@ def test_text_lines(log: Any) -> None:
     assert (
         time.endswith("Z") and rest == "WARNING penstock.test x=3 request_id=r1 pipeline=p node=n\n"
     )
+
+
+def test_lines_name_the_process_if_there_are_several() -> None:
+    record = logging.LogRecord("penstock.test", logging.INFO, "", 0, "said", (), None)
+    assert TextFormatter("front 1").format(record).endswith(" penstock.test [front 1] said")
+    assert orjson.loads(JsonFormatter("front 1").format(record))["process"] == "front 1"
+    assert "process" not in orjson.loads(JsonFormatter().format(record))
 
 
 def test_a_traceback_is_marked_and_can_not_look_like_a_line(log: Any) -> None:
