@@ -6,8 +6,7 @@ Each message is a tuple that begins with one of `Control`; `Packets` carries it.
 from __future__ import annotations
 
 import os
-from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from penstock.backends.engines.processors import processors
 
@@ -19,55 +18,58 @@ CONTROL_DESCRIPTOR = 3
 MODELS = "models"
 
 
-class Control(IntEnum):
-    """The kinds of messages, with what follows them. Descriptors go beside a message."""
+class Control:
+    """The kinds of messages, with what follows them. Descriptors go beside a message.
+
+    They are plain numbers: `marshal` writes no enumeration.
+    """
 
     # from the parent to a front process
-    CONNECTION = 1
+    CONNECTION: Final = 1
     """A descriptor: an accepted connection. The front answers TAKEN before it reads from it."""
-    LISTEN = 2
+    LISTEN: Final = 2
     """Descriptors of listening sockets, to accept from until RETIRE or END."""
 
     # from the parent to the model process
-    ADDRESS = 3
+    ADDRESS: Final = 3
     """What `getsockname` of the first listener returned, for the log."""
-    GRPC = 4
+    GRPC: Final = 4
     """Descriptors of listening sockets, to serve gRPC at until RETIRE, DRAIN or END."""
-    PROCESSES = 5
+    PROCESSES: Final = 5
     """A list of (name, process id, restarts): all processes of this server."""
 
     # from the parent to both
-    LINK = 6
+    LINK: Final = 6
     """A number and a descriptor: one end of the link between a front and the model process. A front
     gets a serial number; the model process that of the front.
     """
-    RETIRE = 7
+    RETIRE: Final = 7
     """Seconds: a newer process takes over. Clients lose nothing. A front ends once its last
     connection has; the model process ends its gRPC connections, and waits for END.
     """
-    DRAIN = 8
+    DRAIN: Final = 8
     """The server ends. The model process finishes its requests, then sends DRAINED."""
-    END = 9
+    END: Final = 9
     """Seconds: close everything, and exit with 0 in that time."""
-    REPORT = 10
+    REPORT: Final = 10
     """Write a report to the log."""
 
     # from a front process to the parent
-    LINKED = 11
+    LINKED: Final = 11
     """The serial number of a link over which the model process has answered."""
-    TAKEN = 12
+    TAKEN: Final = 12
     """A number of connections that have arrived."""
-    CLOSED = 13
+    CLOSED: Final = 13
     """A number of these connections that have ended."""
 
     # from the model process to the parent
-    DRAINED = 14
+    DRAINED: Final = 14
     """No request is left."""
 
     # from both to the parent
-    READY = 15
+    READY: Final = 15
     """A front takes connections; the model process has loaded its pipelines."""
-    FAILED = 16
+    FAILED: Final = 16
     """Why the process can't start, as a text. It exits with 1."""
 
 
