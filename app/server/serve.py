@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from penstock.backends.errors import ConfigError, PenstockError
+from penstock.backends.malloc import keep_memory
 from penstock.backends.memory import set_limit
-from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
 from ..factory import make_app
