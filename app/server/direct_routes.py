@@ -27,6 +27,9 @@ MOST_BODY_BYTES = 1 << 18
 class DirectRoutes:
     """The routes of an app whose requests a connection may answer itself."""
 
+    predict_type = DirectPredict
+    infer_type = DirectInfer
+
     def __init__(self, hot: HotRoutes, root_path: str = "") -> None:
         rules = hot.predict.rules
         # The fetch of an image by URL is a task, and which request needs one only its body says.
@@ -47,9 +50,9 @@ class DirectRoutes:
             pipeline = self._rules.pipelines.pipelines.get(route.name)
             if pipeline is not None and pipeline.stream_input is not None:
                 return None
-            return DirectPredict(self._rules, route, 0.0, client)
+            return self.predict_type(self._rules, route, 0.0, client)
         if type(route) is InferHead:
-            return DirectInfer(self._protocol, route, client)
+            return self.infer_type(self._protocol, route, client)
         return None
 
     def _route_of(self, head: RequestHead) -> PredictHead | InferHead | str:
@@ -83,7 +86,9 @@ def without_root(path: str, root: str) -> str:
     return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
-def routes_of(app: Any, root_path: str = "") -> DirectRoutes | None:
+def routes_of(
+    app: Any, root_path: str = "", kind: type[DirectRoutes] = DirectRoutes
+) -> DirectRoutes | None:
     """Return the routes of an app that a connection may answer itself: those that nothing of it
     stands before. None for an app that is not ours.
     """
@@ -91,4 +96,4 @@ def routes_of(app: Any, root_path: str = "") -> DirectRoutes | None:
     hot = cast("HotRoutes | None", find()) if find is not None else None
     if hot is None or not isinstance(hot.protocol, ProtocolApp):  # it shadows another server
         return None
-    return DirectRoutes(hot, root_path)
+    return kind(hot, root_path)

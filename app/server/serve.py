@@ -27,10 +27,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from penstock.backends.errors import ConfigError, PenstockError
-from penstock.backends.malloc import keep_memory
 from penstock.backends.memory import set_limit
+from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
 from ..factory import make_app
@@ -101,23 +102,7 @@ def serve(
         return 1
     for collector in (log, ConnectionCollector(connections)):
         app.state.metrics.registry.register(collector)
-    http: Any = partial(Connection, connections)
-    proxies = split(settings.trusted_proxies)
-    config = uvicorn.Config(
-        app,
-        loop="asyncio" if sys.platform == "win32" else "uvloop",
-        http=http,
-        ws="none",
-        lifespan="off",  # `Server` starts and closes the repository, and nothing else does
-        log_config=None,
-        access_log=settings.access_log,
-        # uvicorn believes 127.0.0.1 unless it is told, and X-Forwarded-For is easy to forge.
-        proxy_headers=bool(proxies),
-        forwarded_allow_ips="*" if "*" in proxies else proxies,
-        server_header=False,
-        root_path=settings.root_path,
-        backlog=settings.backlog,
-    )
+    config = server_config(app, settings, connections)
     server = Server(config, repository, settings, connections, tls)
     server.make_grpc = partial(
         grpc_server,
@@ -139,6 +124,27 @@ def serve(
             settings.uds.unlink(missing_ok=True)
     log.limit.tell()
     return server.exit_code
+
+
+def server_config(app: ASGIApp, settings: Settings, connections: Connections) -> uvicorn.Config:
+    """Configure uvicorn to serve an app on our connections, and to do nothing else."""
+    http: Any = partial(Connection, connections)
+    proxies = split(settings.trusted_proxies)
+    return uvicorn.Config(
+        app,
+        loop="asyncio" if sys.platform == "win32" else "uvloop",
+        http=http,
+        ws="none",
+        lifespan="off",  # `Server` starts and closes the repository, and nothing else does
+        log_config=None,
+        access_log=settings.access_log,
+        # uvicorn believes 127.0.0.1 unless it is told, and X-Forwarded-For is easy to forge.
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips="*" if "*" in proxies else proxies,
+        server_header=False,
+        root_path=settings.root_path,
+        backlog=settings.backlog,
+    )
 
 
 class Server(uvicorn.Server):
@@ -286,7 +292,7 @@ class Server(uvicorn.Server):
             tune_process()
             self._switch_interval.choose(self._repository.served)
             collect_and_freeze()
-            set_limit(self._settings.max_memory)
+            self._limit_memory()
             self._repository.on_change = self._repository_changed
             names = ", ".join(self._repository.pipelines) or "no pipelines"
             logger.info("ready after %.1f s: %s", time.monotonic() - self._started_at, names)
@@ -300,10 +306,13 @@ class Server(uvicorn.Server):
         self.exit_code = 1
         self._end()
 
+    def _limit_memory(self) -> None:
+        set_limit(self._settings.max_memory)
+
     def _repository_changed(self) -> None:
         tune_process()  # a new pipeline may have imported OpenCV
         self._switch_interval.choose(self._repository.served)
-        set_limit(self._settings.max_memory)  # models take memory
+        self._limit_memory()  # models take memory
         if self._repository.state == "ready" and (self._freezing is None or self._freezing.done()):
             self._freezing = asyncio.create_task(self._freeze_when_quiet())
 
@@ -349,6 +358,10 @@ class Server(uvicorn.Server):
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
+        await self._finish_requests()
+        self._end()
+
+    async def _finish_requests(self) -> None:
         ends = time.monotonic() + self._settings.drain_timeout
         in_flight = sum(pipeline.in_flight for pipeline in self._repository.served)
         logger.info(
@@ -366,7 +379,6 @@ class Server(uvicorn.Server):
         await self._stop_grpc(max(1.0, ends - time.monotonic()))
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
-        self._end()
 
 
 def base_url(address: Any, settings: Settings) -> str:

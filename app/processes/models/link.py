@@ -1,0 +1,302 @@
+"""`ModelLink`: the model process's end of the link to one front process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from penstock.backends.errors import MemoryFull, PenstockError
+
+from ...server.head import HeadParser, RequestHead
+from ..arena import Arena, Mapping
+from ..messages import (
+    ANSWER,
+    ASK,
+    BODY,
+    CANCEL,
+    FAIL,
+    FREE,
+    GO,
+    HELLO,
+    PASSED,
+    QUERY,
+    REPLY,
+    REQUEST,
+    RESEND,
+    TABLE,
+    TUNNEL,
+    Body,
+    Client,
+    Log,
+)
+from ..packets import Packets
+from .calls import Crossed, Extent
+from .outgoing import Outgoing, Piece
+from .shared import Shared
+
+logger = logging.getLogger("penstock.processes")
+
+FREED_AT_ONCE = 1024
+"""So many offsets go into one message."""
+
+
+class ModelLink:
+    """The link to front `number`. It owns `end`, its socket.
+
+    `on_linked` is called once the front's HELLO has come, `on_ended` at the end.
+    """
+
+    __slots__ = (
+        "_freed",
+        "_heads",
+        "_loop",
+        "_mapping",
+        "_on_ended",
+        "_on_linked",
+        "_outgoing",
+        "_packets",
+        "_parser",
+        "_queries",
+        "_sends_freed",
+        "_shared",
+        "calls",
+        "logs",
+        "number",
+    )
+
+    def __init__(
+        self,
+        shared: Shared,
+        number: int,
+        end: socket.socket,
+        on_linked: Callable[[ModelLink], None],
+        on_ended: Callable[[ModelLink], None],
+    ) -> None:
+        self.number = number
+        self.calls: dict[int, Crossed] = {}
+        self.logs = shared.logs
+        self._shared = shared
+        self._on_linked = on_linked
+        self._on_ended = on_ended
+        self._heads = shared.connections.heads
+        self._parser = HeadParser()
+        self._loop = asyncio.get_running_loop()
+        self._packets = Packets(end, self._on_message, self._on_gone)
+        self._outgoing = Outgoing(self._packets, Arena(shared.arena_bytes), self._refuse)
+        self._mapping: Mapping | None = None  # of the front's arena, once its HELLO has come
+        self._queries: dict[int, asyncio.Future[bytes | None]] = {}
+        self._freed: deque[int] = deque()  # extents of the front that it has not been told of
+        self._sends_freed = False  # `_send_freed` will be called
+        self._packets.start()
+
+    def __repr__(self) -> str:
+        return f"<ModelLink to front {self.number}, {len(self.calls)} requests, {self._outgoing!r}>"
+
+    @property
+    def is_open(self) -> bool:
+        """True once the front's HELLO has come, until it goes."""
+        return self._mapping is not None
+
+    # To the front. `calls`, `logs` and the methods without a docstring are those of `Link`.
+
+    def answer(self, call: Crossed, status: int, head: bytes, body: bytes, log: Log) -> None:
+        call.memory.close()
+        self._packets.send((ANSWER, call.number, status, head, body, call.keep_alive, log))
+
+    def answer_in_pieces(
+        self, call: Crossed, status: int, head: bytes, body: Sequence[Piece], log: Log
+    ) -> None:
+        before = ANSWER, call.number, status, head
+        self._outgoing.send(before, body, (call.keep_alive, log), call)
+
+    def send_table(self, table: bytes) -> None:
+        self._outgoing.send((TABLE,), (table,))
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        self._packets.send(message)
+
+    def query(self, payload: bytes) -> asyncio.Future[bytes | None]:
+        """Ask the front process about itself. None: it has gone."""
+        answered: asyncio.Future[bytes | None] = self._loop.create_future()
+        number = next(self._shared.queries)
+        self._queries[number] = answered
+        answered.add_done_callback(lambda _: self._queries.pop(number, None))
+        self._outgoing.send((QUERY, number), (payload,))
+        return answered
+
+    def close(self) -> None:
+        """Send what is on its way, and end the link."""
+        self._packets.flush()
+        self._packets.close()
+        self._end()
+
+    # Extents of the front.
+
+    def view(self, offset: int, size: int) -> memoryview:
+        assert self._mapping is not None
+        return self._mapping.view(offset, size)
+
+    def let_go(self, offset: int) -> None:
+        self._freed.append(offset)
+        if not self._sends_freed:
+            self._sends_freed = True
+            self._loop.call_soon(self._send_freed)
+
+    def let_go_later(self, offset: int) -> None:
+        self._freed.append(offset)
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._send_freed)
+
+    def _send_freed(self) -> None:
+        self._sends_freed = False
+        freed = self._freed
+        while freed:
+            offsets = [freed.popleft() for _ in range(min(len(freed), FREED_AT_ONCE))]
+            self._packets.send((FREE, offsets))
+
+    # From the front.
+
+    def _on_message(self, message: tuple[Any, ...], descriptors: Sequence[int]) -> None:
+        kind = message[0]
+        if kind == REQUEST:
+            _, number, text, body, client, first_byte, keep_alive = message
+            call = self._begin(number, text, client, keep_alive, first_byte)
+            if call is None:
+                self._resend(number, body)
+            elif type(body) is bytes and not first_byte:  # the usual case
+                call.start(body)
+            else:
+                call.start()
+                call.take_body(self._read(body))
+        elif kind == FREE:
+            self._outgoing.free(message[1])
+        elif kind == CANCEL:
+            if (left := self.calls.get(message[1])) is not None:
+                left.abandon()
+        elif kind == ASK:
+            self._ask(*message[1:])
+        elif kind == BODY:
+            _, number, body = message
+            if (begun := self.calls.get(number)) is not None:
+                begun.take_body(self._read(body))
+            else:
+                self._drop(body)
+        elif kind == PASSED:
+            self._pass(message)
+        elif kind == FAIL:
+            self._fail(*message[1:])
+        elif kind == TUNNEL:
+            self._shared.tunnels.add(self._packets.send, message, descriptors)
+        elif kind == REPLY:
+            self._reply(*message[1:])
+        elif kind == HELLO:
+            self._mapping = Mapping(descriptors[0])
+            self._packets.send((HELLO,), [self._outgoing.arena.descriptor])
+            self._on_linked(self)
+        else:
+            logger.error("front %d has sent a message of an unknown kind: %r", self.number, kind)
+
+    def _begin(
+        self, number: int, text: bytes, client: Client, keep_alive: bool, first_byte: float
+    ) -> Crossed | None:
+        """Make the call of a request. None if it has to take a tunnel."""
+        head = self._heads.get(text) or self._parse(text)
+        shared = self._shared
+        routes = shared.routes
+        if head is None or routes is None:
+            return None
+        call = routes.call_of(head, None if client is None else client[0])
+        if call is None:
+            return None
+        assert isinstance(call, Crossed)
+        call.cross(self, number, shared.default_head(), keep_alive, first_byte)
+        self.calls[number] = call
+        return call
+
+    def _parse(self, text: bytes) -> RequestHead | None:
+        """Parse a head. None if it is malformed: the connection of a tunnel says so."""
+        parser = self._parser
+        try:
+            head = parser.parse(text, self._shared.connections.settings.max_fields)
+        except PenstockError:
+            parser.drop()
+            return None
+        if parser.awaits_body or not head.keep_alive:
+            parser.drop()
+        self._heads.add(text, head)
+        return head
+
+    def _read(self, body: Body) -> bytes | Extent:
+        return body if isinstance(body, bytes) else Extent(self, *body)
+
+    def _drop(self, body: Body) -> None:
+        if not isinstance(body, bytes):
+            self.let_go(body[0])
+
+    def _resend(self, number: int, *bodies: Body) -> None:
+        for body in bodies:
+            self._drop(body)
+        self._packets.send((RESEND, number))
+
+    def _ask(
+        self, number: int, text: bytes, client: Client, first_byte: float, keep_alive: bool
+    ) -> None:
+        call = self._begin(number, text, client, keep_alive, first_byte)
+        if call is None:
+            self._resend(number)
+            return
+        call.start()
+        if call.wire is not None:  # it was not refused
+            self._packets.send((GO, number))
+
+    def _pass(self, message: tuple[Any, ...]) -> None:
+        _, number, _text, passed, arrays, *_ = message
+        self._resend(number, passed, *arrays)
+
+    def _fail(
+        self, number: int, text: bytes, client: Client, first_byte: float, error: bytes
+    ) -> None:
+        call = self.calls.get(number)
+        if call is None:
+            call = self._begin(number, text, client, False, first_byte)
+            if call is None:
+                self._resend(number)
+                return
+            call.start()
+        if call.wire is not None:  # it was not refused before
+            call.fail_body(pickle.loads(error))
+
+    def _reply(self, number: int, payload: Body) -> None:
+        content = payload if isinstance(payload, bytes) else Extent(self, *payload).copied()
+        answered = self._queries.pop(number, None)
+        if answered is not None and not answered.done():
+            answered.set_result(content)
+
+    def _refuse(self, call: Crossed | None) -> None:
+        if call is not None:
+            call.refuse(MemoryFull("the answer finds no room in memory (max_memory)"))
+        else:
+            logger.error("a message to front %d finds no room in memory", self.number)
+
+    def _on_gone(self) -> None:
+        self._packets.close()
+        self._end()
+
+    def _end(self) -> None:
+        """End the requests of the front, and let go of the memory between both processes."""
+        mapping, self._mapping = self._mapping, None
+        for call in tuple(self.calls.values()):
+            call.abandon()
+        for answered in tuple(self._queries.values()):
+            if not answered.done():
+                answered.set_result(None)
+        self._outgoing.close()
+        if mapping is not None:
+            mapping.close()
+        self._on_ended(self)

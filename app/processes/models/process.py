@@ -1,0 +1,188 @@
+"""`serve_models`: the model process, from its start to its end.
+
+It is the server of one process, but for where connections and orders come from: from the links to
+the fronts, and from the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import uvicorn
+
+from penstock.backends.errors import ConfigError
+from penstock.backends.memory import budget, set_limit
+from penstock.pipelines.repository import Repository
+
+from ...factory import make_app
+from ...grpc.errors import GrpcError
+from ...grpc.start import grpc_server
+from ...server.connections import Connections
+from ...server.logs import Log
+from ...server.metrics import ConnectionCollector
+from ...server.serve import Server, server_config
+from ...settings import Settings
+from ..control import Control
+from ..packets import Packets
+from .links import FrontLinks
+
+logger = logging.getLogger("penstock.serve")
+
+
+def serve_models(
+    repository: Repository, settings: Settings, control: socket.socket, log: Log
+) -> int:
+    """Serve as the parent at the other end of `control` says. Return the exit code."""
+    for configuration in repository.all_configs:
+        for warning in configuration.warnings:
+            logger.warning("%s", warning, extra={"pipeline": configuration.name})
+    connections = Connections(settings)
+    try:
+        app = make_app(repository, settings=settings)
+    except ConfigError as error:  # what the settings ask for is not installed
+        logger.error("%s", error)
+        return 1
+    for collector in (log, ConnectionCollector(connections)):
+        app.state.metrics.registry.register(collector)
+    server = ModelServer(
+        server_config(app, settings, connections), repository, settings, connections, control
+    )
+    server.make_grpc = partial(
+        grpc_server,
+        app.state.protocol,
+        repository,
+        settings,
+        app.state.metrics.registry,
+        connections.max_connections,
+    )
+    try:
+        server.run([])
+    finally:
+        if app.state.tracing is not None:
+            app.state.tracing.close()
+    log.limit.tell()
+    return server.exit_code
+
+
+class ModelServer(Server):
+    """The server of the model process. It listens nowhere."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        repository: Repository,
+        settings: Settings,
+        connections: Connections,
+        control: socket.socket,
+    ) -> None:
+        super().__init__(config, repository, settings, connections)
+        self._end_of_control = control
+        self._control: Packets
+        self._links: FrontLinks
+        self._addressed: asyncio.Future[None]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the parent."""
+        yield
+
+    def _handle_signals(self) -> None:
+        """Leave them to the parent, as above."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._limit_memory()
+        self._addressed = self._loop.create_future()
+        self._loading = asyncio.create_task(self._load())
+        await uvicorn.Server.startup(self, [])
+        self._connections.watch(self._loop)
+        self._links = FrontLinks(self.config, self.server_state, self._connections)
+        self._control = Packets(self._end_of_control, self._obey, self._parent_gone)
+        self._control.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._links.close()
+        self._control.flush()
+        self._control.close()
+
+    async def _load(self) -> None:
+        await self._addressed
+        await super()._load()
+        if self.exit_code:
+            self._control.send((Control.FAILED, "a pipeline can't be loaded"))
+        elif self._repository.state == "ready":
+            self._links.send_table()
+            self._control.send((Control.READY,))
+
+    def _repository_changed(self) -> None:
+        super()._repository_changed()
+        self._links.send_table()
+
+    def _limit_memory(self) -> None:
+        set_limit(self._settings.max_memory)
+        budget.limit //= 2  # the fronts have the other half
+
+    # From the parent.
+
+    def _obey(self, message: tuple[Any, ...], descriptors: Sequence[int]) -> None:
+        kind = message[0]
+        if kind == Control.ADDRESS:
+            self._address = message[1]
+            self._addressed.set_result(None)
+        elif kind == Control.LINK:
+            self._links.add(message[1], descriptors[0])
+        elif kind == Control.GRPC:
+            self._start_task(self._serve_grpc([socket.socket(fileno=one) for one in descriptors]))
+        elif kind == Control.RETIRE:
+            self._start_task(self._stop_grpc(message[1]))
+        elif kind == Control.DRAIN:
+            self._start_task(self._drain())
+        elif kind == Control.END:
+            self._start_task(self._end_within(message[1]))
+        elif kind == Control.REPORT:
+            self._report()
+
+    def _parent_gone(self) -> None:
+        logger.error("the parent process has ended: the server ends too")
+        self._start_task(self._end_within(self._settings.drain_timeout))
+
+    def _start_task(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve_grpc(self, listeners: list[socket.socket]) -> None:
+        try:
+            grpc = self.make_grpc()
+            if grpc is not None:
+                await grpc.start(listeners[0])
+                self._grpc = grpc
+        except GrpcError as error:
+            self._control.send((Control.FAILED, str(error)))
+            self.exit_code = 1
+            self._end()
+
+    async def _drain(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            await self._finish_requests()
+        self._control.send((Control.DRAINED,))
+
+    async def _end_within(self, seconds: float) -> None:
+        if not self._stopping:
+            self._stopping = True
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._finish_requests()
+            except TimeoutError:
+                pass
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(seconds))
+        self._end()
