@@ -8,7 +8,7 @@ the handlers too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from penstock.backends.errors import InvalidRequest
@@ -45,6 +45,10 @@ class LogSettings(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._names: tuple[str, ...] = (ROOT,)
+        self.on_change: Callable[[Mapping[str, Any]], None] = lambda values: None
+        """Called with all settings after each `update`."""
+        self.changed = False
+        """Settings were put in force since the start."""
         self._off: frozenset[str] = frozenset()
         self._verbose = 1
         self._format = FORMATS[0]
@@ -55,6 +59,7 @@ class LogSettings(logging.Filter):
         `names`: the loggers that these settings rule, each with those below it.
         """
         self._names = tuple(names)
+        self.changed = False
         self._off = frozenset()
         self._verbose = 1
         self._format = FORMATS[0]
@@ -90,6 +95,12 @@ class LogSettings(logging.Filter):
         text = ", ".join(f"{name} = {value}" for name, value in sorted(given.items()))
         logger.info("a client changes the log settings: %s", text)
         wanted = {**self.read(), **given}
+        self.take(wanted)
+        self.on_change(wanted)
+
+    def take(self, wanted: Mapping[str, Any]) -> None:
+        """Put all settings in force, which `read` returned in this process or another one."""
+        self.changed = True
         self._off = frozenset(name for name in SWITCHES if not wanted[name])
         self._verbose = wanted["log_verbose_level"]
         if not self._verbose:

@@ -7,7 +7,7 @@ its series along: the counters of its successor start at 0, which Prometheus tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from penstock.pipelines.cache.responses import ResponseCache
 from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import Histogram
+from penstock.pipelines.other_processes import OtherProcesses
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
@@ -62,13 +63,14 @@ class PipelineCollector(Collector):
         ready = GaugeMetricFamily("penstock_ready", "1 if the server is ready for requests.")
         ready.add_metric((), float(not self._repository.why_not_ready(self._ready_when)))
         yield ready
-        yield from _memory_metrics()
+        yield from memory_metrics()
+        others = self._repository.others
         for family in (
-            *_pipeline_metrics(pipelines),
+            *_pipeline_metrics(pipelines, others),
             *_sequence_metrics(pipelines),
             *_cache_metrics(pipelines, self._repository.responses),
             *_node_histograms(pipelines),
-            *_node_metrics(pipelines),
+            *_node_metrics(pipelines, others),
         ):
             for sample in family.samples:
                 for label in ("version", "level"):  # shown where there are several
@@ -77,7 +79,8 @@ class PipelineCollector(Collector):
             yield family
 
 
-def _memory_metrics() -> Iterator[Metric]:
+def memory_metrics() -> Iterator[Metric]:
+    """Return what the requests of this process hold in memory, and what was refused for that."""
     used = GaugeMetricFamily(
         "penstock_memory_bytes", "Memory that requests hold: bodies, tensors, pixels, answers."
     )
@@ -94,7 +97,9 @@ def _memory_metrics() -> Iterator[Metric]:
     return iter((used, limit, refused))
 
 
-def _pipeline_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
+def _pipeline_metrics(
+    pipelines: list[tuple[tuple[str, str], Pipeline]], others: OtherProcesses
+) -> Iterator[Metric]:
     ready = GaugeMetricFamily(
         "penstock_pipeline_ready", "1 if the pipeline is ready.", labels=PIPELINE_LABELS
     )
@@ -115,7 +120,7 @@ def _pipeline_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iter
     )
     for name, pipeline in pipelines:
         ready.add_metric(name, float(not pipeline.not_ready))
-        in_flight.add_metric(name, pipeline.in_flight)
+        in_flight.add_metric(name, pipeline.in_flight + others.in_flight(pipeline))
         pressure.add_metric(name, float(pipeline.pressure))
         for (reason, level), count in pipeline.refused_by_level.items():
             refused.add_metric([*name, reason, str(level or "")], count)
@@ -220,7 +225,9 @@ def _node_histograms(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Itera
     return iter((queue, run, size))
 
 
-def _node_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
+def _node_metrics(
+    pipelines: list[tuple[tuple[str, str], Pipeline]], others: OtherProcesses
+) -> Iterator[Metric]:
     items = CounterMetricFamily(
         "penstock_items", "Items by how they left a node.", labels=[*NODE_LABELS, "outcome"]
     )
@@ -248,12 +255,13 @@ def _node_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator
                 items.add_metric([*name, node_or_composite.name, outcome], count)
         for node in pipeline.nodes:
             labels = [*name, node.name]
-            scheduler = node.scheduler
+            scheduler, there = node.scheduler, others.gauges(pipeline, node.name)
             restarts.add_metric(labels, node.statistics.restarts)
-            depth.add_metric(labels, scheduler.queued)
-            ahead.add_metric(labels, node.outflow.bytes)
-            busy.add_metric(labels, len(scheduler.running))
-            executors.add_metric(labels, len(scheduler.running) + len(scheduler.idle))
+            depth.add_metric(labels, scheduler.queued + there.queued)
+            ahead.add_metric(labels, node.outflow.bytes + there.ahead_bytes)
+            busy.add_metric(labels, len(scheduler.running) + there.busy)
+            up = len(scheduler.running) + len(scheduler.idle)
+            executors.add_metric(labels, up + there.executors)
     return iter((items, restarts, depth, ahead, busy, executors))
 
 
@@ -281,6 +289,16 @@ class TraceCollector(Collector):
         return iter((written, dropped))
 
 
+class _Collected(Collector):
+    """Metrics that have been collected."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
 class Metrics:
     """The metrics of one app. Users may register their own collectors with `registry`."""
 
@@ -298,6 +316,14 @@ class Metrics:
         self.registry.register(TritonCollector(repository))
         self.registry.register(ModelMetricsCollector())
         ProcessCollector(registry=self.registry)
+        self._repository = repository
+        self.merge: Callable[[Iterable[Metric]], Iterable[Metric]] = lambda families: families
+        """Adds what the other processes of the server have counted."""
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Do what `render` does, after asking the other processes of the server."""
+        await self._repository.others.refresh()
+        return self.render(accept)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its media type.
@@ -306,7 +332,7 @@ class Metrics:
         text.
         """
         encode, media_type = choose_encoder(accept)
-        content = encode(self.registry)
+        content = encode(_Collected(self.merge(self.registry.collect())))
         if media_type.startswith("text/plain"):
             content = with_counters(content)
         return content, media_type

@@ -140,13 +140,13 @@ def routes(
     @router.get("/metrics/", dependencies=[group("statistics")])
     @router.get("/metrics", dependencies=[group("statistics")])
     async def scrape(request: Request) -> Response:
-        content, media_type = metrics.render(request.headers.get("accept", ""))
+        content, media_type = await metrics.scrape(request.headers.get("accept", ""))
         return Response(content, headers={"content-type": media_type})
 
     @router.api_route("/status/", methods=["GET", "HEAD"], dependencies=[group("statistics")])
     @router.api_route("/status", methods=["GET", "HEAD"], dependencies=[group("statistics")])
     async def show_status(request: Request) -> Response:
-        return status.answer(request.scope)
+        return await status.answer(request.scope)
 
     @router.get("/requests/", dependencies=[group("trace")])
     @router.get("/requests", dependencies=[group("trace")])

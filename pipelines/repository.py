@@ -41,6 +41,7 @@ from .directory import (
     read_source,
     taken,
 )
+from .other_processes import OtherProcesses
 from .pipeline import Pipeline
 
 logger = logging.getLogger("penstock.repository")
@@ -97,6 +98,8 @@ class Repository:
         """Loads a model with another configuration, and other files, for a backend."""
         self.on_close: set[Callable[[], None]] = set()
         """Each is called when `close` begins."""
+        self.others = OtherProcesses()
+        """The other processes of the server, which may run nodes too."""
         # All that follows is by name and then version, in order, or by both.
         self._configs: dict[str, dict[str, PipelineConfig]] = {}
         self._served: dict[str, dict[str, Pipeline]] = {}
@@ -247,6 +250,8 @@ class Repository:
             return "; ".join(reasons) or "loading"
         if self.state != "ready":
             return f"the server is {self.state}"
+        if self.others.not_ready:
+            return self.others.not_ready
         pipelines = self.served
         reasons = [reason for pipeline in pipelines if (reason := pipeline.not_ready)]
         return "" if when == "any" and len(reasons) < len(pipelines) else "; ".join(reasons)

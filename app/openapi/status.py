@@ -31,7 +31,20 @@ STATUS_SCHEMAS: dict[str, Schema] = {
         interval_s=NUMBER,
         memory=reference("MemoryStatus"),
         cache=reference("CachesStatus"),
+        processes=array_of(reference("ProcessStatus")),
         pipelines=array_of(reference("PipelineStatus")),
+    ),
+    "ProcessStatus": _all_of(
+        "A process of a server that has several. `cpu` is the number of processors that it used "
+        "since the last event.",
+        name={"type": "string", "description": "parent, models, front 1, front 2, …"},
+        pid=UNSIGNED,
+        state={"type": "string", "enum": ["up", "starting", "not answering"]},
+        connections={"type": ["integer", "null"]},
+        cpu_s=UNKNOWN_OR_NUMBER,
+        cpu=UNKNOWN_OR_NUMBER,
+        rss_bytes={"type": ["integer", "null"]},
+        restarts=UNSIGNED,
     ),
     "MemoryStatus": _all_of(used_bytes=UNSIGNED, limit_bytes=UNSIGNED, refused=UNSIGNED),
     "CachesStatus": _all_of(

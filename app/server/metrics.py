@@ -11,10 +11,12 @@ from .connections import Connections
 
 
 class ConnectionCollector(Collector):
-    """Collects from the connections of one server."""
+    """Collects from the connections of one process."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, *, tunnels: bool = False) -> None:
+        """`tunnels`: other processes count the open ones, whose bytes they pass on."""
         self._connections = connections
+        self._tunnels = tunnels
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: registering must not collect."""
@@ -22,7 +24,7 @@ class ConnectionCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         open_now = GaugeMetricFamily("penstock_connections", "Connections that are open.")
-        open_now.add_metric((), len(self._connections.open))
+        open_now.add_metric((), 0 if self._tunnels else len(self._connections.open))
         yield open_now
         closed = CounterMetricFamily(
             "penstock_connections_closed",

@@ -30,8 +30,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from penstock.backends.errors import ConfigError, PenstockError
+from penstock.backends.malloc import keep_memory
 from penstock.backends.memory import set_limit
-from penstock.backends.process.allocator import keep_memory
 from penstock.pipelines.repository import Repository
 
 from ..factory import make_app

@@ -24,11 +24,13 @@ class Status:
     """Answers `/status` for one app."""
 
     def __init__(self, repository: Repository, settings: Settings, history: History | None) -> None:
+        self._repository = repository
         self._snapshots = Snapshots(repository, settings, history)
         self.sampler = Sampler(repository, self._snapshots, settings.max_watchers)
 
-    def answer(self, scope: Scope) -> Response:
+    async def answer(self, scope: Scope) -> Response:
         """Return the answer to a GET or HEAD."""
+        await self._repository.others.refresh()
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
         if scope["method"] == "GET" and wants_events(accept):
             return StatusEvents(self.sampler)

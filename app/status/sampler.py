@@ -72,6 +72,7 @@ class Sampler:
         self._totals: Totals | None = None
         self._event = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         # Empty: the timer inherits no request's variables.
         self._context = contextvars.Context()
@@ -134,6 +135,13 @@ class Sampler:
         if _server_ends():
             self.end()
             return
+        self._asking = loop.create_task(self._ask(loop), context=self._context)
+
+    async def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Offer the watchers a snapshot, after asking the other processes of the server."""
+        await self._repository.others.refresh()
+        if loop is not self._loop or self._timer is None:
+            return  # all have left meanwhile
         try:
             self._sample(loop)
         except Exception:

@@ -14,9 +14,6 @@ import penstock
 from penstock.backends.memory import budget
 from penstock.backends.text import encodable
 from penstock.pipelines.cache.responses import ResponseCache
-from penstock.pipelines.composites.composite import CompositeNode
-from penstock.pipelines.node.executor import Executor
-from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import RequestStatistics
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
@@ -25,6 +22,7 @@ from penstock.pipelines.runs.pace import Pace
 from ..history.ring import History
 from ..settings import Settings
 from .description import describe
+from .nodes import node_activity, rate
 from .totals import NodeTotals, PipelineTotals, Totals, nodes_of, totals_of
 
 Mood = Literal["idle", "calm", "busy", "refusing", "loading", "down"]
@@ -75,6 +73,7 @@ class Snapshots:
         are those of the whole life.
         """
         repository = self._repository
+        others = repository.others
         reason = repository.why_not_ready(self._ready_when)
         served = {(one.name, one.config.version): one for one in repository.served}
         loading = repository.loading
@@ -105,9 +104,14 @@ class Snapshots:
                     shown |= _nothing()
                 else:
                     before = None if since is None else since.pipelines.get(pipeline)
-                    totals[pipeline] = now = totals_of(pipeline)
+                    totals[pipeline] = now = totals_of(pipeline, others)
                     shown |= _activity(pipeline, state, now, before or PipelineTotals(), seconds)
                 pipelines.append(shown)
+        processes = others.described()
+        for process in processes:
+            cpu = process["cpu_s"]
+            ran = None if since is None else since.processes.get(process["pid"])
+            process["cpu"] = None if ran is None or cpu is None else rate(cpu - ran, seconds)
         snapshot = {
             "time_s": round(time.time(), 3),
             "uptime_s": round(monotonic - self._began, 3),
@@ -123,9 +127,11 @@ class Snapshots:
                 "refused": sum(budget.refused.copy().values()),
             },
             "cache": _responses(repository.responses),
+            "processes": processes,
             "pipelines": pipelines,
         }
-        return snapshot, Totals(at, monotonic, totals)
+        ran_until_now = {one["pid"]: one["cpu_s"] for one in processes if one["cpu_s"] is not None}
+        return snapshot, Totals(at, monotonic, totals, ran_until_now)
 
     def _description(self, name: str, version: str) -> dict[str, Any]:
         """Return what does not change of a version; little if its file was never read."""
@@ -204,18 +210,18 @@ def _activity(
     doors = (pipeline, *pipeline.exposed)
     return {
         "mood": _mood(pipeline, state, now, before, seconds),
-        "in_flight": pipeline.in_flight,
+        "in_flight": now.in_flight,
         "max_requests": pipeline.config.max_requests,
         "succeeded": now.succeeded,
         "failed": _sums([door.statistics.failures for door in doors]),
         "refused": _sums([door.refused for door in doors]),
         "cache": _cache(doors),
-        "succeeded_per_s": _rate(now.succeeded - before.succeeded, seconds),
-        "failed_per_s": _rate(now.failed - before.failed, seconds),
-        "refused_per_s": _rate(now.refused - before.refused, seconds),
+        "succeeded_per_s": rate(now.succeeded - before.succeeded, seconds),
+        "failed_per_s": rate(now.failed - before.failed, seconds),
+        "refused_per_s": rate(now.refused - before.refused, seconds),
         "sequences": _sequences(pipeline),
         "nodes": [
-            _node(
+            node_activity(
                 node,
                 pipeline,
                 now.nodes[node.name],
@@ -268,72 +274,19 @@ def _mood(
     if pipeline.pressure or (seconds and now.refused > before.refused):
         return "refusing"
     if any(
-        node.scheduler.queued > node.scheduler.max
+        now.nodes[node.name].queued > node.scheduler.max
         or _was_busy(now.nodes[node.name], before.nodes.get(node.name, NodeTotals()), seconds)
         for node in pipeline.nodes
     ):
         return "busy"
     ended = seconds and (now.succeeded, now.failed) != (before.succeeded, before.failed)
-    return "calm" if pipeline.in_flight or ended else "idle"
+    return "calm" if now.in_flight or ended else "idle"
 
 
 def _was_busy(now: NodeTotals, before: NodeTotals, seconds: float) -> bool:
     """Return whether no executor of a node was idle in the last `seconds` (0: unknown)."""
     share = BUSY_SHARE * seconds * now.executors
     return 0 < share <= now.busy_seconds - before.busy_seconds
-
-
-def _node(
-    node: Node | CompositeNode,
-    pipeline: Pipeline,
-    now: NodeTotals,
-    before: NodeTotals,
-    seconds: float,
-) -> dict[str, Any]:
-    items, batches = now.items - before.items, now.batches - before.batches
-    return {
-        "name": node.name,
-        "queued": node.scheduler.queued if isinstance(node, Node) else 0,
-        "items": now.items,
-        "batches": now.batches,
-        "items_per_s": _rate(items, seconds),
-        "batches_per_s": _rate(batches, seconds),
-        "batch_size": _mean(now.rows - before.rows, batches),
-        "queue_ms": _mean(
-            1000 * (now.queue_seconds - before.queue_seconds), now.waits - before.waits
-        ),
-        "run_ms": _mean(1000 * (now.run_seconds - before.run_seconds), batches),
-        "executors": _executors(node, pipeline) if isinstance(node, Node) else [],
-    }
-
-
-def _executors(node: Node, pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Describe each instance of a node, in order, also one whose thread has ended."""
-    now = time.monotonic()
-    absent = "loading" if pipeline.state == "loading" else "restarting"
-    threads: dict[str, Executor] = {}
-    for executor in node.executors:  # a thread that ends may have its successor already
-        if executor.loaded or executor.name not in threads:
-            threads[executor.name] = executor
-    shown = []
-    for number in range(sum(group.instances for group in node.config.instance_groups)):
-        name = f"{pipeline.name}/{node.name}#{number}"
-        thread = threads.get(name)
-        state, ms, device = absent, None, ""
-        if thread is not None and thread.loaded:
-            device = next(
-                (key for key, group in node.devices.items() if group is thread.device_group), ""
-            )
-            batch = node.scheduler.running.get(thread)
-            if batch is not None:
-                state = "stuck" if batch.stuck or batch.hung else "running"
-                ms = round(1000 * max(0.0, now - batch.started), 3)
-            if not thread.ready:
-                state, ms = "restarting", None
-            elif batch is None:
-                state = "idle"
-        shown.append({"name": name, "state": state, "ms": ms, "device": device})
-    return shown
 
 
 def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
@@ -350,14 +303,6 @@ def _latency(seconds: list[float]) -> dict[str, float | int | None]:
         for name, share in PERCENTILES.items()
     }
     return {**shown, "requests": count}
-
-
-def _rate(count: int, seconds: float) -> float | None:
-    return round(count / seconds, 2) if seconds > 0 else None
-
-
-def _mean(total: float, count: int) -> float | None:
-    return round(total / count, 3) if count else None
 
 
 def _cut(text: str) -> str:

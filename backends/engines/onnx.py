@@ -19,7 +19,8 @@ from .onnx_model import OnnxModel, moved
 from .onnx_params import OnnxParams
 from .onnx_ports import OnnxTensorInfo, shape_of
 from .onnx_reading import BatchMember, read
-from .onnx_session import config_error, open_session
+from .onnx_session import config_error
+from .onnx_shared import session_of
 from .postprocess import PostProcessing
 from .probe_rows import Row, first_rows, guesses, row_at
 from .processors import threads_per_instance
@@ -183,7 +184,7 @@ class OnnxTensor(Backend):
                 extra=extra,
             )
         threads = params.threads or threads_per_instance(context.instances)
-        return open_session(context.resolve_input(params.model), params, context, threads)
+        return session_of(context.resolve_input(params.model), params, context, threads)
 
     def run_options(self, params: OnnxParams) -> Any:
         """Return the options of each run; None for the library's own."""

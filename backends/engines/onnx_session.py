@@ -65,9 +65,11 @@ def open_session(
                 "session.model_external_initializers_file_folder_path", str(path.parent)
             )
         # Without the fallback, which prints to standard output and then runs on the CPU.
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             source, options, providers=list(providers), enable_fallback=0
         )
+        session._model_bytes = None  # it would keep the source for other providers
+        return session
     except Exception as error:  # exceptions of ONNX Runtime and protobuf share no other base class
         raise BackendError(f"OnnxTensor: the model {path} can't be loaded: {error}") from error
 
@@ -88,7 +90,7 @@ def read_source(
         context.files.check(weights)  # weights in a file beside the model, by its usual name
     if not path.is_file():
         raise BackendError(f"OnnxTensor: the model {path} {why_no_file(path)}")
-    plain = _decrypted(path)
+    plain = decrypted(path)
     nhwc = getattr(params, "data_format", "nchw") == "nhwc"  # only ModelTensor has this key
     if edit is None and not nhwc and params.mean is None and params.std is None:
         return str(path) if plain is None else plain
@@ -163,7 +165,7 @@ def _set_options(options: Any, params: OnnxParams) -> None:
     options.enable_mem_pattern = params.enable_mem_pattern
 
 
-def _decrypted(path: Path) -> bytes | None:
+def decrypted(path: Path) -> bytes | None:
     """Return the content of an `.encrypted` file.
 
     None for a plain one, which ONNX Runtime reads itself.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,3 +32,15 @@ def shared(key: Hashable, load: Callable[[], Any]) -> Any:
         if model is None:
             model = _models[key] = load()
         return model
+
+
+def version_of(path: Path) -> tuple[str, ...]:
+    """Return a key of a file, which differs from that of other files and of itself before a
+    change.
+    """
+    try:
+        stat = path.stat()
+    except OSError:  # its reader says so
+        return (str(path),)
+    numbers = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return (str(path.resolve()), *map(str, numbers))

@@ -24,12 +24,12 @@ from dataclasses import replace
 from ..base import Backend
 from ..item import Item
 from ..log_writer import QueuedHandler
+from ..malloc import keep_memory
 from ..memory import NO_LIMIT, budget
 from ..sequences.sequence import EndedSequences
 from ..sequences.stateful import with_sequences
 from ..server import Server
 from ..text import escape, marked
-from .allocator import keep_memory
 from .channel import Channel, PeerGoneError
 from .connection import connector
 from .failure import Failure

@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from penstock.backends.process.allocator import keep_memory
+from penstock.backends.malloc import keep_memory
 
 BODY = b'{"result":1024}'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]

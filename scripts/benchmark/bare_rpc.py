@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import uvloop
 
-from penstock.backends.process.allocator import keep_memory
+from penstock.backends.malloc import keep_memory
 
 
 async def echo(message: bytes, context: Any) -> bytes:

@@ -33,7 +33,7 @@ from servers import penstock
 from penstock.app.bench.images import synthetic_jpegs
 from penstock.app.bench.measure import Load, bench_url
 from penstock.backends.base import Backend, Context
-from penstock.backends.process.allocator import keep_memory
+from penstock.backends.malloc import keep_memory
 from penstock.pipelines.config.load import load
 
 HERE = Path(__file__).resolve().parent

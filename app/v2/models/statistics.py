@@ -39,6 +39,7 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
     """
 
     async def all_models(call: ProtocolCall) -> Any:
+        await repository.others.refresh()
         pipelines = [
             pipeline
             for _, versions in sorted(repository.versions.items())
@@ -48,6 +49,7 @@ def statistics_routes(repository: Repository, models: Models) -> tuple[Route, ..
         return {"model_stats": [statistics_of(pipeline) for pipeline in pipelines]}
 
     async def one_model(call: ProtocolCall) -> Any:
+        await repository.others.refresh()
         model, version = (
             models.get(call.names["model"], call.names["version"]),
             call.names["version"],

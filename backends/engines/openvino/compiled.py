@@ -16,7 +16,7 @@ from ..accuracy import Accuracy, log_accuracy
 from ..encryption import is_encrypted
 from ..onnx_session import config_error
 from ..processors import cpu_quota, processors, threads_per_instance
-from ..sharing import shared
+from ..sharing import shared, version_of
 from .library import capabilities, core
 from .params import OpenvinoParams
 from .preprocessing import with_preprocessing
@@ -144,7 +144,7 @@ def compiled_model(params: OpenvinoParams, context: Context) -> CompiledModel:
     }
     key = (
         "openvino",
-        *(_version(file) for file in (path, *weights, *calibration_files(params, context))),
+        *(version_of(file) for file in (path, *weights, *calibration_files(params, context))),
         (precision, params.mean, params.std, params.data_format),
         tuple(options.items()),
     )
@@ -284,13 +284,3 @@ def _cache(params: OpenvinoParams, context: Context) -> dict[str, str]:
 def extra_of(context: Context) -> dict[str, str]:
     """Return the fields of a log line that say which node it is about."""
     return {"pipeline": context.pipeline, "node": context.node}
-
-
-def _version(path: Path) -> tuple[str, ...]:
-    """Return what tells a file from others and from itself before a change."""
-    try:
-        stat = path.stat()
-    except OSError:  # its reader says so
-        return (str(path),)
-    numbers = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return (str(path.resolve()), *map(str, numbers))

@@ -1,7 +1,4 @@
-"""Settings of the C library's allocator that keep freed memory in the process.
-
-For processes of Penstock's own only, never for a host's.
-"""
+"""Freed memory, which the C library's allocator keeps in the process or gives back."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ MMAP_ABOVE_BYTES = 32 << 20
 def keep_memory() -> None:
     """Don't give pixels back to the kernel after every image: it clears each page again.
 
+    A setting of the whole process: for processes of Penstock's own only, never for a host's.
     Decoding and resizing a photograph of 640x427 touches 169 pages: 1.57 ms instead of 2.05. Does
     nothing if the C library is not glibc.
     """
@@ -25,3 +23,14 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_ABOVE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the kernel, after work that needed much for a moment.
+
+    Opening ResNet-18 in ONNX Runtime leaves 94 MB of freed memory in the process, twice the size of
+    the model. Does nothing if the C library is not glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
