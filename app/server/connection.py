@@ -26,7 +26,6 @@ import asyncio
 import enum
 import logging
 import math
-import socket
 import sys
 from typing import Any, cast
 from urllib.parse import unquote
@@ -44,13 +43,13 @@ from ..http.errors import status_of
 from ..http.events import ENDLESS
 from ..http.upload import UploadNotes
 from .asgi import AsgiRequest
+from .calls import Call, Routes
 from .chunks import ChunkedBody, ChunksError
 from .connections import MAX_REFUSED, TICK_SECONDS, Connections
-from .direct import Direct
-from .direct_routes import DirectRoutes, without_root
+from .direct_routes import without_root
 from .head import NO_HEAD, HeadParser, RequestHead
 from .refusals import HeadTooLarge, HeadTooLate, TooManyConnections, refusal
-from .socket_queues import queued_bytes, unread_bytes
+from .socket_states import CLOSE_WAIT, TCP_CLOSE, queued_bytes, tcp_state, unread_bytes
 from .websocket import WebSocket, accept_of, asks_for_websocket, subprotocols_of
 
 UNCOUNTED_BYTES = 8192
@@ -69,7 +68,6 @@ connection stays open. Go's server reads as much.
 CHUNKS_AT_ONCE = 4096
 """So many chunks are decoded before the loop may do something else: 3 ms."""
 
-CLOSE_WAIT, TCP_CLOSE = 8, 7  # states of TCP in the first byte of TCP_INFO
 PROBE_SECONDS = 0.05
 
 
@@ -160,7 +158,7 @@ class Connection(asyncio.Protocol):
         self._address: str | None = None  # the client's
         self._server: tuple[str, int | None] | None = None
         self._buffer = b""  # received and not parsed: a part of a head, or the requests behind this
-        self._request: AsgiRequest | Direct | None = None
+        self._request: AsgiRequest | Call | None = None
         self._reading = True
         self._half_closed = False  # the client has sent all that it will send
         self._counted = 0  # bytes counted in the memory budget
@@ -278,14 +276,14 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close soon: after the answer, or after `drain_grace` if no whole request has come."""
-        self._shared.draining = True
+        self._shared.draining = self._shared.closing = True
         if self.state in (IDLE, HEAD, BODY, DISCARDING):
             self.deadline = min(self.deadline, self._loop.time() + self._settings.drain_grace)
         if self._request is not None:
             self._request.keep_alive = False
             self._drop_slow_watcher(self._request)
 
-    def _drop_slow_watcher(self, request: AsgiRequest | Direct) -> bool:
+    def _drop_slow_watcher(self, request: AsgiRequest | Call) -> bool:
         """Close the connection of a client that watches and does not read: a drain does not wait
         for it. Return whether it was closed.
         """
@@ -323,7 +321,10 @@ class Connection(asyncio.Protocol):
                 return
             shared.heads.add(text, head)
         self._head = head
-        if self._routes is not None and self._answer_directly(self._routes, head, data, end):
+        if self._routes is not None and self._answer_directly(head, text, data, end):
+            return
+        if shared.tunnels is not None:
+            shared.tunnels.take(self, head, data)
             return
         path = head.path.decode("ascii")
         if root := self._root_path:
@@ -352,7 +353,7 @@ class Connection(asyncio.Protocol):
             scope,
             self._loop,
             default_head=shared.default_head(self._server_state.default_headers),
-            keep_alive=head.keep_alive and not head.http_1_0 and not shared.draining,
+            keep_alive=head.keep_alive and not head.http_1_0 and not shared.closing,
             http_1_0=head.http_1_0,
             access=access,
         )
@@ -405,32 +406,68 @@ class Connection(asyncio.Protocol):
             access=access,
             tcp_left=lambda: self._tcp_state() in (CLOSE_WAIT, TCP_CLOSE),
         )
-        transport = self._transport
-        self.connection_lost(None)  # lets go of all that it holds
-        transport.set_protocol(socket)
+        transport = self.lend(socket)
         if not self._reading:
             transport.resume_reading()
         socket.connection_made(transport)
         if data:
             socket.data_received(data)
 
-    def _answer_directly(
-        self, routes: DirectRoutes, head: RequestHead, data: bytes, end: int
-    ) -> bool:
-        """Begin a small request of a hot route, whose head is plain.
+    # Another protocol, a WebSocket or a tunnel, may take the transport.
+
+    def lend(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Let `protocol` have the transport from now on, and return it."""
+        transport = self._transport
+        self.connection_lost(None)  # lets go of all that it holds
+        transport.set_protocol(protocol)
+        return transport
+
+    def take_back(self) -> None:
+        """Go on with the next request: whoever had the transport has answered the last one, and all
+        of its answer is sent.
+        """
+        transport = self._transport
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=UNCOUNTED_BYTES)
+        self._server_state.connections.add(cast("Any", self))
+        self._shared.add(self, self._loop)
+        self._request = None
+        self._reading = transport.is_reading()
+        self._become_idle()
+        self._set_reading()
+
+    def reroute(self, request: bytes) -> None:
+        """Send the request in hand, which has come whole, through a tunnel."""
+        tunnels, head, data = self._shared.tunnels, self._head, request + self._buffer
+        assert tunnels is not None
+        self._request = None
+        tunnels.take(self, head, data)
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """The client's address and port."""
+        return self._client
+
+    @property
+    def half_closed(self) -> bool:
+        """True once the client has sent all that it will send."""
+        return self._half_closed
+
+    def _answer_directly(self, head: RequestHead, text: bytes, data: bytes, end: int) -> bool:
+        """Begin a small request of a hot route, whose head, `text`, is plain.
 
         Returns False for anything else, and if anything is unusual: the app answers that.
         """
         if self._counted or self.writing_paused or end > UNCOUNTED_BYTES:
             return False
-        call = routes.call_of(head, self._address)
+        call = cast("Routes", self._routes).call_of(head, text, self._address)
         if call is None:
             return False
         shared = self._shared
         call.attach(
             self,
             shared.default_head(self._server_state.default_headers),
-            head.keep_alive and not shared.draining,
+            head.keep_alive and not shared.closing,
             self._access() if self._access_log else None,
         )
         self._buffer = b""
@@ -440,7 +477,7 @@ class Connection(asyncio.Protocol):
         if end_of_body > len(data):
             self._parser.drop()
             self.state = BODY
-            timeout = self._settings.drain_grace if shared.draining else call.body_timeout
+            timeout = shared.timeout(call.body_timeout)
             self.deadline = self._loop.time() + timeout
             self._remaining = head.length
             call.start()
@@ -477,7 +514,7 @@ class Connection(asyncio.Protocol):
             self._buffer = data
             if self.state is IDLE:
                 self.state = HEAD
-                timeout = settings.drain_grace if self._shared.draining else settings.head_timeout
+                timeout = self._shared.timeout(settings.head_timeout)
                 self.deadline = self._loop.time() + timeout
             try:
                 self._count()
@@ -490,7 +527,7 @@ class Connection(asyncio.Protocol):
         """Begin a body of which only `data` has come, or whose length is unknown."""
         settings = self._settings
         self.state = BODY
-        timeout = settings.drain_grace if self._shared.draining else settings.body_timeout
+        timeout = self._shared.timeout(settings.body_timeout)
         # The app has the same time-out for a body that it reads, and its error comes first.
         self.deadline = self._loop.time() + timeout + TICK_SECONDS
         self._remaining = length
@@ -608,7 +645,7 @@ class Connection(asyncio.Protocol):
             self._set_reading()
 
     def may_stay_open(self) -> bool:
-        if self._shared.draining:
+        if self._shared.closing:
             return False
         if self.state is not BODY:
             return True
@@ -680,7 +717,7 @@ class Connection(asyncio.Protocol):
     def _become_idle(self) -> None:
         shared = self._shared
         self.state = IDLE
-        timeout = self._settings.drain_grace if shared.draining else shared.idle_timeout
+        timeout = shared.timeout(shared.idle_timeout)
         self.deadline = self._loop.time() + timeout
         if self._counted:
             self._count()
@@ -722,7 +759,7 @@ class Connection(asyncio.Protocol):
         self._chunks = None
         self._parser.drop()
         settings = self._settings
-        timeout = settings.drain_grace if self._shared.draining else settings.discard_timeout
+        timeout = self._shared.timeout(settings.discard_timeout)
         self.deadline = self._loop.time() + timeout
         if self._counted:
             self._count()
@@ -763,6 +800,11 @@ class Connection(asyncio.Protocol):
                 return
         head = self._shared.default_head(self._server_state.default_headers)
         self._transport.write(refusal(error, head))
+        self._linger()
+
+    def refuse(self, answer: bytes) -> None:
+        """Send an answer, which says that the connection closes, and close."""
+        self._transport.write(answer)
         self._linger()
 
     def _who(self) -> str:
@@ -816,11 +858,12 @@ class Connection(asyncio.Protocol):
                 if not self._reading:
                     self._check_uploader()
                 return
-            timeout = request.body_timeout if isinstance(request, Direct) else settings.body_timeout
+            of_app = request is None or isinstance(request, AsgiRequest)
+            timeout = settings.body_timeout if of_app else cast("Call", request).body_timeout
             late_body = InvalidRequest(
                 f"the body did not arrive within {timeout:g} s (body_timeout)"
             )
-            if self._shared.draining or not isinstance(request, Direct):
+            if self._shared.draining or of_app:
                 self._count_late("body_timeout")
             self._fail_body(draining if self._shared.draining else late_body)
         elif self.state is DISCARDING:
@@ -899,14 +942,10 @@ class Connection(asyncio.Protocol):
                 self._probe()
 
     def _tcp_state(self) -> int:
-        """Return the state of TCP; 0 where the system does not tell."""
-        if sys.platform != "linux":
-            return 0
-        connection = self._transport.get_extra_info("socket")
-        try:
-            return int(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
-        except OSError:  # not a TCP socket
-            return 0
+        """Return the state of TCP, or that which it would have if this is a Unix socket; 0 where
+        the system does not tell.
+        """
+        return 0 if sys.platform != "linux" else tcp_state(self._transport)
 
 
 def _address(info: Any) -> tuple[str, int] | None:

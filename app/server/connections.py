@@ -13,7 +13,8 @@ import sys
 from typing import Protocol
 
 from ..settings import Settings
-from .direct_routes import DirectRoutes, routes_of
+from .calls import Routes, Tunnels
+from .direct_routes import routes_of
 from .head import KnownHeads
 
 logger = logging.getLogger("penstock.connection")
@@ -74,12 +75,16 @@ class Connections:
         self.refused: set[Tracked] = set()
         """Refused connections that are still open, so that their clients can read why."""
         self.draining = False
+        self.closing = False
+        """Each connection closes after its next answer. So it is in a drain, too."""
+        self.tunnels: Tunnels | None = None
+        """Requests without a call go there, not to an app."""
         self.direct = True
         """Connections answer small requests themselves where that is possible. Tests turn it off.
         """
         self.heads = KnownHeads()
         self._direct_app: object = None
-        self._direct_routes: DirectRoutes | None = None
+        self._direct_routes: Routes | None = None
         self.closed: dict[str, int] = dict.fromkeys(REASONS, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._probed_at = 0.0
@@ -112,20 +117,28 @@ class Connections:
             self._default_head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_head
 
+    def retire(self) -> None:
+        """Close each connection after its next answer, however late its request comes."""
+        self.closing = True
+
     def drain(self) -> None:
         """Close all connections: each after its answer, those without a request after
         `drain_grace`.
         """
-        self.draining = True
+        self.draining = self.closing = True
         for connection in tuple(self.open):
             connection.shutdown()
 
-    def direct_routes(self, app: object, root_path: str = "") -> DirectRoutes | None:
+    def direct_routes(self, app: object, root_path: str = "") -> Routes | None:
         """Return the routes of an app whose requests its connections may answer themselves."""
         if self._direct_app is not app:
             self._direct_app = app
             self._direct_routes = routes_of(app, root_path) if self.direct else None
         return self._direct_routes
+
+    def timeout(self, seconds: float) -> float:
+        """Return how long a request is waited for: `seconds`, or `drain_grace` while it drains."""
+        return self.settings.drain_grace if self.draining else seconds
 
     def close(self, reason: str, message: str, *values: object) -> None:
         """Count and log that the server ends a connection."""
@@ -138,10 +151,11 @@ class Connections:
         """
         if newest < self.max_descriptors - FREE_DESCRIPTORS:
             return False
-        self._count_lack()
+        self.count_lack()
         return True
 
-    def _count_lack(self) -> None:
+    def count_lack(self) -> None:
+        """Count and log that no file descriptor was left."""
         self.close(
             "descriptors",
             "out of file descriptors (ulimit -n is %d): new connections are refused",
@@ -164,7 +178,7 @@ class Connections:
             try:  # uvloop closes a connection that finds no descriptor, and tells no one
                 os.close(os.open(os.devnull, os.O_RDONLY))
             except OSError:
-                self._count_lack()
+                self.count_lack()
 
 
 def max_descriptors() -> int:

@@ -38,10 +38,12 @@ class DirectRoutes:
         self._protocol = cast("ProtocolApp", hot.protocol)
         self._root_path = root_path
 
-    def call_of(self, head: RequestHead, client: str | None) -> DirectPredict | DirectInfer | None:
+    def call_of(
+        self, head: RequestHead, text: bytes, client: str | None
+    ) -> DirectPredict | DirectInfer | None:
         """Make the call of a request. None if the app has to answer it.
 
-        `client`: the address that it comes from.
+        `text`: the bytes of the head. `client`: the address that it comes from.
         """
         route = head.direct
         if route is None:

@@ -30,7 +30,7 @@ from ..http.request_id import request_id_of
 from ..http.upload import UploadNotes
 from .connections import Connections
 from .head import RequestHead
-from .socket_queues import queued_bytes
+from .socket_states import queued_bytes
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -173,7 +173,7 @@ class WebSocket(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close soon: after the request, which the drain ends."""
-        self._shared.draining = True
+        self._shared.draining = self._shared.closing = True
         if self._closing:
             self.deadline = min(self.deadline, self._loop.time() + self._settings.drain_grace)
 
@@ -238,7 +238,7 @@ class WebSocket(asyncio.Protocol):
         if self._frames.state is ConnectionState.OPEN:
             self._write(self._frames.send(CloseConnection(code, reason)))
         settings = self._settings
-        timeout = settings.drain_grace if self._shared.draining else settings.discard_timeout
+        timeout = self._shared.timeout(settings.discard_timeout)
         self.deadline = self._loop.time() + timeout
         self._take()  # what has come already
 

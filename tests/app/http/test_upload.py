@@ -16,7 +16,7 @@ import pytest
 
 from penstock import create_app, create_router
 from penstock.app.server.connections import Connections
-from penstock.app.server.socket_queues import queued_bytes
+from penstock.app.server.socket_states import queued_bytes
 from penstock.app.settings import Settings
 from penstock.backends.expressions.registry import register_backend
 from penstock.backends.memory import budget

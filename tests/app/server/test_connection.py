@@ -20,7 +20,7 @@ import uvloop
 from penstock.app.http.events import ENDLESS
 from penstock.app.server.connection import HELD_BODY_BYTES, KEPT_BODY_BYTES, UNCOUNTED_BYTES
 from penstock.app.server.connections import REASONS, default_max_connections
-from penstock.app.server.socket_queues import queued_bytes
+from penstock.app.server.socket_states import queued_bytes
 from penstock.backends.memory import MemoryBudget
 
 from .wire import LARGE, Served, served, until
