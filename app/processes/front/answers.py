@@ -1,0 +1,31 @@
+"""The answers that a front gives itself: those to requests while there is no model process."""
+
+from __future__ import annotations
+
+from penstock.backends.errors import NotReady
+
+from ...http.errors import problem
+from ...http.request_id import choose_request_id
+from ...server.asgi import STATUS_LINES
+from ...server.direct import lines_of
+from ...server.head import RequestHead
+from ...v2.call import error_answer
+
+NO_MODELS = NotReady("the server has no process for its models now: one is being started")
+
+Answer = tuple[int, bytes, bytes]
+"""Status, head without its last line, and body."""
+
+
+def not_ready(head: RequestHead, default_head: bytes, error: NotReady = NO_MODELS) -> Answer:
+    """Return the answer to a request that no model process can take: it may come again."""
+    given = next((value for name, value in head.fields if name == b"x-request-id"), None)
+    request_id = choose_request_id(given)
+    if head.path.startswith(b"/v2/"):
+        status, headers, body = error_answer(error)
+        lines = lines_of([*headers, (b"content-length", b"%d" % len(body))])
+    else:
+        status, fields, body = problem(error, request_id)
+        lines = lines_of(fields)
+    start = b"%b%b%b" % (STATUS_LINES[status], default_head, lines)
+    return status, b"%bx-request-id: %b\r\n" % (start, request_id.encode()), body

@@ -1,0 +1,92 @@
+"""`FrontRoutes`: which requests cross to the model process over the link. Others take a tunnel."""
+
+from __future__ import annotations
+
+import re
+
+from penstock.backends.errors import PenstockError
+from penstock.backends.memory import Reservation, budget
+
+from ...http.predict import route_of
+from ...http.predict_call import PredictHead
+from ...server.direct_routes import DIRECT_METHODS, MOST_BODY_BYTES, without_root
+from ...server.head import RequestHead
+from ...settings import Settings, split
+from .call import CrossingCall
+from .link import Links
+
+MOST_CROSSING_BYTES = 16 << 20
+"""The largest body that crosses whole. A larger one takes a tunnel, through which it flows: no
+process holds it twice.
+"""
+
+UNCOUNTED_BYTES = 8192
+"""So much of a body is not counted in `max_memory`: small requests spare the time. Connections do
+the same.
+"""
+
+_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_JSON_LENGTH = b"inference-header-content-length"
+
+WHOLE = "whole"
+"""An infer request, which crosses as it is."""
+
+
+class FrontRoutes:
+    """The routes of the requests that cross. They are those that `DirectRoutes` takes; where it
+    takes none, because something else of the app has to see them first, none cross.
+    """
+
+    def __init__(self, settings: Settings, links: Links) -> None:
+        self._links = links
+        self._root_path = settings.root_path
+        self._fetches = settings.allow_url
+        self._crosses = not (
+            split(settings.allowed_hosts)
+            or split(settings.cors_origins)
+            or split(settings.trusted_proxies)
+        )
+
+    def call_of(self, head: RequestHead, text: bytes, client: str | None) -> CrossingCall | None:
+        """Make the call of a request. None if it has to take a tunnel."""
+        route = head.direct
+        if route is None:
+            route = head.direct = self._route_of(head)
+        if not route:
+            return None
+        memory = None
+        if head.length > UNCOUNTED_BYTES:
+            memory = Reservation(budget)
+            try:
+                memory.resize(head.length, "a body")
+            except PenstockError:  # a tunnel passes it on in pieces
+                return None
+        alignment = _alignment_of(head) if route is WHOLE else 0
+        return CrossingCall(self._links, head, text, memory, alignment)
+
+    def _route_of(self, head: RequestHead) -> PredictHead | str:
+        if not (self._crosses and head.plain and head.method in DIRECT_METHODS):
+            return ""
+        if not 0 < head.length <= MOST_CROSSING_BYTES:
+            return ""
+        path = head.path.decode("ascii")
+        if self._root_path:
+            path = without_root(path, self._root_path)
+        if "%" in path:
+            return ""
+        if (route := route_of(path)) is not None:
+            asked = PredictHead(*route, head.fields, head.query)
+            unusual = asked.many or asked.encoding is not None or asked.asks_for_events
+            if unusual or self._fetches or head.length > MOST_BODY_BYTES:
+                return ""
+            return asked
+        if head.method == b"POST" and _INFER.fullmatch(path):
+            encoded = any(name == b"content-encoding" for name, _ in head.fields)
+            return "" if encoded else WHOLE
+        return ""
+
+
+def _alignment_of(head: RequestHead) -> int:
+    """Return where the tensors begin in the body of an infer request."""
+    given = next((value for name, value in head.fields if name == _JSON_LENGTH), b"")
+    return min(int(given), head.length) if given.isdigit() and len(given) < 10 else 0

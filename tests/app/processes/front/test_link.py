@@ -1,0 +1,185 @@
+"""Requests that cross from a front to the model process, and their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+
+from penstock.app.processes.messages import (
+    ANSWER,
+    ASK,
+    BODY,
+    CANCEL,
+    FAIL,
+    GO,
+    REQUEST,
+    RESEND,
+    TUNNEL,
+)
+from penstock.backends.memory import budget
+
+from ...server.wire import until
+from .stub import front, request
+
+PREDICT = "/predict/digits"
+INFER = "/v2/models/digits/infer"
+
+
+async def test_a_small_request_crosses_whole_and_its_answer_comes_back() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        client = await parent.connect()
+        for _ in range(2):
+            client.send(request(PREDICT, b"image"))
+            answer = await client.answer()
+            assert answer == b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-length: 9\r\n\r\ngot image"
+        (kind, number, head, body, (host, port), first_byte, keep_alive) = model.taken[0]
+        assert kind == REQUEST and number == 1 and body == b"image" and first_byte == 0.0
+        assert head == request(PREDICT, b"12345")[:-5] and keep_alive
+        assert (host, port) == client.writer.get_extra_info("sockname")
+
+
+async def test_large_bodies_and_answers_cross_in_shared_memory() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        client = await parent.connect()
+        body = bytes(range(256)) * 800
+        client.send(request(INFER, body, b"Inference-Header-Content-Length: 7"))
+        assert (await client.answer()).endswith(b"\r\n\r\ngot " + body)
+        (offset, size) = next(m for m in model.taken if m[0] == REQUEST)[3]
+        assert (offset + 7) % 64 == 0 and size == len(body)
+        await until(lambda: not model.arena.in_use)
+        used = budget.used
+        await until(lambda: budget.used <= used)
+
+
+async def test_a_body_in_pieces_tells_when_it_began() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        client = await parent.connect()
+        whole = request(PREDICT, b"image")
+        client.send(whole[:-2])
+        await until(lambda: parent.states() == ["BODY"])
+        client.send(whole[-2:])
+        await client.answer()
+        assert 0 < model.taken[0][5] <= asyncio.get_running_loop().time()
+
+
+async def test_a_large_body_is_asked_for() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        client = await parent.connect()
+        body = bytes(300_000)
+        client.send(request(INFER, body))
+        await until(lambda: ASK in model.kinds())
+        assert model.kinds() == [ASK]
+        model.packets.send((GO, 1))
+        assert (await client.answer()).endswith(body)
+        assert model.kinds() == [ASK, BODY]
+
+
+async def test_a_large_body_that_is_refused_ends_the_connection() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        client = await parent.connect()
+        client.send(request(INFER, bytes(1 << 20))[:1000])
+        await until(lambda: ASK in model.kinds())
+        model.answer(1, b"no")
+        assert (await client.all()).endswith(b"connection: close\r\n\r\nno")
+
+
+async def test_a_client_that_leaves_cancels_its_request() -> None:
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image"))
+        await until(lambda: REQUEST in model.kinds())
+        client.writer.transport.abort()
+        await until(lambda: CANCEL in model.kinds())
+        model.answer(1, bytes(100_000))  # was on its way
+        await until(lambda: not model.arena.in_use)
+
+
+async def test_pipelined_answers_stay_in_order() -> None:
+    async with front() as parent:
+        await parent.link()
+        client = await parent.connect()
+        client.send(b"".join(request(PREDICT, b"%d" % number) for number in range(20)))
+        for number in range(20):
+            assert (await client.answer()).endswith(b"got %d" % number)
+
+
+async def test_a_half_closed_client_gets_its_answer() -> None:
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image"))
+        client.writer.write_eof()
+        await until(lambda: REQUEST in model.kinds())
+        model.answer(1, b"late")
+        received = await client.all()
+        assert received.endswith(b"connection: close\r\n\r\nlate")
+
+
+async def test_a_late_body_is_answered_by_the_model_process() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image")[:-2])
+        await until(lambda: parent.states() == ["BODY"])
+        parent.pass_time(31)
+        await until(lambda: FAIL in model.kinds())
+        error = pickle.loads(model.taken[0][5])
+        assert error.code == "invalid_request" and "body_timeout" in str(error)
+        model.packets.send((ANSWER, 1, 400, b"HTTP/1.1 400 Bad Request\r\n", b"", True, None))
+        assert await client.all() == b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n"
+
+
+async def test_requests_are_refused_without_a_model_process() -> None:
+    async with front() as parent:
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image", b"X-Request-Id: me"))
+        answer = await client.answer()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1" in head
+        assert b"x-request-id: me" in head and b"connection" not in head
+        assert json.loads(body)["code"] == "not_ready"
+        client.send(request(INFER, b"{}"))
+        answer = await client.answer()
+        assert answer.startswith(b"HTTP/1.1 503 ") and b'{"error":"the server has' in answer
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.all()).startswith(b"HTTP/1.1 503 ")
+        client = await parent.connect()
+        client.send(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.all()).endswith(b'{"live":true}')
+
+
+async def test_the_death_of_the_model_process_is_answered_and_the_next_one_used() -> None:
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        clients = [await parent.connect() for _ in range(3)]
+        for client in clients:
+            client.send(request(PREDICT, b"image"))
+        await until(lambda: len(model.bodies) == 3)
+        model.packets.close()
+        for client in clients:
+            assert (await client.answer()).startswith(b"HTTP/1.1 503 ")
+        await parent.link()
+        for client in clients:
+            client.send(request(PREDICT, b"image"))
+            assert (await client.answer()).endswith(b"got image")
+
+
+async def test_a_request_that_can_not_cross_takes_a_tunnel() -> None:
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        client = await parent.connect()
+        sent = request(PREDICT, b"image")
+        client.send(sent + b"GET /next HTTP")
+        await until(lambda: REQUEST in model.kinds())
+        model.packets.send((RESEND, 1))
+        end = await model.tunnel()
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(end, 1000) == sent + b"GET /next HTTP"
+        assert TUNNEL in model.kinds()
