@@ -211,7 +211,7 @@ class ModelLink:
         routes = shared.routes
         if head is None or routes is None:
             return None
-        call = routes.call_of(head, None if client is None else client[0])
+        call = routes.call_of(head, text, None if client is None else client[0])
         if call is None:
             return None
         assert isinstance(call, Crossed)
