@@ -345,6 +345,12 @@ class Backend:
     The `min` and `max` of the node are then for the engines inside it.
     """
 
+    in_front: ClassVar[bool] = False
+    """It may run in every front process (`serve --processes`) unless its node has `front = false`.
+
+    Of a wrapper: it may if its children may. What it gives must not depend on the rest of a batch.
+    """
+
     takes: ClassVar[DataKind] = ""
     """What `data` must be; "": anything, or it is not known."""
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -28,7 +29,9 @@ from .node.queue import Entry
 from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
+from .runs.front_table import front_chain
 from .runs.graph_run import GraphRun
+from .runs.passed import Entrance, Passed
 from .runs.plan import EntryPoint, Plan
 from .runs.run import PARTS, EmptyRun, Run, Submission
 from .runs.stream import Parts
@@ -80,6 +83,9 @@ class Pipeline:
         self._is_running: Callable[[], bool]
         self._create_future: Callable[[], asyncio.Future[Item]]
         self._admission = Admission(config, clock)
+        # Names this object to the front processes: a pipeline that replaces it has another one.
+        self.token = token_hex(8)
+        self._entrance: Entrance | None = None
         keeping = [node.sequence for node in config.nodes.values() if node.sequence is not None]
         self.sequences = (
             Sequencer(config.name, keeping, clock, self._admission.requests.wait)
@@ -90,7 +96,7 @@ class Pipeline:
         if self.sequences is not None:
             self._admission.turns = self.sequences.turns
         self.pace = self._admission.pace
-        self._notes = False
+        self.notes_batches = False
         self._files = config_files(config)
         self._loops = config.loop
         self._limit = config.timeout
@@ -141,7 +147,7 @@ class Pipeline:
         )
         self.nodes = self._admission.nodes = graph.nodes
         self.composites = tuple(graph.composites)
-        if self._notes:
+        if self.notes_batches:
             self.note_batches()
         self._admission.exposed = [exposed._join(self) for exposed in self.exposed]
         try:
@@ -213,7 +219,7 @@ class Pipeline:
 
         For those who explain a request afterwards, by `Submission.visits`.
         """
-        self._notes = True
+        self.notes_batches = True
         for node in self.nodes:
             node.scheduler.notes = True
         for composite in self.composites:
@@ -328,6 +334,21 @@ class Pipeline:
         """True while more requests come than can be answered in time."""
         # Only a batch or an arrival ends the state, so it may outlast the last request.
         return self._admission.pressure.on and self.in_flight > 0
+
+    def note_pressure(self, noted: Callable[[bool], None]) -> None:
+        """Call `noted` whenever pressure begins (True) or ends (False)."""
+        self._admission.pressure.on_turn = noted
+
+    @property
+    def front_nodes(self) -> tuple[str, ...]:
+        """The names of the nodes that may run in front processes, a chain from the entry.
+
+        Available when the pipeline runs.
+        """
+        chain = front_chain(self.config, self.plan)
+        return (
+            () if any(node.node.counted for node in chain) else tuple(node.name for node in chain)
+        )
 
     @property
     def statistics(self) -> RequestStatistics:
@@ -624,6 +645,49 @@ class Pipeline:
             root.node.enqueue(run, now)
             return run
         return self._graph.enter(entry_point, run, now)
+
+    def submit_passed(  # noqa: PLR0917  as `submit_nowait`
+        self,
+        passed: Passed,
+        priority: int | None = None,
+        future: asyncio.Future[Item] | None = None,
+        request_id: str = "",
+        run: Run | None = None,
+        client: Hashable = None,
+        context: TraceContext | None = None,
+    ) -> Submission:
+        """Admit a request that has passed the front nodes in a front process, or has ended there.
+
+        The caller has compared the tokens. Otherwise as `submit_nowait`, which see: all is counted
+        as if the request had been here from its first node on. The deadline is that of `passed`.
+
+        Raises `NotReady`, `InvalidRequest`, `QueueFull`, `Overloaded`.
+        """
+        if self.state != "ready":
+            raise NotReady(f"pipeline {self.name!r} is {self.state}")
+        entry_point = self.plan.default
+        assert entry_point is not None
+        if priority is not None:
+            entry_point.check_priority(priority, self.name)
+        entrance = self._entrance
+        if entrance is None:
+            assert self._loop is not None
+            entrance = self._entrance = Entrance(
+                front_chain(self.config, self.plan),
+                entry_point,
+                self._admission,
+                self._loop,
+                self._clock,
+            )
+        return entrance.submit(
+            passed,
+            priority,
+            self._create_future() if future is None else future,
+            request_id,
+            EmptyRun() if run is None else run,
+            client,
+            context,
+        )
 
     def _submit_step(
         self,

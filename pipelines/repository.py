@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -94,6 +95,8 @@ class Repository:
         self._notes_batches = False
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change of `generation`."""
+        self.on_pressure: Callable[[str, bool], None] = lambda token, on: None
+        """Called with the token of a pipeline whenever its pressure begins or ends."""
         self.load_override: Callable[[str, str, Mapping[str, bytes]], Awaitable[None]] | None = None
         """Loads a model with another configuration, and other files, for a backend."""
         self.on_close: set[Callable[[], None]] = set()
@@ -618,6 +621,7 @@ class Repository:
                 pipeline.others = self.get
                 pipeline.orders = self.carry_out
                 pipeline.responses = self.responses
+                pipeline.note_pressure(partial(self._pressed, pipeline.token))
                 if self._notes_batches:
                     pipeline.note_batches()
                 started.append(pipeline)
@@ -851,6 +855,9 @@ class Repository:
         self.pipelines = {name: self.models[name] for name in self._served}
         self.generation += 1
         self.on_change()
+
+    def _pressed(self, token: str, on: bool) -> None:
+        self.on_pressure(token, on)
 
     def _drain(self, pipeline: Pipeline, timeout: float) -> asyncio.Task[None]:
         """Close a pipeline in a task of its own: it goes on if the caller is cancelled."""

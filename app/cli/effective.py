@@ -142,6 +142,7 @@ def _own_keys(node: NodeConfig) -> Iterator[str]:
         yield _line(f"{name}.timeout", policy.timeout)
         yield _line(f"{name}.on_timeout", "delay" if policy.delays else "reject")
     yield _line("device", ",".join(node.devices) or None)
+    yield _line("front", node.front)
 
 
 def _engine_sizes(spec: Spec) -> dict[str, Any]:

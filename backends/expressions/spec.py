@@ -96,6 +96,11 @@ class Spec:
         """True if a backend of the expression may call other models."""
         return self.cls.takes_server or any(child.takes_server for child in self.children)
 
+    @property
+    def in_front(self) -> bool:
+        """True if all backends of the expression may run in every front process."""
+        return self.cls.in_front and all(child.in_front for child in self.children)
+
     def blocking(self) -> Iterator[tuple[str, str]]:
         """Yield the backends of the expression that would hold the event loop, and why."""
         if self.cls.blocks:

@@ -88,6 +88,7 @@ class Mat2Tensor(Backend):
     parameters: ClassVar[type[Params] | None] = Mat2TensorParams
     keeps_size = True
     blocks = "its time grows with the image"
+    in_front = True
     takes, gives = "image", "tensor"
     max = 1
     data_format: str
@@ -133,6 +134,7 @@ class Tensor2Mat(Backend):
     parameters: ClassVar[type[Params] | None] = Tensor2MatParams
     keeps_size = True
     blocks = "its time grows with the image"
+    in_front = True
     takes, gives = "array", "image"
     max = 1
     data_format: str
@@ -192,6 +194,7 @@ class SaveMat(ImageBackend):
     """
 
     parameters: ClassVar[type[Params] | None] = SaveMatParams
+    in_front = False  # it numbers its files, and each front process would number them alike
     files: NumberedFiles
 
     def init(self, params: SaveMatParams, context: Context) -> None:

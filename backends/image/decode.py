@@ -77,6 +77,7 @@ class DecodeMat(Backend):
 
     parameters: ClassVar[type[Params] | None] = DecodeMatParams
     blocks = "its time grows with the image"
+    in_front = True
     takes, gives = "file", "image"
     max = 1
     max_pixels: int

@@ -43,6 +43,7 @@ class ImageBackend(Backend):
     """
 
     blocks = "its time grows with the image"
+    in_front = True
     takes = gives = "image"
     max = 1
 

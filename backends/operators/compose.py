@@ -111,6 +111,7 @@ class Sequential(Backend):
     """
 
     parameters = Params
+    in_front = True
     child_count = (1, None)
     shape_of_first_child = True
 
@@ -259,6 +260,7 @@ class SyncTensor(Backend):
     """
 
     parameters = WrapperParams
+    in_front = True
     child_count = (0, 1)
     shape_of_first_child = True
 

@@ -44,6 +44,7 @@ class Around(Backend):
     """Base class of backends with one child that determines their range."""
 
     parameters: ClassVar[type[Params] | None] = Params
+    in_front = True
     child_count = (1, 1)
     shape_of_first_child = True
 

@@ -79,6 +79,8 @@ class NodeConfig:
     and `thread`."""
     devices: tuple[str, ...] = ()
     """Devices that the instances take in turn (`cuda:0`, `cpu`). Empty: the engines choose."""
+    front: bool = False
+    """It may run in every front process, before the requests cross to the model process."""
     filter: str | None = None
     """The filter before the node. None: `Run` if the node has a `map`, otherwise `swap`."""
     map: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()

@@ -123,6 +123,11 @@ def build_node(
     elif executor == "loop":
         problems += _check_loop([group for group in groups if group], keys)
     understood = tuple(group for group in groups if group)
+    front = table.front
+    if front is None or (composite is not None and "front" not in keys):
+        front = composite is None and all(group.spec.in_front for group in understood)
+    elif front and "front" in keys:
+        problems += _check_front(table, executor, composite)
     sequence = table.sequence.config() if table.sequence is not None else None
     if sequence is not None and understood:
         problems += check_sequence(sequence, understood[0].spec)
@@ -141,6 +146,7 @@ def build_node(
         stuck_after=table.stuck_after,
         executor=executor,
         devices=table.device,
+        front=front,
         sequence=sequence,
     )
     return node, binding, problems
@@ -205,6 +211,23 @@ def _check_loop(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> l
         )
         problems.append(Problem(message, key="executor"))
     return problems
+
+
+def _check_front(table: NodeTable, executor: str, composite: Spec | None) -> list[Problem]:
+    """Return what keeps a node from running in the front processes."""
+    obstacles: list[str] = []
+    if composite is not None:
+        obstacles.append(f"{composite.name} waits for other nodes, which are in the model process")
+    if table.sequence is not None:
+        obstacles.append("it keeps states of sequences, which are in one process")
+    if executor == "process":
+        obstacles.append('executor = "process" gives it processes of its own')
+    if any(device.startswith("cuda") for device in table.device):
+        obstacles.append("the model process has the GPUs")
+    return [
+        Problem(f"the node can't run in front processes: {obstacle}; expected false", key="front")
+        for obstacle in obstacles
+    ]
 
 
 def _may_be_measured(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> bool:

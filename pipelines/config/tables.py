@@ -404,6 +404,7 @@ class NodeTable(_Table):
     stuck_after: float = Field(60.0, gt=0)
     executor: Literal["auto", "thread", "process", "loop"] = "auto"
     device: Devices = ()
+    front: bool | None = None
     sequence: SequenceTable | None = None
 
 

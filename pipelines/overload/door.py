@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from .rates import LEAST_TARGET_SECONDS, Rates
@@ -48,17 +48,29 @@ class Pressure:
 
     `on`: more comes than can be answered, so save what can still be in time. `target`: seconds, as
     in `Rates`. `spell` counts how often pressure began: who became late in an earlier spell is not
-    late any more.
+    late any more. `on_turn` is called with `on` whenever that changes.
 
     `base`: the rows that can be answered within the target. `deep`: more are inside. `shared`: more
     are inside, and of several clients. `sorts`: queues are in the order of `Turns`, because of
     pressure, because of several clients, or because of patient requests (`patient`: their rows).
     """
 
-    __slots__ = ("base", "deep", "doors", "on", "patient", "shared", "sorts", "spell", "target")
+    __slots__ = (
+        "base",
+        "deep",
+        "doors",
+        "on",
+        "on_turn",
+        "patient",
+        "shared",
+        "sorts",
+        "spell",
+        "target",
+    )
 
     def __init__(self) -> None:
         self.on = False
+        self.on_turn: Callable[[bool], None] = lambda on: None
         self.base = math.inf
         self.deep = False
         self.shared = False
@@ -77,6 +89,7 @@ class Pressure:
         for door in self.doors:
             door.late = 0
         self.sort()
+        self.on_turn(on)
 
     def sort(self) -> None:
         """Set `sorts`, after a change of what it depends on."""

@@ -282,6 +282,12 @@ class Admission:
         """Count a refusal for want of room that was decided elsewhere."""
         self._count_refusal("queue_full", self._chain(priority)[0])
 
+    def count_refusal(self, code: str, priority: int | None, now: float) -> None:
+        """Count a refusal that a front process has decided."""
+        door = self._chain(priority)[0]
+        door.refuse(now)
+        self._count_refusal(code, door)
+
     def ticket_of(self, size: int, priority: int | None, client: Hashable, came: float) -> Ticket:
         """Return a ticket for a request that was admitted without one. It counts the client."""
         if client is not None:
