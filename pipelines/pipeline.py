@@ -29,7 +29,7 @@ from .node.queue import Entry
 from .node.statistics import RequestStatistics
 from .running_graph import RunningGraph
 from .runs.admission import Admission, NodeAdmission
-from .runs.front_table import front_chain
+from .runs.front_chain import front_chain
 from .runs.graph_run import GraphRun
 from .runs.passed import Entrance, Passed
 from .runs.plan import EntryPoint, Plan

@@ -110,6 +110,7 @@ class Repository:
         # For versions that are not loaded: why the last attempt failed.
         self._failed: dict[tuple[str, str], str] = {}
         self._draining: set[asyncio.Task[None]] = set()
+        self._ending: set[Pipeline] = set()  # those that are drained
         self._unloading: set[Pipeline] = set()  # unloaded, with requests still in flight
         self._locks: dict[str, asyncio.Lock] = {}
         # By the name of an ensemble that is reloaded: the model that is loaded before it just now.
@@ -199,6 +200,11 @@ class Repository:
     def loading(self) -> dict[tuple[str, str], Pipeline]:
         """The pipelines that load now, by name and version. Others of these may serve meanwhile."""
         return self._loading.copy()
+
+    def pipeline_of(self, token: str) -> Pipeline | None:
+        """Return the loaded pipeline with this token, also one that drains; None if it has gone."""
+        pipelines = (*self.served, *self._ending)
+        return next((pipeline for pipeline in pipelines if pipeline.token == token), None)
 
     def get(self, name: str, version: str = "") -> Pipeline:
         """Return a loaded pipeline, the newest version unless one is named.
@@ -864,12 +870,14 @@ class Repository:
         task = asyncio.create_task(self._end(pipeline, timeout), context=contextvars.Context())
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
+        self._ending.add(pipeline)
         return task
 
     async def _end(self, pipeline: Pipeline, timeout: float) -> None:
         try:
             await pipeline.close(timeout)
         finally:
+            self._ending.discard(pipeline)
             self._unloading.discard(pipeline)
             self._release(pipeline.config)
 

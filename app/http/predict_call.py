@@ -26,6 +26,7 @@ from penstock.backends.memory import Reservation, budget
 from penstock.pipelines.cache.request import cached
 from penstock.pipelines.node.queue import Batch
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.runs.passed import Passed
 from penstock.pipelines.runs.run import Run, Submission
 from penstock.pipelines.runs.trace import Trace
 from penstock.pipelines.sequences.step import Step, steps_of
@@ -238,7 +239,7 @@ class PredictCall(Run):
         self.window = 0 if head.encoding is None else _window(head.encoding)
         self.timeout = None if head.deadline is None else seconds_left(head.deadline, 0.0)
         if head.priority is not None:
-            self.wanted = _priority(head.priority)
+            self.wanted = priority_of(head.priority)
         if head.trace is not None:
             self.trace = self._trace(head.trace)
         pipeline.check_admission(self.timeout, self.wanted, self.client)
@@ -333,6 +334,14 @@ class PredictCall(Run):
             None,
             self.context,
             True,  # it only reads the answer; by names these would cost more
+        )
+
+    def submit_passed(
+        self, passed: Passed, future: asyncio.Future[Item] | None = None
+    ) -> Submission:
+        """Submit a request that has passed the front nodes in a front process, after `begin`."""
+        return self.pipeline.submit_passed(
+            passed, self.wanted, future, self.request_id, self, self.client, self.context
         )
 
     def _submit_step(self, item: Item, future: asyncio.Future[Item] | None) -> Submission:
@@ -488,7 +497,8 @@ def seconds_left(deadline: bytes, elapsed: float) -> float:
     return seconds
 
 
-def _priority(value: bytes) -> int:
+def priority_of(value: bytes) -> int:
+    """Parse Penstock-Priority. Raises `InvalidRequest`."""
     if not value.isdigit() or len(value) > 9:
         raise InvalidRequest(
             "Penstock-Priority is malformed: expected a whole number, of which 1 is the highest"

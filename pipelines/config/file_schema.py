@@ -40,6 +40,7 @@ NODE_TEXTS = {
     "stuck_after": "Seconds after which a running batch is stuck.",
     "executor": "Where its backends run.",
     "device": "Where its instances run, in turn: cpu, cuda:0, or several with commas.",
+    "front": "It may run in every front process (serve --processes).",
     "sequence": "Keep states of sequences: strategy, max_sequences, idle_timeout, controls, state.",
 }
 

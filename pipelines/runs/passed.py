@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias, cast
 
-from penstock.backends.errors import DeadlineExceeded, InvalidInput, PenstockError
+from penstock.backends.errors import DeadlineExceeded, PenstockError
 from penstock.backends.item import Item
 from penstock.backends.process.failure import Failure
 
@@ -56,8 +56,8 @@ class Passed(NamedTuple):
     `token`: of the loaded pipeline (`Pipeline.token`). `front`: the number of the front process.
     `deadline`: of the request; `timed`: its client has set it. `visits`: for each front node that
     it came to, when it was queued and its batch; no batch: it ended while it queued. `item`: as it
-    left the last of them, without `data`; None if it failed. `failure`: why it did, with the
-    `retry_after` and `logged` of the error; `soft`: it is the item's `error`.
+    left the last of them, without `data`; None if none came out. `failure`: why it failed, with the
+    `retry_after` and `logged` of the error. With an item it is a soft failure, the item's `error`.
     """
 
     token: str
@@ -70,20 +70,13 @@ class Passed(NamedTuple):
     failure: Failure | None = None
     retry_after: int | None = None
     logged: bool = False
-    soft: bool = False
 
-    def with_error(self, error: BaseException, *, soft: bool = False) -> Passed:
+    def with_error(self, error: BaseException) -> Passed:
         """Return the same for a request that fails with `error`."""
         retry_after, logged = None, False
         if isinstance(error, PenstockError):
             retry_after, logged = error.retry_after, error.logged
-        return self._replace(
-            item=None,
-            failure=Failure.of(error),
-            retry_after=retry_after,
-            logged=logged,
-            soft=soft,
-        )
+        return self._replace(failure=Failure.of(error), retry_after=retry_after, logged=logged)
 
     def error(self) -> BaseException | None:
         """Return the exception that the request failed with."""
@@ -230,9 +223,8 @@ class Entrance:
             run.stages = done or None
         if error is None:
             self._soon(_succeed, run, {**item, "data": run.data}, self._clock)
-        elif passed.soft:
-            assert isinstance(error, InvalidInput)
-            self._soon(_succeed, run, {"data": run.data, "error": error}, self._clock)
+        elif passed.item is not None:
+            self._soon(_succeed, run, {**item, "data": run.data, "error": error}, self._clock)
         else:
             self._soon(_fail, run, error, self._clock)
         return run
