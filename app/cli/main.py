@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,9 +28,13 @@ from .convert import convert_command
 from .init import init_command
 from .options import Labels, Source, read_repository, with_image, with_settings
 from .output import fail
+from .reload import reload_command
 from .shadow import shadow_command
 from .signals import hold_signals_back
 from .why import why_command
+
+if TYPE_CHECKING:  # imported when a command runs
+    from penstock.pipelines.repository import Repository
 
 command_line = typer.Typer(
     name="penstock",
@@ -87,6 +91,10 @@ def serve(
             file_okay=False,
         ),
     ] = None,
+    process: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", hidden=True, help="What the parent process starts this as."),
+    ] = None,
     image: ImageOptions,
     settings: Settings,
 ) -> None:
@@ -98,19 +106,51 @@ def serve(
     Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
     directory that can't be read or loaded is logged and left out; --strict refuses to start then.
     """
+    from ..processes.control import front_count
     from ..server.listeners import inherited
-    from ..server.reload import serve_and_reload
-    from ..server.serve import serve as run
 
     if reload_dir and not reload and not inherited:
         raise typer.BadParameter("--reload-dir needs --reload")
+    if process is None and front_count(settings) > 1:
+        raise typer.Exit(_serve_processes(settings, reload=reload or bool(inherited)))
     if reload:
+        from ..server.reload import serve_and_reload
+
         raise typer.Exit(serve_and_reload(serve_again, path, reload_dir or (), settings))
+
+    def read() -> Repository:
+        return read_repository(path, labels, image, strict=settings.strict)
+
     try:
-        repository = read_repository(path, labels, image, strict=settings.strict)
+        if process is not None:
+            raise typer.Exit(_serve_child(process, read, settings))
+        from ..server.serve import serve as run
+
+        raise typer.Exit(run(read(), settings))
     except ConfigError as error:
         fail(*map(str, error.problems))
-    raise typer.Exit(run(repository, settings))
+
+
+def _serve_processes(settings: Settings, *, reload: bool) -> int:
+    from ..processes.control import is_supported
+
+    if not is_supported():
+        raise typer.BadParameter("--processes needs Linux: elsewhere, one process serves")
+    if reload:
+        raise typer.BadParameter("--processes and --reload do not go together: leave out one")
+    from ..processes.parent.serve import serve_processes
+
+    return serve_processes(settings)
+
+
+def _serve_child(name: str, read: Callable[[], Repository], settings: Settings) -> int:
+    from ..processes.control import role_of
+    from ..processes.entry import NoParentError, run_child
+
+    try:
+        return run_child(role_of(name), read, settings)
+    except (ValueError, NoParentError):
+        raise typer.BadParameter("--process is for processes that the server starts") from None
 
 
 def serve_again(arguments: Sequence[str], listeners: Sequence[socket.socket]) -> None:
@@ -202,6 +242,7 @@ def _standard_input() -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "serve": with_settings(with_image(serve)),
+    "reload": reload_command,
     "shadow": with_settings(with_image(shadow_command)),
     "check": with_image(check_command),
     "graph": with_image(graph),

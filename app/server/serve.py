@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_address
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +44,10 @@ from .connections import Connections
 from .listeners import ListenError, inherited, listen, stop_listening
 from .logs import configure_logging
 from .metrics import ConnectionCollector
+from .place import base_url, places, warn_if_open
 from .report import report_of
 from .secrets import hide_secrets, warn_of_loose_files
+from .standard_streams import open_standard_streams
 from .switch_interval import SwitchInterval
 
 if TYPE_CHECKING:  # one needs an extra, and few servers shadow another
@@ -60,9 +61,6 @@ QUIET_SECONDS = 1.0
 
 TICKS_PER_CHOICE = 10
 """uvicorn's server ticks ten times a second; so often the switch interval is chosen again."""
-
-LAST_STANDARD_DESCRIPTOR = 2
-"""That of stderr. stdin and stdout are 0 and 1."""
 
 
 def serve(
@@ -217,25 +215,11 @@ class Server(uvicorn.Server):
         self.config.ssl = self._tls  # `config.load`, which has run, has set none
         await super().startup(sockets)
         if self.started:
-            where = base_url(self._address, self._settings)
-            pages = ""
-            if self._settings.uds is None:
-                page = f", page on {where}/" if self._settings.page else ""
-                pages = f"{page}, docs on {where}/docs"
-            logger.info("listening on %s%s", where, pages)
+            logger.info("listening on %s", places(self._address, self._settings))
             if self.shadow is not None:
                 self.shadow.start()
             await self._start_grpc()
-            if (
-                self._settings.api_key is None
-                and self._settings.uds is None
-                and ip_address(self._address[0]).is_unspecified
-            ):
-                logger.warning(
-                    "listening on all addresses without an API key: whoever reaches this machine "
-                    "can use its pipelines; set api_key_file or PENSTOCK_API_KEY, or host to one "
-                    "address"
-                )
+            warn_if_open(self._address, self._settings)
         if self._ended:
             self._loop.call_soon(self._end)
 
@@ -379,30 +363,6 @@ class Server(uvicorn.Server):
         await self._stop_grpc(max(1.0, ends - time.monotonic()))
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
-
-
-def base_url(address: Any, settings: Settings) -> str:
-    """Write where the server listens: a URL, or the path of its Unix socket.
-
-    `address`: what a listener's `getsockname` returns.
-    """
-    if settings.uds is not None:
-        return f"unix:{settings.uds}"
-    host, port = address[:2]
-    scheme = "http" if settings.ssl_certfile is None else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def open_standard_streams() -> None:
-    """Open the null device as stdin, stdout and stderr where they are closed.
-
-    Otherwise a descriptor of the loop takes their number, and libuv aborts when it closes that.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD_DESCRIPTOR:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(LAST_STANDARD_DESCRIPTOR, "w", closefd=False)
 
 
 def collect_and_freeze() -> None:

@@ -14,7 +14,6 @@ from ..base import Context
 from ..item import Item
 from ..text import message_of
 from .accuracy import compare, sample_inputs
-from .cores import anywhere
 from .onnx import OnnxTensor
 from .openvino.backend import OpenvinoTensor
 from .sharing import shared
@@ -91,8 +90,7 @@ def try_openvino(params: Any, context: Context) -> Tried:
     changed = path.stat().st_mtime_ns
     kept: list[OpenvinoTensor] = []
     key = ("cpu choice", path, changed, params.model_dump_json(), context.instances, context.max)
-    with anywhere():
-        comparison: Comparison = shared(key, lambda: _compare(params, context, kept))
+    comparison: Comparison = shared(key, lambda: _compare(params, context, kept))
     return Tried(comparison, kept[0] if kept else None)
 
 

@@ -1,0 +1,97 @@
+"""The beginning of a child process: signals, logs, and then its role."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+from penstock.backends.errors import ConfigError
+from penstock.pipelines.repository import Repository
+
+from ..server.logs import configure_logging
+from ..server.secrets import hide_secrets
+from ..server.standard_streams import open_standard_streams
+from ..settings import Settings
+from .control import CONTROL_DESCRIPTOR, Control, Role
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that a process group or a terminal sends to all processes of a server."""
+
+
+class NoParentError(Exception):
+    """Raised in a process that no parent has started."""
+
+
+def run_child(role: Role, read: Callable[[], Repository], settings: Settings) -> int:
+    """Run as a child of the parent process. `read` reads the repository, for the model process.
+
+    Returns the exit code. Raises `NoParentError`, and `ConfigError` of `read`, once the parent
+    knows of it.
+    """
+    control = _control()
+    _leave_signals_to_the_parent()
+    open_standard_streams()
+    log = configure_logging(
+        settings.log_level,
+        settings.log_format,
+        max_bytes=settings.max_log_buffer,
+        process=str(role),
+    )
+    log.take_standard_error()
+    hide_secrets()
+    try:
+        if role.number:
+            from .front.process import serve_front
+
+            return serve_front(role.number, settings, control, log)
+        from .models.process import serve_models
+
+        return serve_models(_read(read, control), settings, control, log)
+    finally:
+        log.limit.tell()
+
+
+def _read(read: Callable[[], Repository], control: socket.socket) -> Repository:
+    try:
+        return read()
+    except ConfigError as error:
+        text = "; ".join(str(problem) for problem in error.problems)
+        control.send(marshal.dumps([(Control.FAILED, text[:4096])], 2))
+        raise
+
+
+def _control() -> socket.socket:
+    """Return the control socket. No process that this one starts inherits it."""
+    try:
+        control = socket.socket(fileno=CONTROL_DESCRIPTOR)
+        kind = control.type
+    except OSError:
+        raise NoParentError from None
+    if control.family != socket.AF_UNIX or kind != socket.SOCK_SEQPACKET:
+        control.detach()
+        raise NoParentError
+    control.set_inheritable(False)
+    return control
+
+
+def _leave_signals_to_the_parent() -> None:
+    """Do nothing at signals that all processes of a server get, while the parent lives.
+
+    They are not ignored: processes that this one starts would ignore them too.
+    """
+    parent = os.getppid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:  # no one else ends this process
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in HANDLED:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*HANDLED, signal.SIGUSR1})
