@@ -331,3 +331,8 @@ class CpuEngineParams(EngineParams):
         description="threads of each instance; default: the processors that the process may use, "
         "divided among the instances",
     )
+    pin_cores: bool = Field(
+        False,
+        description="keep the threads of each instance on processors of their own: for machines "
+        "that run nothing else",
+    )

@@ -14,6 +14,7 @@ from ..base import Context
 from ..item import Item
 from ..text import message_of
 from .accuracy import compare, sample_inputs
+from .cores import anywhere
 from .onnx import OnnxTensor
 from .openvino.backend import OpenvinoTensor
 from .sharing import shared
@@ -90,7 +91,8 @@ def try_openvino(params: Any, context: Context) -> Tried:
     changed = path.stat().st_mtime_ns
     kept: list[OpenvinoTensor] = []
     key = ("cpu choice", path, changed, params.model_dump_json(), context.instances, context.max)
-    comparison: Comparison = shared(key, lambda: _compare(params, context, kept))
+    with anywhere():
+        comparison: Comparison = shared(key, lambda: _compare(params, context, kept))
     return Tried(comparison, kept[0] if kept else None)
 
 

@@ -14,6 +14,7 @@ from ..base import UNBOUNDED, Backend, BatchRange, Context, Params
 from ..errors import BackendError, InvalidInput
 from ..item import Item
 from ..params import EngineParams
+from .cores import Place, place
 from .onnx_gpu.providers import Provider, choose_provider
 from .onnx_model import OnnxModel, moved
 from .onnx_params import OnnxParams
@@ -74,6 +75,9 @@ class OnnxTensor(Backend):
 
     model: OnnxModel
     proof: RowProof
+
+    _place: Place | None = None
+    """Where its thread stays; None on a GPU, and with OpenVINO, which places its threads itself."""
 
     @property
     def inputs(self) -> tuple[OnnxTensorInfo, ...]:
@@ -183,8 +187,10 @@ class OnnxTensor(Backend):
                 params.model,
                 extra=extra,
             )
+        path = context.resolve_input(params.model)
         threads = params.threads or threads_per_instance(context.instances)
-        return session_of(context.resolve_input(params.model), params, context, threads)
+        self._place = place(context, threads, pins=params.pin_cores, engine=self.engine)
+        return session_of(path, params, context, threads, self._place.node)
 
     def run_options(self, params: OnnxParams) -> Any:
         """Return the options of each run; None for the library's own."""
@@ -376,6 +382,8 @@ class OnnxTensor(Backend):
                     )
 
     def close(self) -> None:
+        if self._place is not None:
+            self._place.release()
         vars(self).pop("model", None)
         vars(self).pop("_buffers", None)
         super().close()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+logger = logging.getLogger("penstock.cores")
+
+_thread = threading.local()
+"""`_thread.usual` is where this thread might run before `stay_on`; missing if it still may."""
 
 
 def threads_per_instance(instances: int) -> int:
@@ -20,12 +27,36 @@ def processors() -> int:
     --cpus`, a limit of Kubernetes) is smaller. Of a quota, any part of a processor counts as one.
     More threads than that would use the quota up early in each period, and all wait for the next.
     """
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
+    count = len(allowed_processors())
     quota = cpu_quota()
     return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def allowed_processors() -> frozenset[int]:
+    """Return the processors that this thread may run on, or might before `stay_on`."""
+    usual: frozenset[int] | None = getattr(_thread, "usual", None)
+    if usual is not None:
+        return usual
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def stay_on(cores: frozenset[int] | None) -> None:
+    """Keep this thread, and those that it starts, on some processors; None: on all as before.
+
+    A system that refuses it leaves the thread where it is.
+    """
+    usual = allowed_processors()
+    try:
+        os.sched_setaffinity(0, usual if cores is None else cores)
+    except (OSError, AttributeError) as error:
+        logger.warning("a thread can't be kept on processors of its own: %s", error)
+        return
+    if cores is None:
+        vars(_thread).pop("usual", None)
+    else:
+        _thread.usual = usual
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

@@ -20,18 +20,17 @@ def _no_table() -> bytes:
 
 
 class FrontLinks:
-    """All links. `config` and `state` are those of uvicorn's server.
+    """All links. Before the first one, `open` is called, in the event loop that serves.
 
     `table`: makes the table of front nodes, which every front gets. `on_linked`: called with the
     number of a front once it is linked.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, state: ServerState, connections: Connections
-    ) -> None:
+    def __init__(self, connections: Connections) -> None:
         self.table: Callable[[], bytes] = _no_table
         self.on_linked: Callable[[int], None] = lambda number: None
-        self._shared = Shared(config, state, connections)
+        self._connections = connections
+        self._shared: Shared
         self._open: set[ModelLink] = set()
         self._linked: dict[int, ModelLink] = {}
 
@@ -42,6 +41,10 @@ class FrontLinks:
     def numbers(self) -> Collection[int]:
         """The fronts that are linked."""
         return self._linked.keys()
+
+    def open(self, config: uvicorn.Config, state: ServerState) -> None:
+        """Take the configuration and the state of uvicorn's server, which has loaded its app."""
+        self._shared = Shared(config, state, self._connections)
 
     def add(self, number: int, descriptor: int) -> None:
         """Begin a link to front `number`, on a SEQPACKET socket that this owns from now on."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,10 +26,10 @@ from ...grpc.errors import GrpcError
 from ...grpc.start import grpc_server
 from ...server.connections import Connections
 from ...server.logs import Log
-from ...server.metrics import ConnectionCollector
 from ...server.serve import Server, server_config
 from ...settings import Settings
-from ..control import Control
+from ..control import Control, front_count
+from ..merge.model import Processes, merge_processes
 from ..packets import Packets
 from .links import FrontLinks
 
@@ -49,11 +49,13 @@ def serve_models(
     except ConfigError as error:  # what the settings ask for is not installed
         logger.error("%s", error)
         return 1
-    for collector in (log, ConnectionCollector(connections)):
-        app.state.metrics.registry.register(collector)
-    server = ModelServer(
-        server_config(app, settings, connections), repository, settings, connections, control
+    links = FrontLinks(connections)
+    processes = merge_processes(
+        app, connections, log, links, fronts=front_count(settings), pipeline_of=lambda token: None
     )
+    config = server_config(app, settings, connections)
+    server = ModelServer(config, repository, settings, connections, links=links, control=control)
+    server.on_processes = processes.take_processes
     server.make_grpc = partial(
         grpc_server,
         app.state.protocol,
@@ -80,12 +82,16 @@ class ModelServer(Server):
         repository: Repository,
         settings: Settings,
         connections: Connections,
+        *,
+        links: FrontLinks,
         control: socket.socket,
     ) -> None:
         super().__init__(config, repository, settings, connections)
+        self.on_processes: Callable[[Processes], None] = lambda processes: None
+        """Called with what the parent tells of all processes."""
+        self._links = links
         self._end_of_control = control
         self._control: Packets
-        self._links: FrontLinks
         self._addressed: asyncio.Future[None]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -103,7 +109,7 @@ class ModelServer(Server):
         self._loading = asyncio.create_task(self._load())
         await uvicorn.Server.startup(self, [])
         self._connections.watch(self._loop)
-        self._links = FrontLinks(self.config, self.server_state, self._connections)
+        self._links.open(self.config, self.server_state)
         self._control = Packets(self._end_of_control, self._obey, self._parent_gone)
         self._control.start()
 
@@ -147,6 +153,8 @@ class ModelServer(Server):
             self._start_task(self._drain())
         elif kind == Control.END:
             self._start_task(self._end_within(message[1]))
+        elif kind == Control.PROCESSES:
+            self.on_processes(message[1])
         elif kind == Control.REPORT:
             self._report()
 

@@ -13,9 +13,10 @@ from ...errors import BackendError
 from ...params import why_no_file
 from ...text import message_of
 from ..accuracy import Accuracy, log_accuracy
+from ..cores import may_pin
 from ..encryption import is_encrypted
 from ..onnx_session import config_error
-from ..processors import cpu_quota, processors, threads_per_instance
+from ..processors import processors, threads_per_instance
 from ..sharing import shared, version_of
 from .library import capabilities, core
 from .params import OpenvinoParams
@@ -250,16 +251,8 @@ def _options(threads: Threads, pins: bool) -> dict[str, Any]:
 
 
 def _pins(params: OpenvinoParams, context: Context) -> bool:
-    quota = cpu_quota() if params.pin_cores else None
-    if quota is not None and context.instance == 0:
-        logger.warning(
-            "%s: OpenvinoTensor: pin_cores is left out: the process has a quota of %g processors, "
-            "and none of its own",
-            context.node,
-            quota,
-            extra=extra_of(context),
-        )
-    return params.pin_cores and quota is None
+    threads = params.threads or threads_per_instance(context.instances)
+    return params.pin_cores and may_pin(context, threads, "OpenvinoTensor")
 
 
 def _cache(params: OpenvinoParams, context: Context) -> dict[str, str]:

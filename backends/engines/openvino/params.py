@@ -20,8 +20,3 @@ class OpenvinoParams(CpuEngineParams):
         description="with precision = int8: a .npz file with values like those of requests, an "
         "array for each input, by name, or a folder of such files",
     )
-    pin_cores: bool = Field(
-        False,
-        description="keep the threads of each instance on processors of their own: for machines "
-        "that run nothing else",
-    )

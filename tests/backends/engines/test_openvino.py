@@ -315,7 +315,7 @@ def test_instances_share_one_compiled_model(pixels: Path) -> None:
 
 @pytest.mark.parametrize("quota", [None, 0.5])
 def test_pinned_cores(pixels: Path, quota: float | None, monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setattr("penstock.backends.engines.openvino.compiled.cpu_quota", lambda: quota)
+    monkeypatch.setattr("penstock.backends.engines.cores.cpu_quota", lambda: quota)
     params: Any = OpenvinoParams.model_validate({"model": str(pixels), "pin_cores": True})
     model = compiled_model(params, Context(node="node")).compiled
     assert model.get_property("ENABLE_CPU_PINNING") is (quota is None)
