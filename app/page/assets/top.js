@@ -4,6 +4,7 @@ import { html, useState } from "./preact.js";
 import { bytes, duration, plural } from "./format.js";
 import { Key } from "./key.js";
 import { MoodMark } from "./mood.js";
+import { Processes } from "./processes.js";
 import { chooseTheme } from "./theme.js";
 
 export function TopBar({ status, link }) {
@@ -13,7 +14,8 @@ export function TopBar({ status, link }) {
       <path d="M1 5h5c3.5 0 4 3 4 5" stroke="var(--ink)" /><circle cx="11" cy="13.5" r="4.5" stroke="var(--water)" /></svg>penstock</a>
     <div class="facts">
       <span class="state" title=${link.detail || status?.reason}><${MoodMark} mood=${mood} /><span class="cut">${text}</span></span>
-      ${status && html`<span class="up">up ${duration(status.uptime_s)}</span><${Memory} ...${status.memory} />`}</div>
+      ${status && html`<span class="up">up ${duration(status.uptime_s)}</span>
+        ${status.processes.length > 0 && html`<${Processes} processes=${status.processes} />`}<${Memory} ...${status.memory} />`}</div>
     <div class="tools"><${Key} /><${Theme} /><a class="button quiet" href="docs">API docs</a></div>
   </header>`;
 }

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import partial
 from typing import Any
@@ -23,7 +23,8 @@ from ...server.connection import Connection
 from ...server.logs import Log
 from ...server.serve import collect_and_freeze, tune_process
 from ...settings import Settings
-from ..control import Control, front_count
+from ..control import Control, Role, front_count
+from ..merge.front import FrontReports
 from ..packets import Packets
 from ..shares import front_connections, front_memory
 from .connections import FrontConnections
@@ -58,6 +59,7 @@ async def _serve(number: int, settings: Settings, control: socket.socket, log: L
     budget.limit = front_memory(settings, fronts)
     tune_process()
     front = Front(settings, control, tls)
+    front.on_query = FrontReports(str(Role(number)), front.connections, log).answer
     collect_and_freeze()
     await front.run()
     log.limit.tell()
@@ -76,6 +78,8 @@ class Front:
         self.connections = FrontConnections(
             settings, FrontRoutes(settings, self._links), self._changed
         )
+        self.on_query: Callable[[bytes], bytes] = lambda question: b""
+        """Answers what the model process asks about this process."""
         self._state = ServerState()
         self.connections.tunnels = FrontTunnels(
             self.connections, self._links, self._default_head, tls is not None
@@ -218,6 +222,7 @@ class Front:
                 )
 
         link = FrontLink(end, linked, gone)
+        link.on_query = self.on_query
 
 
 def _configuration(settings: Settings, tls: ssl.SSLContext | None) -> uvicorn.Config:

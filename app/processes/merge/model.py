@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from penstock.pipelines.other_processes import NOTHING, NodeGauges, OtherProcesses
 from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.repository import Repository
 
 from ...log_settings import log_settings
 from ...server.connections import Connections
@@ -58,17 +59,12 @@ class Links(Protocol):
 
 
 class ServerProcesses(OtherProcesses):
-    """All processes of the server, as the model process sees them. Use it on its event loop.
+    """All processes of the server, as the model process sees them. Use it on its event loop."""
 
-    `pipeline_of` finds the loaded pipeline of a token.
-    """
-
-    def __init__(
-        self, links: Links, fronts: int, pipeline_of: Callable[[str], Pipeline | None]
-    ) -> None:
+    def __init__(self, repository: Repository, links: Links, fronts: int) -> None:
         """`fronts`: how many front processes there are to be."""
         self._links = links
-        self._pipeline_of = pipeline_of
+        self._pipeline_of = repository.pipeline_of
         self._waits_for = set(range(1, fronts + 1))
         self._fronts = fronts
         self._told: dict[str, tuple[int, int]] = {}  # id and restarts, by name
@@ -127,7 +123,12 @@ class ServerProcesses(OtherProcesses):
         return total.metrics()
 
     async def _ask(self) -> None:
-        answers = dict(await self._links.query(marshal.dumps((report.REPORT,)), ANSWER_SECONDS))
+        question = marshal.dumps((report.REPORT,))
+        answers = {
+            number: content
+            for number, content in await self._links.query(question, ANSWER_SECONDS)
+            if content  # it has no memory for an answer
+        }
         for number in [one for one in self._reports if one not in self._links.numbers]:
             self._bury(number)
         for number, content in answers.items():
@@ -254,13 +255,14 @@ def merge_processes(
     connections: Connections,
     log: Log,
     links: Links,
-    *,
     fronts: int,
-    pipeline_of: Callable[[str], Pipeline | None],
 ) -> ServerProcesses:
-    """Let the answers of an app that `make_app` made tell of all processes of the server."""
-    processes = ServerProcesses(links, fronts, pipeline_of)
-    metrics = app.state.metrics
+    """Let the answers of an app that `make_app` made tell of all processes of the server.
+
+    `fronts`: how many front processes there are to be.
+    """
+    repository, metrics = app.state.penstock, app.state.metrics
+    repository.others = processes = ServerProcesses(repository, links, fronts)
     # The connections of this process are tunnels, whose clients' connections the fronts count.
     for collector in (
         log,
@@ -269,7 +271,6 @@ def merge_processes(
     ):
         metrics.registry.register(collector)
     metrics.merge = processes.merged
-    app.state.penstock.others = processes
     return processes
 
 

@@ -50,9 +50,7 @@ def serve_models(
         logger.error("%s", error)
         return 1
     links = FrontLinks(connections)
-    processes = merge_processes(
-        app, connections, log, links, fronts=front_count(settings), pipeline_of=lambda token: None
-    )
+    processes = merge_processes(app, connections, log, links, fronts=front_count(settings))
     config = server_config(app, settings, connections)
     server = ModelServer(config, repository, settings, connections, links=links, control=control)
     server.on_processes = processes.take_processes

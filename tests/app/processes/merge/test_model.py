@@ -35,11 +35,11 @@ OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 class Front:
     """A front process that runs `first`."""
 
-    def __init__(self, name: str, pid: int, part: Pipeline, log: Log) -> None:
+    def __init__(self, name: str, pid: int, part: Pipeline, token: str, log: Log) -> None:
         self.pid = pid
         self.part = part
         self.connections = Connections(Settings())
-        self.reports = FrontReports(name, self.connections, log, lambda: [("token", part)])
+        self.reports = FrontReports(name, self.connections, log, lambda: [(token, part)])
         self.orders: list[Any] = []
         self.ordered = asyncio.Event()
 
@@ -118,14 +118,7 @@ def log() -> Iterator[Log]:
 async def server(log: Log) -> AsyncIterator[Server]:
     app = create_app(WHOLE)
     links, repository = Links(), app.state.penstock
-    processes = merge_processes(
-        app,
-        Connections(Settings()),
-        log,
-        links,
-        fronts=2,
-        pipeline_of=lambda token: repository.pipelines["it"] if token == "token" else None,
-    )
+    processes = merge_processes(app, Connections(Settings()), log, links, fronts=2)
     transport = httpx.ASGITransport(app)
     async with (
         AsyncExitStack() as parts,
@@ -136,7 +129,8 @@ async def server(log: Log) -> AsyncIterator[Server]:
 
         async def start(number: int, pid: int) -> Front:
             part = await parts.enter_async_context(Pipeline.load(PART))
-            links.fronts[number] = Front(f"front {number}", pid, part, log)
+            token = repository.pipelines["it"].token
+            links.fronts[number] = Front(f"front {number}", pid, part, token, log)
             links.on_linked(number)
             return links.fronts[number]
 
