@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from penstock.backends.errors import PenstockError
+from penstock.pipelines.pipeline import Pipeline
+from penstock.pipelines.runs.passed import Passed
 from penstock.pipelines.runs.run import Submission
 
 from ...history.record import CLIENT_LEFT_STATUS
@@ -134,6 +137,12 @@ class Crossed(Direct):
         except Exception as error:
             self._fail(error)
 
+    def drop(self) -> None:
+        """Forget the request: it comes again in another form."""
+        del self.link.calls[self.number]
+        self.wire = self._pieces = None
+        self.memory.close()
+
     def _wait(self) -> Any:
         return []  # the body comes in one piece
 
@@ -191,6 +200,27 @@ class CrossedPredict(Crossed, DirectPredict):
         if self.first_byte:
             self.ready(monotonic())
         return self._submit(body)
+
+    def current(self) -> Pipeline | None:
+        """Return the pipeline that has the request's name now; None if none has or it can't run."""
+        name, pipelines = self.head.name, self.rules.pipelines
+        try:
+            return pipelines.pipelines.get(name) or pipelines.get(name)
+        except PenstockError:
+            return None
+
+    def take_passed(self, passed: Passed, pipeline: Pipeline) -> None:
+        """Submit the request that `start` has begun: front nodes of `pipeline` have run."""
+        pieces, self._pieces = self._pieces, None
+        if pieces is None:  # answered
+            return
+        self.memory.close()  # the front counts what has crossed
+        self.pipeline = pipeline
+        self.request_id = passed.request_id
+        try:
+            self._run = self.submit_passed(passed, self)  # type: ignore[arg-type]  # as its future
+        except Exception as error:
+            self._fail(error)
 
 
 class CrossedInfer(Crossed, DirectInfer):

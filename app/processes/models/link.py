@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from penstock.backends.errors import MemoryFull, PenstockError
+from penstock.pipelines.runs.passed import unpack
 
 from ...server.head import HeadParser, RequestHead
 from ..arena import Arena, Mapping
@@ -36,7 +37,7 @@ from ..messages import (
     Log,
 )
 from ..packets import Packets
-from .calls import Crossed, Extent
+from .calls import Crossed, CrossedPredict, Extent
 from .outgoing import Outgoing, Piece
 from .shared import Shared
 
@@ -168,7 +169,8 @@ class ModelLink:
             _, number, text, body, client, first_byte, keep_alive = message
             call = self._begin(number, text, client, keep_alive, first_byte)
             if call is None:
-                self._resend(number, body)
+                self._drop(body)
+                self._packets.send((RESEND, number))
             elif type(body) is bytes and not first_byte:  # the usual case
                 call.start(body)
             else:
@@ -235,29 +237,44 @@ class ModelLink:
     def _read(self, body: Body) -> bytes | Extent:
         return body if isinstance(body, bytes) else Extent(self, *body)
 
+    def _copied(self, body: Body) -> bytes:
+        return body if isinstance(body, bytes) else Extent(self, *body).copied()
+
+    def _buffer(self, body: Body) -> bytearray | memoryview:
+        """Return a body as memory that may be written to."""
+        return bytearray(body) if isinstance(body, bytes) else Extent(self, *body).in_place()
+
     def _drop(self, body: Body) -> None:
         if not isinstance(body, bytes):
             self.let_go(body[0])
-
-    def _resend(self, number: int, *bodies: Body) -> None:
-        for body in bodies:
-            self._drop(body)
-        self._packets.send((RESEND, number))
 
     def _ask(
         self, number: int, text: bytes, client: Client, first_byte: float, keep_alive: bool
     ) -> None:
         call = self._begin(number, text, client, keep_alive, first_byte)
         if call is None:
-            self._resend(number)
+            self._packets.send((RESEND, number))
             return
         call.start()
         if call.wire is not None:  # it was not refused
             self._packets.send((GO, number))
 
     def _pass(self, message: tuple[Any, ...]) -> None:
-        _, number, _text, passed, arrays, *_ = message
-        self._resend(number, passed, *arrays)
+        _, number, text, payload, arrays, client, first_byte, keep_alive = message
+        buffers = [self._buffer(array) for array in arrays]  # their extents are free once unused
+        passed = unpack(self._copied(payload), buffers)
+        begun = self.calls.get(number)  # after ASK
+        call = begun or self._begin(number, text, client, keep_alive, first_byte)
+        pipeline = call.current() if isinstance(call, CrossedPredict) else None
+        if pipeline is None or pipeline.token != passed.token:
+            if call is not None:
+                call.drop()
+            self._packets.send((RESEND, number))
+            return
+        assert isinstance(call, CrossedPredict)
+        if begun is None:
+            call.start()
+        call.take_passed(passed, pipeline)
 
     def _fail(
         self, number: int, text: bytes, client: Client, first_byte: float, error: bytes
@@ -266,14 +283,14 @@ class ModelLink:
         if call is None:
             call = self._begin(number, text, client, False, first_byte)
             if call is None:
-                self._resend(number)
+                self._packets.send((RESEND, number))
                 return
             call.start()
         if call.wire is not None:  # it was not refused before
             call.fail_body(pickle.loads(error))
 
     def _reply(self, number: int, payload: Body) -> None:
-        content = payload if isinstance(payload, bytes) else Extent(self, *payload).copied()
+        content = self._copied(payload)
         answered = self._queries.pop(number, None)
         if answered is not None and not answered.done():
             answered.set_result(content)

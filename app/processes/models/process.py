@@ -18,7 +18,8 @@ from typing import Any
 import uvicorn
 
 from penstock.backends.errors import ConfigError
-from penstock.backends.memory import budget, set_limit
+from penstock.backends.memory import budget
+from penstock.pipelines.front_table import front_table
 from penstock.pipelines.repository import Repository
 
 from ...factory import make_app
@@ -31,6 +32,7 @@ from ...settings import Settings
 from ..control import Control, front_count
 from ..merge.model import Processes, merge_processes
 from ..packets import Packets
+from ..shares import models_memory
 from .links import FrontLinks
 
 logger = logging.getLogger("penstock.serve")
@@ -50,6 +52,8 @@ def serve_models(
         logger.error("%s", error)
         return 1
     links = FrontLinks(connections)
+    links.table = partial(front_table, repository)
+    repository.on_pressure = links.send_pressure
     processes = merge_processes(app, connections, log, links, fronts=front_count(settings))
     config = server_config(app, settings, connections)
     server = ModelServer(config, repository, settings, connections, links=links, control=control)
@@ -131,8 +135,7 @@ class ModelServer(Server):
         self._links.send_table()
 
     def _limit_memory(self) -> None:
-        set_limit(self._settings.max_memory)
-        budget.limit //= 2  # the fronts have the other half
+        budget.limit = models_memory(self._settings, budget.used)
 
     # From the parent.
 
