@@ -31,6 +31,7 @@ from ..messages import (
     REQUEST,
     RESEND,
     TABLE,
+    TAKEN,
     TUNNEL,
     Body,
     Client,
@@ -201,7 +202,7 @@ class ModelLink:
             self._mapping = Mapping(descriptors[0])
             self._packets.send((HELLO,), [self._outgoing.arena.descriptor])
             self._on_linked(self)
-        else:
+        elif kind != TAKEN:  # the end of the tunnel says so too
             logger.error("front %d has sent a message of an unknown kind: %r", self.number, kind)
 
     def _begin(

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -94,8 +94,7 @@ class TunnelConnection(Connection):
         self._tunnel: TunnelTransport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._tunnel = TunnelTransport(transport, self._peer)
+        self._tunnel = TunnelTransport(cast("asyncio.Transport", transport), self._peer)
         super().connection_made(self._tunnel)
 
     def data_received(self, data: bytes) -> None:
