@@ -13,10 +13,11 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 from penstock.backends.errors import DeadlineExceeded, PenstockError
 from penstock.backends.item import Item
+from penstock.backends.lazy_numpy import is_array, np
 from penstock.backends.process.failure import Failure
 
 from ..node.queue import NO_ENTRIES, NO_OUTCOMES, Batch, BatchStart, Bucket, Visit
@@ -34,17 +35,11 @@ REFUSALS = frozenset({"queue_full", "overloaded"})
 """The codes of errors by which a front process refuses a request for load."""
 
 
-class PassedBatch(NamedTuple):
-    """A batch that ran in a front process. The fields are those of `Batch`."""
-
-    started: float
-    ended: float
-    size: int
-    alone: int | None
-    hung: bool
-    start: BatchStart | None
-    pieces: tuple[tuple[str, float], ...]
-
+PassedBatch: TypeAlias = tuple[
+    float, float, int, int | None, bool, tuple[Any, ...] | None, tuple[tuple[str, float], ...]
+]
+"""A batch that ran in a front process: `started`, `ended`, `size`, `alone`, `hung`, `start` and
+`pieces` of the `Batch`."""
 
 PassedVisits: TypeAlias = tuple[tuple[float, PassedBatch | None], ...]
 """For each node: when a request was queued there, and its batch, if it has run."""
@@ -66,10 +61,10 @@ class Passed(NamedTuple):
     deadline: float
     timed: bool
     visits: PassedVisits
-    item: Item | None = None
     failure: Failure | None = None
     retry_after: int | None = None
     logged: bool = False
+    item: Item | None = None
 
     def with_error(self, error: BaseException) -> Passed:
         """Return the same for a request that fails with `error`."""
@@ -101,13 +96,11 @@ def visits_to_pass(
 def _passed_batch(batch: Batch | None, front: int) -> PassedBatch | None:
     if batch is None:
         return None
-    start = batch.start
-    if start is not None:
-        name, _, instance = start.executor.rpartition("#")
-        start = start._replace(executor=f"{name} in front {front}#{instance}")
-    return PassedBatch(
-        batch.started, batch.ended, batch.size, batch.alone, batch.hung, start, batch.pieces
-    )
+    start: tuple[Any, ...] | None = batch.start
+    if start is not None:  # as plain tuples: named ones take longer to pickle
+        name, _, instance = start[0].rpartition("#")
+        start = (f"{name} in front {front}#{instance}", *start[1:])
+    return batch.started, batch.ended, batch.size, batch.alone, batch.hung, start, batch.pieces
 
 
 def pack(passed: Passed) -> tuple[bytes, list[memoryview]]:
@@ -124,12 +117,45 @@ def pack(passed: Passed) -> tuple[bytes, list[memoryview]]:
             return True
         return False
 
-    return pickle.dumps(passed, 5, buffer_callback=leave_out), buffers
+    item = passed.item
+    arrays: list[tuple[Any, str, tuple[int, ...]]] = []
+    views: list[memoryview] = []
+    if item is not None:
+        # Pickle can do it too, but takes ten times as long, and most results are such arrays.
+        for key, value in item.items():
+            if is_array(value) and _is_plain(value):
+                arrays.append((key, value.dtype.str, value.shape))
+                views.append(value.data.cast("B"))
+        if arrays:
+            outside = {key for key, _, _ in arrays}
+            item = {key: value for key, value in item.items() if key not in outside}
+    # A plain tuple: a named one takes longer.
+    fields = (*passed[:-1], item)
+    return pickle.dumps((fields, arrays), 5, buffer_callback=leave_out), buffers + views
+
+
+def _is_plain(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether an array is no more than numbers of one of C's types, one after the other."""
+    dtype = array.dtype
+    return (
+        type(array) is np.ndarray
+        and dtype.kind in "biuf"
+        and dtype.itemsize <= 8
+        and dtype.isnative
+        and array.size > 0
+        and array.flags.c_contiguous
+    )
 
 
 def unpack(payload: bytes, buffers: Sequence[bytes | bytearray | memoryview] = ()) -> Passed:
     """Make a request again. Its arrays are views of the buffers."""
-    return cast("Passed", pickle.loads(payload, buffers=buffers))
+    left = iter(buffers)
+    fields, arrays = pickle.loads(payload, buffers=left)
+    passed = Passed._make(fields)
+    if passed.item is not None:
+        for (key, dtype, shape), buffer in zip(arrays, left, strict=True):
+            passed.item[key] = np.frombuffer(buffer, dtype).reshape(shape)
+    return passed
 
 
 class Entrance:
@@ -238,16 +264,18 @@ class Entrance:
 
     def _batch(self, node: str, passed: PassedBatch, front: int) -> Batch:
         """Return the batch that ran in a front process, the same for all requests of it."""
-        key = node, front, passed.started, passed.ended, passed.size
-        if passed.size > 1 and (known := self._batches.get(key)) is not None:
+        started, ended, size, alone, hung, start, pieces = passed
+        key = node, front, started, ended, size
+        if size > 1 and (known := self._batches.get(key)) is not None:
             return known
-        batch = Batch(node, None, [], passed.size, passed.started)
+        batch = Batch(node, None, [], size, started)
         batch.entries, batch.outcomes = NO_ENTRIES, NO_OUTCOMES
-        batch.ended, batch.alone, batch.hung = passed.ended, passed.alone, passed.hung
-        batch.begun, batch.start = True, passed.start
-        if passed.pieces:
-            batch.pieces = passed.pieces
-        if passed.size > 1:
+        batch.ended, batch.alone, batch.hung, batch.begun = ended, alone, hung, True
+        if start is not None:
+            batch.start = BatchStart._make(start)
+        if pieces:
+            batch.pieces = pieces
+        if size > 1:
             self._batches[key] = batch
             if len(self._batches) > KEPT_BATCHES:
                 self._batches.popitem(last=False)
