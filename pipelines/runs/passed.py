@@ -13,6 +13,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from penstock.backends.errors import DeadlineExceeded, PenstockError
@@ -53,6 +54,7 @@ class Passed(NamedTuple):
     it came to, when it was queued and its batch; no batch: it ended while it queued. `item`: as it
     left the last of them, without `data`; None if none came out. `failure`: why it failed, with the
     `retry_after` and `logged` of the error. With an item it is a soft failure, the item's `error`.
+    `left`: its client has left.
     """
 
     token: str
@@ -64,6 +66,7 @@ class Passed(NamedTuple):
     failure: Failure | None = None
     retry_after: int | None = None
     logged: bool = False
+    left: bool = False
     item: Item | None = None
 
     def with_error(self, error: BaseException) -> Passed:
@@ -100,7 +103,10 @@ def _passed_batch(batch: Batch | None, front: int) -> PassedBatch | None:
     if start is not None:  # as plain tuples: named ones take longer to pickle
         name, _, instance = start[0].rpartition("#")
         start = (f"{name} in front {front}#{instance}", *start[1:])
-    return batch.started, batch.ended, batch.size, batch.alone, batch.hung, start, batch.pieces
+    ended = batch.ended
+    if ended <= batch.started:  # it runs on: the client has left
+        ended = monotonic()
+    return batch.started, ended, batch.size, batch.alone, batch.hung, start, batch.pieces
 
 
 def pack(passed: Passed) -> tuple[bytes, list[memoryview]]:
@@ -204,6 +210,7 @@ class Entrance:
         last, enqueued, batch = batches[-1]
         goes_on = (
             error is None
+            and not passed.left
             and len(batches) == len(self._nodes)
             and bool(last.next)
             and now <= passed.deadline
@@ -247,7 +254,9 @@ class Entrance:
         run.stages, run.batch = done[:-1] or None, done[-1][0] if done else None
         if batch is None:
             run.stages = done or None
-        if error is None:
+        if passed.left:
+            self._soon(run.leave)
+        elif error is None:
             self._soon(_succeed, run, {**item, "data": run.data}, self._clock)
         elif passed.item is not None:
             self._soon(_succeed, run, {**item, "data": run.data, "error": error}, self._clock)

@@ -46,10 +46,18 @@ class FrontRun(Run):
         self.request_id = request_id
         self.admission = None  # it has not been admitted yet
 
-    def leave(self, failure: str = "cancelled") -> None:
-        """End a request whose client has left. Nothing crosses then."""
+    def left(self) -> Passed | None:
+        """End the request: its client has left. Return what has to cross, so that it is counted.
+
+        None if that has crossed already, or the request was refused.
+        """
+        if self._on_passed is None or self.admission is None:
+            self._on_passed = None
+            return None
         self._on_passed = None
-        super().leave(failure)
+        passed = self._passed()._replace(left=True)
+        self.leave()
+        return passed
 
     # As a future.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from penstock.app.http.predict_call import PredictHead
 from penstock.app.processes.front.nodes import FrontNodes
-from penstock.backends.errors import PenstockError
+from penstock.backends.errors import DeadlineExceeded, PenstockError, QueueFull
 from penstock.backends.item import Item
 from penstock.pipelines.front_table import front_table
 from penstock.pipelines.pipeline import Pipeline
@@ -220,3 +221,202 @@ def test_requests_end_as_in_one_process(
             assert not crossing.in_flight
 
     asyncio.run(compare())
+
+
+# What one front process does.
+
+HOLD = chain_of(["hold", "add"], 1, "chain")
+
+
+def gate() -> Any:
+    """Return the module of the operators, whose `entered` and `opened` hold a node."""
+    (module,) = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("_penstock_ops_") and hasattr(module, "opened")
+    ]
+    module.opened.clear()
+    return module
+
+
+async def entered(module: Any) -> None:
+    await asyncio.wait_for(asyncio.to_thread(module.entered.acquire), BOUND)
+
+
+async def test_the_front_s_own_refusal_is_one_of_the_pipeline(operators: Path) -> None:
+    text = f"[pipeline]\nmax_requests = 1\nmax_wait = 'none'\n{HOLD}"
+    async with processes(written(operators, text)) as both:
+        module, pipeline = gate(), both.repository.get("whole")
+        first = asyncio.create_task(both.cross(b"a"))
+        await entered(module)
+        refused = await both.cross(b"a")
+        module.opened.set()
+        assert await first is not None
+        assert refused is not None
+        with pytest.raises(QueueFull, match=r"too many requests in flight: 1 \(max_req") as raised:
+            pipeline.submit_passed(refused)
+        assert raised.value.retry_after is not None
+        assert pipeline.refused == {"queue_full": 1, "overloaded": 0}
+        assert not pipeline.in_flight
+
+
+async def test_a_deadline_that_passes_in_the_front_is_that_of_the_request(operators: Path) -> None:
+    async with processes(written(operators, HOLD)) as both:
+        module, pipeline = gate(), both.repository.get("whole")
+        first = asyncio.create_task(both.cross(b"a"))
+        await entered(module)
+        late = await both.cross(b"a", fields=[(b"penstock-deadline-ms", b"20")])
+        assert late is not None
+        submission = pipeline.submit_passed(late)
+        with pytest.raises(DeadlineExceeded, match="node 'n0': the deadline passed while"):
+            await submission.future
+        assert [visit.batch for visit in submission.visits()] == [None]
+        assert pipeline.statistics.failures["expired"] == 1
+        module.opened.set()
+        passed = await first
+        assert passed is not None
+        # It has come out in time, but comes to the model process too late.
+        submission = pipeline.submit_passed(passed._replace(deadline=0.0))
+        with pytest.raises(DeadlineExceeded, match="node 'n0': the answer came after"):
+            await submission.future
+        assert pipeline.statistics.failures["expired"] == 2
+        assert not pipeline.in_flight
+
+
+async def test_a_client_that_leaves_a_front_is_counted(operators: Path) -> None:
+    async with processes(written(operators, HOLD)) as both:
+        module, pipeline = gate(), both.repository.get("whole")
+        head = PredictHead("whole", False, [])
+        front = both.front.find(head)
+        assert front is not None
+        crossed: list[Passed] = []
+        run = front.submit(head, b"a", 0.0, None, crossed.append)
+        assert run is not None
+        await entered(module)
+        left = run.left()
+        assert left is not None
+        assert run.left() is None
+        submission = pipeline.submit_passed(unpack(*pack(left)))
+        with pytest.raises(asyncio.CancelledError):
+            await submission.future
+        assert pipeline.statistics.failures["cancelled"] == 1
+        (visit,) = submission.visits()
+        assert visit.node == "n0"
+        assert visit.batch is not None
+        assert visit.batch.ended > visit.batch.started
+        module.opened.set()
+    assert not crossed
+
+
+async def test_a_table_replaces_what_ran_before(operators: Path) -> None:
+    file = written(operators, chain_of(["add", "add"], 2, "chain"), "replaced")
+    async with processes(file) as both:
+        passed = await both.cross(b"a", "replaced")
+        assert passed is not None
+        old = both.repository.get("replaced")
+        assert both.repository.pipeline_of(passed.token) is old
+        file.write_text(chain_of(["array", "add"], 1, "chain"))
+        await both.repository.reload("replaced")
+        new = both.repository.get("replaced")
+        assert new.token != old.token
+        await both.apply()
+        for name in ("replaced", f"replaced/versions/{new.config.version}"):
+            passed = await both.cross(b"a", name)
+            assert passed is not None
+            assert passed.token == new.token
+            assert [node.name for node in both.front.pipelines()[0][1].nodes] == ["n0"]
+        await both.repository.unload("replaced")
+        await both.apply()
+        assert await both.cross(b"a", "replaced") is None
+
+
+async def test_requests_cross_whole_where_front_nodes_can_not_load(
+    operators: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = operators / "gone.py"
+    source.write_text("def same(data):\n    return data\n")
+    text = "[n]\nbackend = 'Python[gone.py:same]'\nfront = true\n"
+    async with processes(written(operators, text, "gone")) as both:
+        table = front_table(both.repository)
+        source.unlink()
+        other = FrontNodes(2, 1)
+        await other.apply(table)
+        await other.apply(table)  # it does not try again
+        assert other.find(PredictHead("gone", False, [])) is None
+        (line,) = [
+            record.getMessage() for record in caplog.records if record.name.endswith("front")
+        ]
+        assert line.startswith("pipeline gone: its front nodes can't be loaded here, so the model")
+        assert "gone.py" in line
+        await other.close(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "body"),
+    [
+        ("other", [], b"a"),
+        ("whole", [(b"content-type", b"application/json")], b"{}"),
+        ("whole", [], b"{}"),
+        ("whole", [(b"content-encoding", b"gzip")], b"a"),
+        ("whole", [(b"penstock-trace", b"1")], b"a"),
+        ("whole", [(b"accept", b"text/event-stream")], b"a"),
+        ("whole", [(b"penstock-deadline-ms", b"soon")], b"a"),
+        ("whole", [(b"penstock-priority", b"high")], b"a"),
+        ("whole", [(b"content-type", b"text/plain")], b"a"),
+        ("whole", [], b""),
+    ],
+)
+async def test_what_is_not_one_raw_body_crosses_whole(
+    name: str, fields: list[tuple[bytes, bytes]], body: bytes, operators: Path
+) -> None:
+    async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
+        assert await both.cross(body, name, fields) is None
+        assert await both.cross(b"a", "whole", [(b"content-type", b"image/jpeg")]) is not None
+
+
+async def test_fronts_share_the_instances_and_the_places(operators: Path) -> None:
+    text = chain_of(["add"], 1, "chain") + "instance_num = 3\n[pipeline]\nmax_requests = 100\n"
+    async with processes(written(operators, text), fronts=3) as three:
+        ((_, pipeline),) = three.front.pipelines()
+        assert len(pipeline.nodes[0].executors) == 1
+        assert pipeline.config.max_requests == 34
+    async with processes(written(operators, text), fronts=2) as two:
+        ((_, pipeline),) = two.front.pipelines()
+        assert len(pipeline.nodes[0].executors) == 2
+
+
+async def test_fronts_learn_of_pressure(operators: Path) -> None:
+    async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
+        repository, pipeline = both.repository, both.repository.get("whole")
+        heard: list[tuple[str, bool]] = []
+        repository.on_pressure = lambda token, on: heard.append((token, on))
+        front = both.front.find(PredictHead("whole", False, []))
+        assert front is not None
+        for on in (True, False):
+            pipeline._admission.pressure.turn(on)
+            assert heard.pop() == (pipeline.token, on)
+            both.front.set_pressure(pipeline.token, on)
+            assert front.under_pressure is on
+
+
+async def test_requests_of_one_batch_share_it(operators: Path) -> None:
+    async with processes(written(operators, HOLD)) as both:
+        module, pipeline = gate(), both.repository.get("whole")
+        first = asyncio.create_task(both.cross(b"a"))
+        await entered(module)
+        more = [asyncio.create_task(both.cross(b"a")) for _ in range(2)]
+        await asyncio.sleep(0)
+        module.opened.set()
+        assert await first is not None
+        batches = []
+        for task in more:
+            passed = await task
+            assert passed is not None
+            submission = pipeline.submit_passed(passed)
+            await submission.future
+            batches.append(submission.visits()[0].batch)
+        assert batches[0] is batches[1]
+        assert batches[0] is not None
+        assert batches[0].size == 2
+        assert batches[0].start is not None
+        assert batches[0].start.executor == "whole/n0 in front 1#0"
