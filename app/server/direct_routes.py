@@ -29,6 +29,7 @@ class DirectRoutes:
 
     predict_type = DirectPredict
     infer_type = DirectInfer
+    most_body = MOST_BODY_BYTES
 
     def __init__(self, hot: HotRoutes, root_path: str = "") -> None:
         rules = hot.predict.rules
@@ -72,7 +73,7 @@ class DirectRoutes:
                 asked.many
                 or asked.encoding is not None
                 or asked.asks_for_events
-                or head.length > MOST_BODY_BYTES
+                or head.length > self.most_body
             )
             return "" if unusual or self._fetches else asked
         if head.method == b"POST" and path.startswith("/v2/models/"):

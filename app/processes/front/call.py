@@ -29,6 +29,7 @@ class CrossingCall:
     __slots__ = (
         "_access",
         "_alignment",
+        "_asked",
         "_body",
         "_client",
         "_default_head",
@@ -88,7 +89,7 @@ class CrossingCall:
         self._first_byte = 0.0
         self._link: FrontLink | None = None
         self._number = 0
-        self._waits = False  # for the answer to ASK
+        self._asked = self._waits = False  # whether it may come; for the answer to that
 
     @property
     def body_timeout(self) -> float:
@@ -107,8 +108,7 @@ class CrossingCall:
             self._first_byte = monotonic()
             self._pieces = []
             if self._head.length > ASK_BYTES:
-                self._waits = True
-                link.send(ASK, self._number, self._text, self._client, self._first_byte, True)
+                self._ask(link)
 
     def feed(self, piece: bytes) -> None:
         """Add a piece of the body, whose memory is reserved."""
@@ -145,6 +145,11 @@ class CrossingCall:
 
     # On its way.
 
+    def _ask(self, link: FrontLink) -> None:
+        """Ask whether the request may come."""
+        self._asked = self._waits = True
+        link.send(ASK, self._number, self._text, self._client, self._first_byte, True)
+
     def _cross(self, body: bytes) -> None:
         """Send the request, whose body is here."""
         self._body = body
@@ -157,7 +162,7 @@ class CrossingCall:
         body = link.body(self._body, align=self._alignment)
         if body is None:
             self._tunnel(self._body)
-        elif self._first_byte and self._head.length > ASK_BYTES:
+        elif self._asked:
             link.send(BODY, self._number, body)
         else:
             number, first_byte = self._number, self._first_byte

@@ -122,6 +122,10 @@ class FrontLink:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)  # type: ignore[return-value]
         return self._arena.put(*pieces, align=align)
 
+    def extent(self, content: bytes | memoryview) -> Body | None:
+        """Put content into the arena. None: it is full."""
+        return self._arena.put(content)
+
     def free(self, bodies: Sequence[Body]) -> None:
         """Let go of bodies that have not been sent."""
         for body in bodies:

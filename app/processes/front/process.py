@@ -29,6 +29,7 @@ from ..packets import Packets
 from ..shares import front_connections, front_memory
 from .connections import FrontConnections
 from .link import FrontLink, Links
+from .nodes import FrontNodes
 from .routes import FrontRoutes
 from .tunnels import FrontTunnels
 
@@ -58,10 +59,12 @@ async def _serve(number: int, settings: Settings, control: socket.socket, log: L
     settings = settings.model_copy(update={"max_connections": most})
     budget.limit = front_memory(settings, fronts)
     tune_process()
-    front = Front(settings, control, tls)
-    front.on_query = FrontReports(str(Role(number)), front.connections, log).answer
+    nodes = FrontNodes(number, fronts)
+    front = Front(settings, control, tls, nodes)
+    front.on_query = FrontReports(str(Role(number)), front.connections, log, nodes.pipelines).answer
     collect_and_freeze()
     await front.run()
+    await nodes.close(1)
     log.limit.tell()
     return 0
 
@@ -70,13 +73,18 @@ class Front:
     """One front: its connections, its link, and what the parent tells it."""
 
     def __init__(
-        self, settings: Settings, control: socket.socket, tls: ssl.SSLContext | None
+        self,
+        settings: Settings,
+        control: socket.socket,
+        tls: ssl.SSLContext | None,
+        nodes: FrontNodes | None = None,
     ) -> None:
         self._settings = settings
+        self._nodes = nodes
         self._loop = asyncio.get_running_loop()
         self._links = Links(settings.body_timeout)
         self.connections = FrontConnections(
-            settings, FrontRoutes(settings, self._links), self._changed
+            settings, FrontRoutes(settings, self._links, nodes), self._changed
         )
         self.on_query: Callable[[bytes], bytes] = lambda question: b""
         """Answers what the model process asks about this process."""
@@ -223,6 +231,14 @@ class Front:
 
         link = FrontLink(end, linked, gone)
         link.on_query = self.on_query
+        if self._nodes is not None:
+            link.on_pressure = self._nodes.set_pressure
+            link.on_table = partial(self._take_table, self._nodes, link)
+
+    def _take_table(self, nodes: FrontNodes, link: FrontLink, table: bytes) -> None:
+        """Run the front nodes of this table, unless it is that of an earlier model process."""
+        if link is self._links.current:
+            nodes.take(table)
 
 
 def _configuration(settings: Settings, tls: ssl.SSLContext | None) -> uvicorn.Config:

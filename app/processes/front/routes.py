@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from penstock.backends.errors import PenstockError
 from penstock.backends.memory import Reservation, budget
 
+from ...http.auth import check_key, client_of
 from ...http.predict import route_of
 from ...http.predict_call import PredictHead
+from ...http.restriction import restriction_of
 from ...server.direct_routes import DIRECT_METHODS, MOST_BODY_BYTES, without_root
 from ...server.head import RequestHead
 from ...settings import Settings, split
 from .call import CrossingCall
 from .link import Links
+from .nodes import FrontNodes, FrontPipeline
+from .passing import PassingCall
 
 MOST_CROSSING_BYTES = 16 << 20
 """The largest body that crosses whole. A larger one takes a tunnel, through which it flows: no
@@ -37,8 +42,14 @@ class FrontRoutes:
     takes none, because something else of the app has to see them first, none cross.
     """
 
-    def __init__(self, settings: Settings, links: Links) -> None:
+    def __init__(self, settings: Settings, links: Links, nodes: FrontNodes | None = None) -> None:
+        """`nodes`: the front nodes; None: all nodes run in the model process."""
         self._links = links
+        self._nodes = nodes
+        self._settings = settings
+        self._max_body = settings.max_body
+        self._has_key = settings.api_key is not None
+        self._restriction = restriction_of(settings.restricted_api) or None
         self._root_path = settings.root_path
         self._fetches = settings.allow_url
         self._crosses = not (
@@ -54,6 +65,13 @@ class FrontRoutes:
             route = head.direct = self._route_of(head)
         if not route:
             return None
+        front = None
+        if type(route) is PredictHead:
+            front = None if self._nodes is None else self._nodes.find(route)
+            if front is not None:
+                front, client = self._checked(front, head, client)
+            if front is None and head.length > MOST_BODY_BYTES:
+                return None
         memory = None
         if head.length > UNCOUNTED_BYTES:
             memory = Reservation(budget)
@@ -62,7 +80,28 @@ class FrontRoutes:
             except PenstockError:  # a tunnel passes it on in pieces
                 return None
         alignment = _alignment_of(head) if route is WHOLE else 0
-        return CrossingCall(self._links, head, text, memory, alignment)
+        if front is None:
+            return CrossingCall(self._links, head, text, memory, alignment)
+        return PassingCall(self._links, head, text, memory, front=front, share=client)
+
+    def _checked(
+        self, front: FrontPipeline, head: RequestHead, client: str | None
+    ) -> tuple[FrontPipeline | None, str | None]:
+        """Return the front nodes that a request may have run here, and whose share of them it
+        takes. None: the model process says what is wrong with it.
+        """
+        if head.length > self._max_body:
+            return None, client
+        if self._has_key or self._restriction is not None:
+            scope: dict[str, Any] = {"headers": head.fields, "client": client and (client, 0)}
+            try:
+                check_key(scope, self._settings)
+                if self._restriction is not None:
+                    self._restriction.check("inference", scope)
+            except PenstockError:
+                return None, client
+            client = client_of(scope)
+        return front, client
 
     def _route_of(self, head: RequestHead) -> PredictHead | str:
         if not (self._crosses and head.plain and head.method in DIRECT_METHODS):
@@ -77,9 +116,7 @@ class FrontRoutes:
         if (route := route_of(path)) is not None:
             asked = PredictHead(*route, head.fields, head.query)
             unusual = asked.many or asked.encoding is not None or asked.asks_for_events
-            if unusual or self._fetches or head.length > MOST_BODY_BYTES:
-                return ""
-            return asked
+            return "" if unusual or self._fetches else asked
         if head.method == b"POST" and _INFER.fullmatch(path):
             encoded = any(name == b"content-encoding" for name, _ in head.fields)
             return "" if encoded else WHOLE

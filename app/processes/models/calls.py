@@ -7,6 +7,7 @@ comes from, and where their answer goes: the link of their front.
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -254,3 +255,4 @@ class CrossedRoutes(DirectRoutes):
 
     predict_type = CrossedPredict
     infer_type = CrossedInfer
+    most_body = sys.maxsize  # a front sends no large one, only what its front nodes made of it
