@@ -13,6 +13,7 @@ from typing import Any
 from penstock.app.processes import messages
 from penstock.app.processes.arena import Arena, Mapping
 from penstock.app.processes.control import Control
+from penstock.app.processes.front.nodes import FrontNodes
 from penstock.app.processes.front.process import Front
 from penstock.app.processes.packets import INLINE_BYTES, Packets
 from penstock.app.server.connection import Connection
@@ -130,13 +131,15 @@ class Parent:
 
 
 @contextlib.asynccontextmanager
-async def front(tls: Any = None, **settings: Any) -> AsyncIterator[Parent]:
+async def front(
+    tls: Any = None, nodes: FrontNodes | None = None, **settings: Any
+) -> AsyncIterator[Parent]:
     """Run a front that listens. Nothing may be left of it at the end."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     told: list[tuple[Any, ...]] = []
     control = Packets(here, lambda message, descriptors: told.append(message), lambda: None)
     control.start()
-    running = Front(Settings(**settings), there, tls)
+    running = Front(Settings(**settings), there, tls, nodes)
     task = asyncio.get_running_loop().create_task(running.run())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         control.send((Control.LISTEN,), [listener.fileno()])
