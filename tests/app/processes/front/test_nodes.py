@@ -233,7 +233,7 @@ def gate() -> Any:
     (module,) = [
         module
         for name, module in sys.modules.items()
-        if name.startswith("_penstock_ops_") and hasattr(module, "opened")
+        if name.startswith("_penstock_ops_") and hasattr(module, "Step")
     ]
     module.opened.clear()
     return module
