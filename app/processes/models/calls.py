@@ -138,7 +138,7 @@ class Crossed(Direct):
         except Exception as error:
             self._fail(error)
 
-    def drop(self) -> None:
+    def withdraw(self) -> None:
         """Forget the request: it comes again in another form."""
         del self.link.calls[self.number]
         self.wire = self._pieces = None

@@ -269,7 +269,7 @@ class ModelLink:
         pipeline = call.current() if isinstance(call, CrossedPredict) else None
         if pipeline is None or pipeline.token != passed.token:
             if call is not None:
-                call.drop()
+                call.withdraw()
             self._packets.send((RESEND, number))
             return
         assert isinstance(call, CrossedPredict)

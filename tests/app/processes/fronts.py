@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import array
 import contextlib
+import logging
 import marshal
 import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from penstock.app.processes import messages
@@ -127,6 +128,7 @@ class Models:
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self.control = End()
+        self.repository = repository
         self.code: int | None = None
         end = socket.socket(fileno=self.control.other)
         log: Any = _NoLog()
@@ -151,6 +153,12 @@ class Models:
             yield front
         finally:
             front.close()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function on the event loop of the process, soon."""
+        loop = next(iter(self.repository.served))._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(function)
 
     def end(self, seconds: float = 5.0) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -178,6 +186,7 @@ class _NoLog:
 @contextlib.contextmanager
 def models(*tables: dict[str, Any], **settings: Any) -> Iterator[Models]:
     """Serve pipelines in a model process, which is ready."""
+    logging.getLogger("penstock.access").setLevel("INFO")  # as `configure_logging` does
     process = Models(Repository.read(list(tables)), Settings(**settings))
     try:
         assert process.control.receive() == (Control.READY,)
