@@ -38,6 +38,7 @@ PARTS = {
     "memory": "memory",
     "overload": "overload",
     "process": "processes",
+    "scale": "scale",
     "triton": "triton_models",
     "profile": "stages",
     "page": "page",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ class Run(NamedTuple):
     """The server's processor time per request, in µs."""
     requests: int
     """How many were answered."""
+    generator: float = 0.0
+    """wrk's own processor time per request, in µs."""
 
 
 def require_wrk() -> None:
@@ -81,11 +84,15 @@ def load(side: Side, connections: int, seconds: int) -> Run:
     url = side.server.url(side.path)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     used = processor_seconds(side.server.pid) or 0.0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     output = subprocess.run(
         [*command, "-s", str(side.script), url], capture_output=True, text=True, check=True
     ).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = (processor_seconds(side.server.pid) or 0.0) - used
-    return read_output(output, url, used)
+    run = read_output(output, url, used)
+    generator = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return run._replace(generator=generator / run.requests * 1e6)
 
 
 def read_output(output: str, url: str, processor_seconds: float) -> Run:

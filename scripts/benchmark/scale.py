@@ -1,0 +1,289 @@
+"""Several processes against one, as ratios: their rates, batches, latency, clients and losses.
+
+All of it comes from one run, on whatever machine it runs. What needs GPUs says so where there are
+none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import scale_gpus
+import scale_losses
+from figures import Figure, of_runs, say
+from scale_servers import (
+    DEVICE_SECONDS,
+    PICTURES,
+    clients_of,
+    metric,
+    names_of,
+    processor_seconds,
+    write,
+)
+from servers import Server, penstock, pss
+from wrk import Run, Side, compared, in_turns, load, ratios, require_wrk
+
+from penstock.app.bench.client import HttpClient
+from penstock.app.bench.load import open_loop
+
+PART = "scale"
+ONE, ONE_WITH_TWO, TWO = "one", "one, 2 decoders", "two"
+FRONTS = ("--processes", "2")
+SMALL_MODEL = "decoding and a small model"
+ARRIVALS = 2000.0
+"""Requests per second for the device, in an open loop: 20 arrive while a batch runs."""
+PROCESSORS = len(os.sched_getaffinity(0))
+
+
+def measure(quick: bool) -> list[Figure]:
+    require_wrk()
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder)
+        for group in (pictures, latency, processes, batches, spread, losses):
+            say(f"   {group.__name__}")
+            figures += _attempted(group, folder, quick)
+    return figures + scale_gpus.measure(quick)
+
+
+def _attempted(
+    group: Callable[[Path, bool], list[Figure]], folder: Path, quick: bool
+) -> list[Figure]:
+    """Measure a group, or return one figure that says why it could not be measured."""
+    try:
+        return group(folder, quick)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        say(f"   not measured: {error}")
+        return [Figure(PART, group.__name__, math.nan, note=reason)]
+
+
+def pictures(folder: Path, quick: bool) -> list[Figure]:
+    """Compare the rates of a decoding pipeline, and of one in Python that fronts may run."""
+    with ExitStack() as running:
+        one = running.enter_context(penstock(folder / "picture_1.toml"))
+        more = running.enter_context(penstock(folder / "picture_2.toml"))
+        two = running.enter_context(penstock(folder / "picture_1.toml", *FRONTS))
+        figures: list[Figure] = []
+        for size in PICTURES:
+            sides = [
+                Side(name, server, "/predict/picture", folder / f"{size}.lua")
+                for name, server in ((ONE, one), (ONE_WITH_TWO, more), (TWO, two))
+            ]
+            runs = in_turns(sides, 16, quick=quick, turns=7)
+            what = f"{SMALL_MODEL}, {size}: 2 processes ÷ one"
+            least = 1.8 if size == "1280×854" else None
+            figures += [
+                _gain(what, runs[TWO], runs[ONE], least),
+                _gain(f"{what} with instance_num = 2", runs[TWO], runs[ONE_WITH_TWO]),
+            ]
+    with ExitStack() as running:
+        sides = [
+            Side(
+                name,
+                running.enter_context(penstock(folder / "features.toml", *options)),
+                "/predict/features",
+                folder / "bytes.lua",
+            )
+            for name, options in ((ONE, ()), (TWO, FRONTS))
+        ]
+        runs = in_turns(sides, 16, quick=quick, turns=7)
+        figures.append(_gain("a model in Python, front = true: 2 ÷ one", runs[TWO], runs[ONE]))
+    return figures
+
+
+def _gain(
+    what: str, ours: Sequence[Run], others: Sequence[Run], least: float | None = None
+) -> Figure:
+    """Compare two sides, and say what this machine's processors could give at most."""
+    spent = median(run.processor + run.generator for run in ours)
+    possible = PROCESSORS / (spent / 1e6) / median(run.rate for run in others)
+    generator = median(run.generator for run in ours)
+    note = (
+        f"{compared(ours, others)}; wrk's CPU {generator:.0f} µs; "
+        f"{PROCESSORS} processors with nothing idle: {possible:.2f}"
+    )
+    return of_runs(PART, what, ratios(ours, others), least=least, note=note)
+
+
+def latency(folder: Path, quick: bool) -> list[Figure]:
+    """Compare the p50 of one client that waits for each answer."""
+    figures = []
+    for pipeline, path, scripts in (
+        ("picture_1", "/predict/picture", [size for size in PICTURES if size != "96×64"]),
+        ("noop", "/predict/noop", ["bytes"]),
+    ):
+        with ExitStack() as running:
+            servers = {
+                name: running.enter_context(penstock(folder / f"{pipeline}.toml", *options))
+                for name, options in ((ONE, ()), (TWO, FRONTS))
+            }
+            for script in scripts:
+                sides = [
+                    Side(name, server, path, folder / f"{script}.lua")
+                    for name, server in servers.items()
+                ]
+                runs = in_turns(sides, 1, quick=quick)
+                of_two, of_one = runs[TWO], runs[ONE]
+                turns = zip(of_two, of_one, strict=True)
+                figures.append(
+                    of_runs(
+                        PART,
+                        f"one client's p50, {script if pipeline != 'noop' else 'no-op, 1 kB'}: "
+                        "2 processes ÷ one",
+                        [two.p50 / one.p50 for two, one in turns],
+                        most=None if pipeline == "noop" else 1.15,
+                        note=compared(of_two, of_one),
+                    )
+                )
+    return figures
+
+
+def processes(folder: Path, quick: bool) -> list[Figure]:
+    """Return each process's memory when idle, and what a request costs it."""
+    figures: list[Figure] = []
+    for pipeline, path, script, what in (
+        ("noop", "/predict/noop", "bytes", "no-op, 1 kB"),
+        ("picture_1", "/predict/picture", "640×427", f"{SMALL_MODEL}, 640×427"),
+    ):
+        with penstock(folder / f"{pipeline}.toml", *FRONTS) as server:
+            names = names_of(server)
+            if pipeline == "picture_1":
+                figures += [
+                    Figure(PART, f"PSS when idle: {name}", pss(pid), "MB")
+                    for name, pid in sorted(names.items())
+                ]
+            side = Side(what, server, path, folder / f"{script}.lua")
+            load(side, 64, 1)
+            before = {name: processor_seconds(pid) for name, pid in names.items()}
+            run = load(side, 64, 2 if quick else 6)
+            spent = {
+                name: (processor_seconds(pid) - before[name]) / run.requests * 1e6
+                for name, pid in names.items()
+            }
+            every = ", ".join(f"{name} {each:.0f}" for name, each in sorted(spent.items()))
+            figures.append(
+                Figure(
+                    PART,
+                    f"{what}: the model process's CPU per request",
+                    spent["models"],
+                    "µs",
+                    note=f"all: {every} µs a request, at {run.rate:,.0f} requests/s",
+                )
+            )
+    return figures
+
+
+def batches(folder: Path, quick: bool) -> list[Figure]:
+    """Compare the mean batches at equal rates: one process, several, and servers apart."""
+    seconds, turns = (2.0, 3) if quick else (4.0, 5)
+    with ExitStack() as running:
+        file = folder / "device.toml"
+        one, other = (running.enter_context(penstock(file)) for _ in range(2))
+        groups = {
+            ONE: [one],
+            "2 processes": [running.enter_context(penstock(file, *FRONTS))],
+            "4 processes": [running.enter_context(penstock(file, "--processes", "4"))],
+            "2 servers apart": [one, other],
+        }
+        means: dict[str, list[float]] = {name: [] for name in groups}
+        order = list(groups)
+        for turn in range(-1, turns):  # the first is to warm up
+            for name in order:
+                mean = asyncio.run(_mean_batch(groups[name], seconds if turn >= 0 else 0.5, turn))
+                if turn >= 0:
+                    means[name].append(mean)
+            order.reverse()
+    figures = []
+    for name in list(groups)[1:]:
+        runs = [ours / alone for ours, alone in zip(means[name], means[ONE], strict=True)]
+        note = f"{median(means[name]):.1f} to {median(means[ONE]):.1f} items"
+        least = None if "apart" in name else 0.95
+        figures.append(
+            of_runs(PART, f"mean batch, {name} ÷ one process", runs, least=least, note=note)
+        )
+    say(f"   mean batches: {means}; a batch takes {DEVICE_SECONDS * 1000:.0f} ms")
+    return figures
+
+
+async def _mean_batch(servers: Sequence[Server], seconds: float, seed: int) -> float:
+    """Load servers in an open loop, in equal shares, and return the mean batch of all."""
+    clients = [HttpClient(server.url("/predict/device")) for server in servers]
+    before = [_batches(server) for server in servers]
+    records = await asyncio.gather(
+        *(
+            open_loop(
+                client.send, [b"x" * 1024], ARRIVALS / len(servers), seconds=seconds, seed=number
+            )
+            for number, client in enumerate(clients, seed * len(clients))
+        )
+    )
+    for client in clients:
+        await client.close()
+    failed = sum(sample.status != 200 for record in records for sample in record.samples)
+    if failed:
+        raise RuntimeError(f"{failed} requests failed")
+    after = [_batches(server) for server in servers]
+    rows, count = (
+        sum(new[index] - old[index] for new, old in zip(after, before, strict=True))
+        for index in (0, 1)
+    )
+    return rows / count
+
+
+def _batches(server: Server) -> tuple[float, float]:
+    """Return the rows and the number of the batches so far."""
+    return metric(server, "penstock_batch_size_sum"), metric(server, "penstock_batch_size_count")
+
+
+def spread(folder: Path, quick: bool) -> list[Figure]:
+    """Compare the work of the front processes for 8 keep-alive connections, new ones each run."""
+    turns, seconds = (3, 2) if quick else (7, 3)
+    figures = []
+    for options, most in ((FRONTS, 1.2), ((*FRONTS, "--balance", "kernel"), None)):
+        with penstock(folder / "noop.toml", *options) as server:
+            side = Side("spread", server, "/predict/noop", folder / "bytes.lua")
+            load(side, 8, 1)
+            runs, held = [], []
+            for _ in range(turns):
+                work, connections = asyncio.run(_work(side, seconds))
+                runs.append(max(work) / max(min(work), 0.01))
+                held.append("/".join(map(str, connections)))
+        balance = "kernel" if "kernel" in options else "even"
+        figures.append(
+            of_runs(
+                PART,
+                f"CPU of the busiest front ÷ of the idlest, 8 connections, balance {balance}",
+                runs,
+                most=most,
+                note=f"connections {', '.join(held)}",
+            )
+        )
+    return figures
+
+
+async def _work(side: Side, seconds: int) -> tuple[list[float], list[int]]:
+    """Load a server with 8 connections. Return the fronts' processor times and connections."""
+    server = side.server
+    fronts = [pid for name, pid in names_of(server).items() if name.startswith("front")]
+    before = [processor_seconds(pid) for pid in fronts]
+    running = asyncio.create_task(asyncio.to_thread(load, side, 8, seconds))
+    await asyncio.sleep(seconds / 2)
+    connections = [len(clients_of(pid, server.port)) for pid in fronts]
+    await running
+    return [
+        processor_seconds(pid) - used for pid, used in zip(fronts, before, strict=True)
+    ], connections
+
+
+def losses(folder: Path, quick: bool) -> list[Figure]:
+    """Count the requests that are lost at kill -9 and at rolling reloads."""
+    return scale_losses.measure(folder, quick)
