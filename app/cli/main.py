@@ -144,13 +144,14 @@ def _serve_processes(settings: Settings, *, reload: bool) -> int:
 
 
 def _serve_child(name: str, read: Callable[[], Repository], settings: Settings) -> int:
-    from ..processes.control import role_of
     from ..processes.entry import NoParentError, run_child
 
     try:
-        return run_child(role_of(name), read, settings)
-    except (ValueError, NoParentError):
+        return run_child(name, read, settings)
+    except NoParentError:
         raise typer.BadParameter("--process is for processes that the server starts") from None
+    except ValueError as error:
+        fail(str(error))
 
 
 def serve_again(arguments: Sequence[str], listeners: Sequence[socket.socket]) -> None:

@@ -13,10 +13,6 @@ from .output import fail
 
 def reload_command(
     *,
-    host: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="The server's --host.", envvar=f"{PREFIX}HOST"),
-    ] = None,
     port: Annotated[
         int | None,
         typer.Option(metavar="N", help="The server's --port.", envvar=f"{PREFIX}PORT"),
@@ -40,10 +36,9 @@ def reload_command(
     line; they import the code and read the files as they are now. If they can't start, the old ones
     go on, and this exits with 1.
     """
-    from ..processes.parent.control_socket import DONE, FAILED, REQUEST, connect, place_of
+    from ..processes.parent.control_socket import DONE, FAILED, REQUEST, connect
 
     given: dict[str, Any] = {
-        "host": host,
         "port": port,
         "uds": uds,
         "control_socket": control_socket,
@@ -52,12 +47,11 @@ def reload_command(
     try:
         server = connect(settings)
     except OSError as error:
-        where = settings.control_socket or place_of(settings)
-        place = where if isinstance(where, str | Path) else f"{where[0]}:{where[1]}"
+        where = settings.control_socket or settings.uds or f"port {settings.port}"
         fail(
-            f"no server of several processes is found at {place} ({error.strerror or error}): "
-            "expected one that runs with --processes 2 or more, and its --host and --port, --uds, "
-            "or --control-socket"
+            f"no server of several processes is found by {where} ({error.strerror or error}): "
+            "expected one that runs with --processes 2 or more, and its --port, --uds or "
+            "--control-socket"
         )
     last = ""
     with server, server.makefile("rw", encoding="utf-8") as lines:

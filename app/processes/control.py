@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
+import penstock
 from penstock.backends.engines.processors import processors
 
 from ..settings import Settings
@@ -68,7 +69,9 @@ class Control:
 
     # from both to the parent
     READY: Final = 15
-    """A front takes connections; the model process has loaded its pipelines."""
+    """A front takes connections; the model process has loaded its pipelines. The latter adds a
+    dictionary: those that it had to leave out, with the reasons.
+    """
     FAILED: Final = 16
     """Why the process can't start, as a text. It exits with 1."""
 
@@ -83,18 +86,26 @@ class Role(NamedTuple):
 
     @property
     def option(self) -> str:
-        """Itself as the command line of a child names it."""
-        return f"front:{self.number}" if self.number else MODELS
+        """Itself as the command line of a child names it, with the release of its parent."""
+        return f"{f'front:{self.number}' if self.number else MODELS}@{penstock.__version__}"
 
 
 def role_of(option: str) -> Role:
-    """Return the role that a command line names. Raises ValueError."""
-    kind, _, number = option.partition(":")
-    if option == MODELS:
-        return Role(0)
-    if kind == "front" and number.isdecimal() and int(number):
-        return Role(int(number))
-    raise ValueError(f"{option!r} is no process: expected {MODELS} or front:1")
+    """Return the role that a command line names.
+
+    Raises ValueError for another text, and for a parent of another release, whose messages may be
+    others.
+    """
+    name, _, release = option.partition("@")
+    kind, _, number = name.partition(":")
+    if name != MODELS and not (kind == "front" and number.isdecimal() and int(number)):
+        raise ValueError(f"{option!r} is no process: expected {MODELS} or front:1, and a release")
+    if release != penstock.__version__:
+        raise ValueError(
+            f"the server runs Penstock {release}, and this is {penstock.__version__}: expected the "
+            "same, so restart the server instead of reloading it"
+        )
+    return Role(0 if name == MODELS else int(number))
 
 
 def front_count(settings: Settings) -> int:

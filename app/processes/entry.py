@@ -6,7 +6,8 @@ import marshal
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from penstock.backends.errors import ConfigError
@@ -16,7 +17,10 @@ from ..server.logs import configure_logging
 from ..server.secrets import hide_secrets
 from ..server.standard_streams import open_standard_streams
 from ..settings import Settings
-from .control import CONTROL_DESCRIPTOR, Control, Role
+from .control import CONTROL_DESCRIPTOR, Control, role_of
+
+MAX_REASON = 4096
+"""The most characters of a reason that the parent is told."""
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that a process group or a terminal sends to all processes of a server."""
@@ -26,15 +30,18 @@ class NoParentError(Exception):
     """Raised in a process that no parent has started."""
 
 
-def run_child(role: Role, read: Callable[[], Repository], settings: Settings) -> int:
-    """Run as a child of the parent process. `read` reads the repository, for the model process.
+def run_child(name: str, read: Callable[[], Repository], settings: Settings) -> int:
+    """Run as a child of the parent process.
 
-    Returns the exit code. Raises `NoParentError`, and `ConfigError` of `read`, once the parent
-    knows of it.
+    `name`: its role, as the parent's command line has it. `read` reads the repository, for the
+    model process. Returns the exit code. Raises `NoParentError`, and ValueError and `ConfigError`
+    once the parent knows of them.
     """
     control = _control()
-    _leave_signals_to_the_parent()
+    leave_signals_to_the_parent()
     open_standard_streams()
+    with _failures_told(control):
+        role = role_of(name)
     log = configure_logging(
         settings.log_level,
         settings.log_format,
@@ -50,17 +57,23 @@ def run_child(role: Role, read: Callable[[], Repository], settings: Settings) ->
             return serve_front(role.number, settings, control, log)
         from .models.process import serve_models
 
-        return serve_models(_read(read, control), settings, control, log)
+        with _failures_told(control):
+            repository = read()
+        return serve_models(repository, settings, control, log)
     finally:
         log.limit.tell()
 
 
-def _read(read: Callable[[], Repository], control: socket.socket) -> Repository:
+@contextmanager
+def _failures_told(control: socket.socket) -> Iterator[None]:
+    """Tell the parent why this process can't start."""
     try:
-        return read()
-    except ConfigError as error:
-        text = "; ".join(str(problem) for problem in error.problems)
-        control.send(marshal.dumps([(Control.FAILED, text[:4096])], 2))
+        yield
+    except (ConfigError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, ConfigError):
+            text = "; ".join(str(problem) for problem in error.problems)
+        control.send(marshal.dumps([(Control.FAILED, text[:MAX_REASON])], 2))
         raise
 
 
@@ -78,7 +91,7 @@ def _control() -> socket.socket:
     return control
 
 
-def _leave_signals_to_the_parent() -> None:
+def leave_signals_to_the_parent() -> None:
     """Do nothing at signals that all processes of a server get, while the parent lives.
 
     They are not ignored: processes that this one starts would ignore them too.

@@ -31,6 +31,7 @@ from starlette.types import ASGIApp
 from penstock.backends.errors import ConfigError, PenstockError
 from penstock.backends.malloc import keep_memory
 from penstock.backends.memory import set_limit
+from penstock.backends.text import message_of
 from penstock.pipelines.repository import Repository
 
 from ..factory import make_app
@@ -165,6 +166,8 @@ class Server(uvicorn.Server):
         self.shadow: Shadow | None = None
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
+        self.failure = ""
+        """Why the pipelines could not be loaded."""
         self._repository = repository
         self._settings = settings
         self._stopping = False
@@ -269,8 +272,10 @@ class Server(uvicorn.Server):
         except PenstockError as error:
             if self._stopping:
                 return
-            logger.error("a pipeline can't be loaded: %s", error)
-        except Exception:
+            self.failure = f"a pipeline can't be loaded: {error}"
+            logger.error("%s", self.failure)
+        except Exception as error:
+            self.failure = f"a pipeline can't be loaded: {message_of(error)}"
             logger.exception("a pipeline can't be loaded")
         else:
             tune_process()

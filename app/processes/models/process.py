@@ -37,6 +37,10 @@ from .links import FrontLinks
 
 logger = logging.getLogger("penstock.serve")
 
+MAX_REASON = 1024
+MAX_LEFT_OUT = 16
+"""The most characters of a reason, and the most reasons, that the parent is told."""
+
 
 def serve_models(
     repository: Repository, settings: Settings, control: socket.socket, log: Log
@@ -125,10 +129,20 @@ class ModelServer(Server):
         await self._addressed
         await super()._load()
         if self.exit_code:
-            self._control.send((Control.FAILED, "a pipeline can't be loaded"))
+            self._control.send((Control.FAILED, self.failure[:MAX_REASON]))
         elif self._repository.state == "ready":
             self._links.send_table()
-            self._control.send((Control.READY,))
+            self._control.send((Control.READY, self._left_out()))
+
+    def _left_out(self) -> dict[str, str]:
+        """Return the versions that can't be loaded, with the reasons."""
+        failed = [
+            (f"{name} version {version}" if len(states) > 1 else name, state[:MAX_REASON])
+            for name, states in self._repository.version_states().items()
+            for version, state in states.items()
+            if state.startswith("failed")
+        ]
+        return dict(failed[:MAX_LEFT_OUT])
 
     def _repository_changed(self) -> None:
         super()._repository_changed()

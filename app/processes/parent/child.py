@@ -36,6 +36,8 @@ class Child:
         self.linked = False
         self.drained = False
         self.listens = False  # at its own sockets (balance = kernel)
+        self.left_out: dict[str, str] = {}
+        """The pipelines that it could not load, with the reasons."""
         self.failure = ""
         """Why it could not start, in its own words."""
         self.code: int | None = None
@@ -122,6 +124,8 @@ class Child:
             self.open -= message[1]
         elif kind == Control.READY:
             self.ready = True
+            if len(message) > 1:
+                self.left_out = message[1]
             self.on_change(self)
         elif kind == Control.LINKED:
             self.linked = message[1] == self.link

@@ -13,7 +13,6 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from ...server.listeners import ListenError, listen_at_path
 from ...settings import Settings
@@ -22,6 +21,9 @@ logger = logging.getLogger("penstock.serve")
 
 MODE = 0o600
 """The permissions of a control socket that is a file."""
+
+MAX_NAME_BYTES = 107
+"""The longest name of a Unix socket."""
 
 BACKLOG = 16
 MAX_CLIENTS = 16
@@ -92,19 +94,20 @@ class ControlServer:
             await writer.drain()
 
 
-def listen_for_control(settings: Settings, place: Any) -> socket.socket:
-    """Listen at the control socket of a server that listens at `place`. Raises `ListenError`."""
+def listen_for_control(settings: Settings, port: int) -> socket.socket:
+    """Listen at the control socket of a server that listens at `port`. Raises `ListenError`."""
     if settings.control_socket is not None:
         return listen_at_path(settings.control_socket, BACKLOG, "control_socket", MODE)
+    name = abstract_name(settings, port)
     listener = socket.socket(socket.AF_UNIX)
     try:
-        listener.bind(abstract_name(place))
+        listener.bind(name)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ListenError(
-            f"the control socket of {place_text(place)} is taken ({error.strerror}): set "
-            "control_socket to a path of your own"
+            f"the control socket @{name[1:]} can't be made ({error.strerror}): set control_socket "
+            "to a path of your own"
         ) from None
     return listener
 
@@ -116,8 +119,8 @@ def connect(settings: Settings) -> socket.socket:
         if settings.control_socket is not None:
             client.connect(str(settings.control_socket))
         else:
-            client.connect(abstract_name(place_of(settings)))
-            if _user_of(client) not in (0, os.geteuid()) and os.geteuid():
+            client.connect(abstract_name(settings, settings.port))
+            if os.geteuid() and _user_of(client) not in (0, os.geteuid()):
                 raise PermissionError("another user's program listens there")
     except OSError:
         client.close()
@@ -125,25 +128,12 @@ def connect(settings: Settings) -> socket.socket:
     return client
 
 
-def place_of(settings: Settings) -> Any:
-    """Return where a server with these settings listens, as `listen_for_control` takes it."""
-    if settings.uds is not None:
-        return str(settings.uds.absolute())
-    return (settings.host.removeprefix("[").removesuffix("]"), settings.port)
-
-
-def place_text(place: Any) -> str:
-    if isinstance(place, str):
-        return place
-    host, port = place
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def abstract_name(place: Any) -> str:
-    """Return the name of a control socket without a file. It belongs to a network namespace, as
-    ports do.
+def abstract_name(settings: Settings, port: int) -> str:
+    """Return the name of a control socket without a file: that of the port or Unix socket where
+    the server listens. It belongs to a network namespace, as ports do.
     """
-    return f"\0penstock/{place_text(place)}"[:108]
+    place = str(port) if settings.uds is None else str(settings.uds.absolute())
+    return f"\0penstock/{place}"[:MAX_NAME_BYTES]
 
 
 def _user_of(connection: socket.socket) -> int:

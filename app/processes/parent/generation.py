@@ -32,19 +32,25 @@ class Generation:
     """
 
     def __init__(
-        self, children: Children, count: int, on_change: Callable[[Generation], None]
+        self,
+        children: Children,
+        count: int,
+        on_change: Callable[[Generation], None],
+        on_models: Callable[[Generation], None],
     ) -> None:
+        """`on_models` is called with each model process that was started, before anything else."""
         loop = asyncio.get_running_loop()
         self.started: asyncio.Future[str] = loop.create_future()
         self.restarts: dict[Role, int] = {Role(number): 0 for number in range(count + 1)}
         self.fronts: list[Child] = []
         """Front 1, front 2, …: also those that have died and not been restarted yet."""
         self.models: Child
-        self.on_start: Callable[[Child], None] = lambda child: None
-        """Called with each process that was started, before it can do anything."""
+        self.may_lack: set[str] | None = None
+        """The pipelines that may be left out of a new release; None: any."""
         self._children = children
         self._count = count
         self._on_change = on_change
+        self._on_models = on_models
         self._loop = loop
         self._serial = 0
         self._pauses: dict[Role, float] = {}
@@ -62,7 +68,7 @@ class Generation:
     def start(self) -> None:
         """Start all processes."""
         try:
-            self.models = self._start(Role(0))
+            self._start_models()
             for number in range(1, self._count + 1):
                 self.fronts.append(self._start(Role(number)))
                 self._link(self.fronts[-1])
@@ -141,8 +147,11 @@ class Generation:
     def _start(self, role: Role) -> Child:
         child = self._children.start(role)
         child.on_change = self._child_changed
-        self.on_start(child)
         return child
+
+    def _start_models(self) -> None:
+        self.models = self._start(Role(0))
+        self._on_models(self)
 
     def _link(self, front: Child) -> None:
         """Connect a front and the model process."""
@@ -168,7 +177,15 @@ class Generation:
     def _child_serves(self, child: Child) -> None:
         if child.role in self._restarting:
             self._restarting.discard(child.role)
-            logger.info("%s serves again (process %d)", child.role, child.pid)
+            logger.info("%s (process %d): ready again", child.role, child.pid)
+        if self.may_lack is not None:
+            lacks = [
+                f"{name}: {why}"
+                for name, why in self.models.left_out.items()
+                if name not in self.may_lack
+            ]
+            if lacks:
+                self.fail("; ".join(lacks))
         if not self.started.done() and all(
             child.ready and (child.linked or child is self.models) for child in self.all
         ):
@@ -193,18 +210,17 @@ class Generation:
         self.restarts[role] += 1
         self._restarting.add(role)
         try:
-            child = self._start(role)
+            if role.number:
+                front = self.fronts[role.number - 1] = self._start(role)
+                if self.models.alive:
+                    self._link(front)
+            else:
+                self._start_models()
+                for front in self.fronts:
+                    if front.alive:
+                        self._link(front)
         except OSError as error:
             logger.error("%s can't be restarted: %s", role, error.strerror)
             self._loop.call_later(MAX_PAUSE_SECONDS, self._restart, role)
             return
-        if role.number:
-            self.fronts[role.number - 1] = child
-            if self.models.alive:
-                self._link(child)
-        else:
-            self.models = child
-            for front in self.fronts:
-                if front.alive:
-                    self._link(front)
         self._on_change(self)

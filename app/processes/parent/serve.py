@@ -28,9 +28,8 @@ from ...server.secrets import hide_secrets, warn_of_loose_files
 from ...server.standard_streams import open_standard_streams
 from ...settings import Settings, unknown_variables
 from ..control import Control, front_count
-from .child import Child
 from .children import Children
-from .control_socket import ControlServer, Progress, listen_for_control, place_of
+from .control_socket import ControlServer, Progress, listen_for_control
 from .generation import Generation
 from .handover import Handover
 
@@ -86,11 +85,9 @@ class Sockets:
         if settings.grpc_port is not None:
             self.grpc = listen_for_grpc(settings)
             opened.append(self.grpc)
-        place = place_of(settings)
-        if settings.uds is None:
-            place = (place[0], self.address[1])
+        port = 0 if settings.uds is not None else self.address[1]
         try:
-            self.control = listen_for_control(settings, place)
+            self.control = listen_for_control(settings, port)
         except ListenError as error:
             if settings.control_socket is not None:
                 raise
@@ -137,8 +134,6 @@ class Parent:
         first = self._generation
         first.start()
         self._handover.fronts = first.fronts
-        if self._sockets.grpc is not None and not first.started.done():
-            first.models.send(Control.GRPC, descriptors=[self._sockets.grpc.fileno()])
         stopping = asyncio.ensure_future(self._stopping.wait())
         either: list[asyncio.Future[Any]] = [first.started, stopping]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -147,6 +142,8 @@ class Parent:
             logger.error("the server can't start: %s", reason)
             code = 1
             stopping.cancel()
+            if self._reloading is not None:
+                self._reloading.cancel()
             await first.abandon()
         else:
             if first.started.done():
@@ -204,13 +201,17 @@ class Parent:
     # processes
 
     def _new_generation(self) -> Generation:
-        generation = Generation(self._children, self._count, self._changed)
-        generation.on_start = self._child_started
-        return generation
+        return Generation(self._children, self._count, self._changed, self._models_started)
 
-    def _child_started(self, child: Child) -> None:
-        if not child.role.number:
-            child.send(Control.ADDRESS, self._sockets.address)
+    def _models_started(self, generation: Generation) -> None:
+        generation.models.send(Control.ADDRESS, self._sockets.address)
+        if generation is self._generation:
+            self._serve_grpc()
+
+    def _serve_grpc(self) -> None:
+        """Have the model process that serves take the calls of gRPC."""
+        if self._sockets.grpc is not None:
+            self._generation.models.send(Control.GRPC, descriptors=[self._sockets.grpc.fileno()])
 
     def _changed(self, generation: Generation) -> None:
         for front in generation.fronts:
@@ -263,6 +264,7 @@ class Parent:
             self._reloading = asyncio.create_task(self._reload_all())
 
     async def _reload_all(self) -> None:
+        await asyncio.wait([self._generation.started])
         while self._wanted:
             self._wanted = False
             clients, self._waiting = self._waiting, []
@@ -282,6 +284,7 @@ class Parent:
         began = time.monotonic()
         tell(f"starting {self._count} new front processes and a new one of the models")
         new = self._starting = self._new_generation()
+        new.may_lack = set(self._generation.models.left_out)
         new.start()
         reason = await new.started
         self._starting = None
@@ -293,8 +296,7 @@ class Parent:
         self._retiring = old
         self._handover.fronts = new.fronts
         self._changed(new)
-        if self._sockets.grpc is not None:
-            new.models.send(Control.GRPC, descriptors=[self._sockets.grpc.fileno()])
+        self._serve_grpc()
         seconds = time.monotonic() - began
         tell(f"the new processes take all connections from now on, after {seconds:.1f} s")
         await old.retire(self._settings.drain_timeout)

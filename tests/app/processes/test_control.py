@@ -13,19 +13,23 @@ from penstock.app.settings import Settings
 from penstock.backends.engines.processors import processors
 
 
-@pytest.mark.parametrize(
-    ("role", "option", "name"), [(Role(0), "models", "models"), (Role(12), "front:12", "front 12")]
-)
-def test_a_role_is_named_for_people_and_for_a_command_line(
-    role: Role, option: str, name: str
-) -> None:
-    assert (role.option, str(role), role_of(option)) == (option, name, role)
+@pytest.mark.parametrize(("role", "name"), [(Role(0), "models"), (Role(12), "front 12")])
+def test_a_role_is_named_for_people_and_for_a_command_line(role: Role, name: str) -> None:
+    assert role.option.startswith(name.replace(" ", ":"))
+    assert (str(role), role_of(role.option)) == (name, role)
 
 
 @pytest.mark.parametrize("option", ["", "front", "front:", "front:0", "front:-1", "back:1"])
 def test_other_roles_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{option!r} is no process")):
         role_of(option)
+
+
+def test_a_process_of_another_release_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"the server runs Penstock 0\.0\.9, and this is .* restart"
+    ):
+        role_of("front:1@0.0.9")
 
 
 @pytest.mark.parametrize(("value", "count"), [("4", 4), (2, 2), ("auto", processors())])

@@ -148,9 +148,9 @@ def main() -> int:
     hold_signals_back(serves=True)
     given = sys.argv[2:]
     if given[0] == "--process":
-        from penstock.app.processes.entry import _leave_signals_to_the_parent
+        from penstock.app.processes.entry import leave_signals_to_the_parent
 
-        _leave_signals_to_the_parent()
+        leave_signals_to_the_parent()
         return asyncio.run(run_stub(given[1]))
     from penstock.app.processes.parent.serve import serve_processes
     from penstock.app.settings import Settings
