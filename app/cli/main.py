@@ -106,7 +106,7 @@ def serve(
     Requests in flight at that time are still answered, for --drain-timeout at most. A pipeline of a
     directory that can't be read or loaded is logged and left out; --strict refuses to start then.
     """
-    from ..processes.control import front_count
+    from ..processes.count import front_count
     from ..server.listeners import inherited
 
     if reload_dir and not reload and not inherited:
@@ -132,7 +132,7 @@ def serve(
 
 
 def _serve_processes(settings: Settings, *, reload: bool) -> int:
-    from ..processes.control import is_supported
+    from ..processes.count import is_supported
 
     if not is_supported():
         raise typer.BadParameter("--processes needs Linux: elsewhere, one process serves")

@@ -5,13 +5,9 @@ Each message is a tuple that begins with one of `Control`; `Packets` carries it.
 
 from __future__ import annotations
 
-import os
 from typing import Final, NamedTuple
 
 import penstock
-from penstock.backends.engines.processors import processors
-
-from ..settings import Settings
 
 CONTROL_DESCRIPTOR = 3
 """A child finds its control socket at this descriptor, the first after stderr."""
@@ -106,13 +102,3 @@ def role_of(option: str) -> Role:
             "same, so restart the server instead of reloading it"
         )
     return Role(0 if name == MODELS else int(number))
-
-
-def front_count(settings: Settings) -> int:
-    """Return how many front processes there are; 1: there is one process and no other."""
-    return processors() if settings.processes == "auto" else settings.processes
-
-
-def is_supported() -> bool:
-    """Return whether this system has what several processes need: Linux's sockets and memory."""
-    return hasattr(os, "memfd_create")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import marshal
-import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from penstock.backends.errors import ConfigError
 from penstock.pipelines.repository import Repository
@@ -18,12 +15,10 @@ from ..server.secrets import hide_secrets
 from ..server.standard_streams import open_standard_streams
 from ..settings import Settings
 from .control import CONTROL_DESCRIPTOR, Control, role_of
+from .signals import leave_signals_to_the_parent
 
 MAX_REASON = 4096
 """The most characters of a reason that the parent is told."""
-
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that a process group or a terminal sends to all processes of a server."""
 
 
 class NoParentError(Exception):
@@ -89,22 +84,3 @@ def _control() -> socket.socket:
         raise NoParentError
     control.set_inheritable(False)
     return control
-
-
-def leave_signals_to_the_parent() -> None:
-    """Do nothing at signals that all processes of a server get, while the parent lives.
-
-    They are not ignored: processes that this one starts would ignore them too.
-    """
-    parent = os.getppid()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if os.getppid() != parent:  # no one else ends this process
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for number in HANDLED:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
-    signal.signal(signal.SIGUSR1, lambda number, frame: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*HANDLED, signal.SIGUSR1})

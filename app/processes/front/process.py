@@ -23,7 +23,8 @@ from ...server.connection import Connection
 from ...server.logs import Log
 from ...server.serve import collect_and_freeze, tune_process
 from ...settings import Settings
-from ..control import Control, Role, front_count
+from ..control import Control, Role
+from ..count import front_count
 from ..merge.front import FrontReports
 from ..packets import Packets
 from ..shares import front_connections, front_memory

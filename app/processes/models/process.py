@@ -29,7 +29,8 @@ from ...server.connections import Connections
 from ...server.logs import Log
 from ...server.serve import Server, server_config
 from ...settings import Settings
-from ..control import Control, front_count
+from ..control import Control
+from ..count import front_count
 from ..merge.model import Processes, merge_processes
 from ..packets import Packets
 from ..shares import models_memory

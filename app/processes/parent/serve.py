@@ -27,7 +27,8 @@ from ...server.place import places, warn_if_open
 from ...server.secrets import hide_secrets, warn_of_loose_files
 from ...server.standard_streams import open_standard_streams
 from ...settings import Settings, unknown_variables
-from ..control import Control, front_count
+from ..control import Control
+from ..count import front_count
 from .children import Children
 from .control_socket import ControlServer, Progress, listen_for_control
 from .generation import Generation

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from penstock.app.processes.control import Role, front_count, role_of
+from penstock.app.processes.control import Role, role_of
+from penstock.app.processes.count import front_count
 from penstock.app.settings import Settings
 from penstock.backends.engines.processors import processors
 

@@ -55,7 +55,9 @@ class Stub:
             self.say(Control.FAILED, "no such file")
             self.packets.flush()
             return 1
-        if fate != "hangs":
+        if fate == "hangs":
+            print(f"{self.role} hangs", file=sys.stderr, flush=True)
+        else:
             self.say(Control.READY)
         await self.ended.wait()
         self.packets.flush()
@@ -148,7 +150,7 @@ def main() -> int:
     hold_signals_back(serves=True)
     given = sys.argv[2:]
     if given[0] == "--process":
-        from penstock.app.processes.entry import leave_signals_to_the_parent
+        from penstock.app.processes.signals import leave_signals_to_the_parent
 
         leave_signals_to_the_parent()
         return asyncio.run(run_stub(given[1]))

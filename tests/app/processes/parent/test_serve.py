@@ -6,30 +6,26 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
+from penstock.app.cli.main import command_line
 
 from .conftest import Server, stub_server
 
 
-def reload(server: Server) -> subprocess.CompletedProcess[str]:
+def reload(server: Server) -> Result:
     server.connect().close()
     where = (
         ["--uds", server.address]
         if isinstance(server.address, str)
         else ["--port", str(server.address[1])]
     )
-    return subprocess.run(
-        [sys.executable, "-m", "penstock", "reload", *where],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return CliRunner().invoke(command_line, ["reload", *where])
 
 
 @pytest.mark.parametrize("balance", ["even", "kernel"])
@@ -62,7 +58,7 @@ def test_a_server_over_its_life(tmp_path: Path, balance: str) -> None:
         server.tell("release", "two")
         server.tell("models", "fails")
         failed = reload(server)
-        assert failed.returncode == 1 and "models: no such file" in failed.stdout
+        assert failed.exit_code == 1 and "models: no such file" in failed.stdout
         assert {server.ask()[2] for _ in range(8)} == {"one"}
         server.wait_for("the old processes go on: the new ones can't start: models: no such file")
 
@@ -116,14 +112,14 @@ def test_a_reload_that_hangs_gives_way_to_the_next_one(tmp_path: Path) -> None:
         server.ready()
         server.tell("models", "hangs")
         server.signal(signal.SIGHUP)
-        server.wait_for("reload: starting")
+        server.wait_for("models hangs")
         server.tell("models", "")
         done = reload(server)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.exit_code == 0, done.output
         assert "the new ones can't start: a newer reload began" in server.log
         server.tell("fronts", "hangs")
         server.signal(signal.SIGHUP)
-        server.wait_for("reload: starting", 3)
+        server.wait_for("front 1 hangs")
         server.signal(signal.SIGTERM)
         assert server.end() == 0
     assert not (tmp_path / "socket").exists()
@@ -150,7 +146,7 @@ def test_a_second_signal_ends_all_processes_at_once(tmp_path: Path) -> None:
         _, pid, _ = server.ask()
         server.tell("models", "hangs")
         server.signal(signal.SIGHUP)
-        server.wait_for("reload: starting")
+        server.wait_for("models hangs")
         os.kill(pid, signal.SIGSTOP)  # so that it does not end
         server.signal(signal.SIGTERM)
         server.signal(signal.SIGINT)
