@@ -13,15 +13,19 @@ from time import monotonic
 
 from penstock.backends.errors import Overloaded, PenstockError, QueueFull
 from penstock.backends.item import Item
+from penstock.backends.memory import Reservation, budget
 from penstock.backends.text import message_of
 from penstock.pipelines.front_table import FrontEntry, read_config, read_entries
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.runs.passed import Passed, visits_to_pass
 from penstock.pipelines.runs.run import ENDED, Run, as_future
 
+from ...http.inputs.media import Media
 from ...http.inputs.reader import InputReader
+from ...http.json_text import JsonLimits
 from ...http.predict_call import PredictHead, priority_of, seconds_left
 from ...http.request_id import choose_request_id
+from ...settings import Settings
 
 logger = logging.getLogger("penstock.front")
 
@@ -34,12 +38,20 @@ OnPassed = Callable[[Passed], None]
 class FrontRun(Run):
     """One request at the front nodes. It is its own future."""
 
-    __slots__ = ("_done", "_of", "_on_passed", "_timed")
+    __slots__ = ("_done", "_memory", "_of", "_on_passed", "_timed")
 
     def __init__(
-        self, of: FrontPipeline, on_passed: OnPassed, request_id: str, timed: bool
+        self,
+        of: FrontPipeline,
+        on_passed: OnPassed,
+        request_id: str,
+        *,
+        timed: bool,
+        memory: Reservation | None,
     ) -> None:
+        """`timed`: its client has set a deadline. `memory`: that of its item, besides its body."""
         self._of = of
+        self._memory = memory
         self._on_passed: OnPassed | None = on_passed
         self._timed = timed
         self._done = False
@@ -93,6 +105,8 @@ class FrontRun(Run):
         """Hand over what has to cross, unless the client has left."""
         on_passed, self._on_passed = self._on_passed, None
         self.future = ENDED
+        if self._memory is not None:
+            self._memory.close()
         if on_passed is not None:
             on_passed(passed)
 
@@ -100,12 +114,16 @@ class FrontRun(Run):
 class FrontPipeline:
     """The front nodes of one loaded version of a pipeline."""
 
-    def __init__(self, entry: FrontEntry, pipeline: Pipeline, number: int) -> None:
+    def __init__(
+        self, entry: FrontEntry, pipeline: Pipeline, number: int, settings: Settings
+    ) -> None:
         self.token = entry.token
         self.number = number
         self.pipeline = pipeline
         self.under_pressure = entry.pressure
         self._reader = InputReader(pipeline)
+        self._json = JsonLimits(settings.max_json_depth, settings.max_json_values)
+        self._max_images = settings.max_images
 
     def submit(
         self,
@@ -121,11 +139,15 @@ class FrontPipeline:
         once, after this has returned, unless `leave` is called.
         """
         now = monotonic()
-        timeout = priority = None
+        timeout = priority = memory = None
         try:
-            item = self._reader.as_it_is(body, self._reader.media_of(head.content_type))
-            if item is None or "data" not in item:
-                return None
+            media = self._reader.media_of(head.content_type)
+            item = self._reader.as_it_is(body, media)
+            if item is None:
+                memory = Reservation(budget)
+                item = self._read(body, media, memory)
+                if item is None:
+                    return None
             if head.deadline is not None:
                 timeout = seconds_left(head.deadline, now - first_byte if first_byte else 0.0)
             if head.priority is not None:
@@ -133,7 +155,8 @@ class FrontPipeline:
         except PenstockError:
             return None  # the model process says what is wrong with it
         request_id = choose_request_id(head.request_id)
-        run = FrontRun(self, on_passed, request_id, timeout is not None)
+        timed = timeout is not None
+        run = FrontRun(self, on_passed, request_id, timed=timed, memory=memory)
         try:
             self.pipeline.submit_nowait(
                 item,
@@ -146,18 +169,31 @@ class FrontPipeline:
             )
         except (QueueFull, Overloaded) as error:
             deadline = now + self.pipeline.config.timeout
-            passed = Passed(self.token, self.number, request_id, deadline, timeout is not None, ())
+            passed = Passed(self.token, self.number, request_id, deadline, timed, ())
             asyncio.get_running_loop().call_soon(run.cross, passed.with_error(error))
         except PenstockError:
             return None
         return run
 
+    def _read(self, body: bytes, media: Media, memory: Reservation) -> Item | None:
+        """Read the item of a body that is not the value itself. None: it has to cross as it is.
+
+        Raises the errors of `InputReader.read`.
+        """
+        if self._reader.takes_long(body, media):
+            return None
+        memory.resize(len(body), "a body")
+        item = self._reader.read(body, media, memory, self._json, self._max_images)
+        whole = self._reader.link_in(item) is None and item.keys() == {"data"}
+        return item if whole else None
+
 
 class FrontNodes:
     """The front nodes of all pipelines, by the names that clients use."""
 
-    def __init__(self, number: int, fronts: int) -> None:
+    def __init__(self, number: int, fronts: int, settings: Settings) -> None:
         """`number`: of this front process, of `fronts`."""
+        self._settings = settings
         self._number = number
         self._fronts = fronts
         self._by_name: dict[str, FrontPipeline] = {}
@@ -247,7 +283,9 @@ class FrontNodes:
             if entry.notes:
                 pipeline.note_batches()
             await pipeline.start()
-            self._by_token[entry.token] = FrontPipeline(entry, pipeline, self._number)
+            self._by_token[entry.token] = FrontPipeline(
+                entry, pipeline, self._number, self._settings
+            )
         except Exception as error:
             self._failed.add(entry.token)
             logger.warning(

@@ -60,7 +60,7 @@ async def _serve(number: int, settings: Settings, control: socket.socket, log: L
     settings = settings.model_copy(update={"max_connections": most})
     budget.limit = front_memory(settings, fronts)
     tune_process()
-    nodes = FrontNodes(number, fronts)
+    nodes = FrontNodes(number, fronts, settings)
     front = Front(settings, control, tls, nodes)
     front.on_query = FrontReports(str(Role(number)), front.connections, log, nodes.pipelines).answer
     collect_and_freeze()

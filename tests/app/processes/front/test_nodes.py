@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from penstock.app.http.predict_call import PredictHead
 from penstock.app.processes.front.nodes import FrontNodes
+from penstock.app.settings import Settings
 from penstock.backends.errors import DeadlineExceeded, PenstockError, QueueFull
 from penstock.backends.item import Item
+from penstock.backends.memory import budget
 from penstock.pipelines.front_table import front_table
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
@@ -112,7 +114,7 @@ class Processes:
 
     def __init__(self, repository: Repository, fronts: int = 1) -> None:
         self.repository = repository
-        self.front = FrontNodes(1, fronts)
+        self.front = FrontNodes(1, fronts, Settings())
         self.passed: list[Passed] = []
 
     async def apply(self) -> None:
@@ -339,7 +341,7 @@ async def test_requests_cross_whole_where_front_nodes_can_not_load(
     async with processes(written(operators, text, "gone")) as both:
         table = front_table(both.repository)
         source.unlink()
-        other = FrontNodes(2, 1)
+        other = FrontNodes(2, 1, Settings())
         await other.apply(table)
         await other.apply(table)  # it does not try again
         assert other.find(PredictHead("gone", False, [])) is None
@@ -351,11 +353,46 @@ async def test_requests_cross_whole_where_front_nodes_can_not_load(
         await other.close(1)
 
 
+FORM = (
+    b'--x\r\ncontent-disposition: form-data; name="image"; filename="a.jpg"\r\n'
+    b"content-type: image/jpeg\r\n\r\na\r\n--x--\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (b"application/json", b'{"image": "YQ=="}'),
+        (b"application/octet-stream", b'{"image": "YQ=="}'),
+        (b"multipart/form-data; boundary=x", FORM),
+        (b"image/jpeg", b"a"),
+        (b"application/x-www-form-urlencoded", b"a"),
+    ],
+)
+async def test_an_image_may_come_in_any_form(
+    content_type: bytes, body: bytes, operators: Path
+) -> None:
+    async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
+        used = budget.used
+        passed = await both.cross(body, "whole", [(b"content-type", content_type)])
+        assert passed is not None
+        assert passed.item is not None
+        assert bytes(passed.item["result"]) == b"an0"
+        assert budget.used == used
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "body"),
     [
         ("other", [], b"a"),
         ("whole", [(b"content-type", b"application/json")], b"{}"),
+        ("whole", [(b"content-type", b"application/json")], b'{"image": {"url": "http://a/b"}}'),
+        (
+            "whole",
+            [(b"content-type", b"application/json")],
+            b'{"image": "%b"}' % (b"YWFh" * 400_000),
+        ),
+        ("whole", [(b"content-type", b"multipart/form-data; boundary=y")], FORM),
         ("whole", [], b"{}"),
         ("whole", [(b"content-encoding", b"gzip")], b"a"),
         ("whole", [(b"penstock-trace", b"1")], b"a"),
@@ -366,7 +403,7 @@ async def test_requests_cross_whole_where_front_nodes_can_not_load(
         ("whole", [], b""),
     ],
 )
-async def test_what_is_not_one_raw_body_crosses_whole(
+async def test_what_front_nodes_do_not_take_crosses_whole(
     name: str, fields: list[tuple[bytes, bytes]], body: bytes, operators: Path
 ) -> None:
     async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:

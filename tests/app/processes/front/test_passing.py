@@ -25,6 +25,7 @@ from penstock.app.processes.messages import (
     TABLE,
     TUNNEL,
 )
+from penstock.app.settings import Settings
 from penstock.pipelines.front_table import front_table
 from penstock.pipelines.repository import Repository
 from penstock.pipelines.runs.passed import Passed, unpack
@@ -67,7 +68,7 @@ async def passing(file: Path, **settings: Any) -> AsyncIterator[tuple[Parent, Mo
     """Run a front with front nodes, linked to a stub. The repository makes the tables."""
     repository = Repository.read(file)
     await repository.start()
-    nodes = FrontNodes(1, 1)
+    nodes = FrontNodes(1, 1, Settings())
     try:
         async with front(nodes=nodes, **settings) as parent:
             model = await parent.link(answers=None)
@@ -137,7 +138,7 @@ async def test_bodies_that_front_nodes_do_not_take_cross_whole(file: Path) -> No
         model.answers = lambda body: b"got " + body
         client = await parent.connect()
         for path, body, line in [
-            (PATH, b'{"image": "YQ=="}', b"Content-Type: application/json"),
+            (PATH, b'{"image": 1}', b"Content-Type: application/json"),
             (PATH, b"lambda", b"X-Request-Id: a"),  # what they make of it can't be pickled
             ("/predict/other", b"a", b"X-Request-Id: b"),
         ]:
@@ -149,7 +150,7 @@ async def test_bodies_that_front_nodes_do_not_take_cross_whole(file: Path) -> No
 async def test_a_large_body_that_they_do_not_take_goes_through_a_tunnel(file: Path) -> None:
     async with passing(file) as (parent, model, _):
         client = await parent.connect()
-        whole = request(PATH, b"{" + bytes(300_000), b"X-Request-Id: a")
+        whole = request(PATH, b'{"image": 1' + b" " * 300_000 + b"}", b"X-Request-Id: a")
         client.send(whole)
         await until(lambda: ASK in model.kinds())
         model.packets.send((GO, 1))
