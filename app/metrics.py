@@ -25,6 +25,7 @@ from prometheus_client.utils import floatToGoString
 from penstock.backends.memory import budget
 from penstock.pipelines.cache.responses import ResponseCache
 from penstock.pipelines.composites.composite import CompositeNode
+from penstock.pipelines.node.device_node import DeviceNode
 from penstock.pipelines.node.node import Node
 from penstock.pipelines.node.statistics import Histogram
 from penstock.pipelines.other_processes import OtherProcesses
@@ -71,6 +72,7 @@ class PipelineCollector(Collector):
             *_cache_metrics(pipelines, self._repository.responses),
             *_node_histograms(pipelines),
             *_node_metrics(pipelines, others),
+            *_device_metrics(pipelines),
         ):
             for sample in family.samples:
                 for label in ("version", "level"):  # shown where there are several
@@ -263,6 +265,26 @@ def _node_metrics(
             up = len(scheduler.running) + len(scheduler.idle)
             executors.add_metric(labels, up + there.executors)
     return iter((items, restarts, depth, ahead, busy, executors))
+
+
+def _device_metrics(pipelines: list[tuple[tuple[str, str], Pipeline]]) -> Iterator[Metric]:
+    in_use = GaugeMetricFamily(
+        "penstock_device_in_use",
+        "1 if all instances of a node on a device serve. Of nodes with several devices.",
+        labels=[*NODE_LABELS, "device"],
+    )
+    moved = CounterMetricFamily(
+        "penstock_items_moved",
+        "Items that ran again on another device, because theirs failed.",
+        labels=NODE_LABELS,
+    )
+    for name, pipeline in pipelines:
+        for node in pipeline.nodes:
+            if isinstance(node, DeviceNode):
+                moved.add_metric([*name, node.name], node.moved)
+                for device, serves in node.devices_in_use.items():
+                    in_use.add_metric([*name, node.name, device], float(serves))
+    return iter((in_use, moved))
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

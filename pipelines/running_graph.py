@@ -29,6 +29,7 @@ from .composites.fan_out import CopySplitNode, FanOut, JumpNode, MapReduceNode
 from .composites.logic import CalledPipeline, LogicNode
 from .composites.model_calls import ModelCalls, Models
 from .config.definition import NodeConfig, PipelineConfig
+from .node.device_node import DeviceNode
 from .node.loop_node import LoopNode, LoopTurn
 from .node.node import Node
 from .node.outflow import Outflow
@@ -135,7 +136,10 @@ class RunningGraph:
                         node, config, loop, clock, on_batch, pressure=pressure, turn=turn
                     )
                 else:
-                    executing = Node(node, config, loop, clock, on_batch, pressure=pressure)
+                    several = len(set(node.devices)) > 1
+                    executing = (DeviceNode if several else Node)(
+                        node, config, loop, clock, on_batch, pressure=pressure
+                    )
                 if any(group.spec.takes_server for group in node.instance_groups):
                     executing.make_link = partial(self.model_calls.link, executing)
                 running[name] = executing

@@ -38,6 +38,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
     "cuDeviceGetCount": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetPCIBusId": (c_char_p, c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
@@ -112,6 +113,20 @@ def gpu_count() -> int:
         return _driver().devices
     except NoGpuError:
         return 0
+
+
+def pci_bus_id(device: int) -> bytes:
+    """Return where a GPU of this process is, as in `0000:3b:00.0`.
+
+    Raises NoGpuError if there is no such GPU.
+    """
+    number, where = c_int(), ctypes.create_string_buffer(32)
+    try:
+        _driver().call("cuDeviceGet", byref(number), device)
+        _driver().call("cuDeviceGetPCIBusId", where, len(where), number.value)
+    except DriverError as error:
+        raise NoGpuError(f"cuda:{device}: {error}") from None
+    return where.value
 
 
 @cache

@@ -77,6 +77,7 @@ class Binding:
     known_keys: set[str] = field(default_factory=set)
     """The parameters that any member declares, as a file writes them."""
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 def bind(

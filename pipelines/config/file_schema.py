@@ -39,7 +39,7 @@ NODE_TEXTS = {
     "retry": "Run the items of a failed batch one by one.",
     "stuck_after": "Seconds after which a running batch is stuck.",
     "executor": "Where its backends run.",
-    "device": "Where its instances run, in turn: cpu, cuda:0, or several with commas.",
+    "device": "Where its instances run: cpu, cuda:0, several with commas, all or any (GPU).",
     "front": "It may run in every front process (serve --processes).",
     "sequence": "Keep states of sequences: strategy, max_sequences, idle_timeout, controls, state.",
 }

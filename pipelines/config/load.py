@@ -237,6 +237,7 @@ def _build_nodes(
                 node, keys, tables.defaults, structure.graph.following[node], tables.directory
             )
             own_problems += wrong
+            structure.warnings += [replace(warning, node=node) for warning in binding.warnings]
             used |= binding.used_defaults
             known |= binding.known_keys
             if config is not None:

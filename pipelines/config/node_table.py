@@ -20,6 +20,7 @@ from penstock.backends.suggestions import did_you_mean, nearest
 
 from .binding import Binding, bind, check_roughly
 from .definition import InstanceGroupConfig, NodeConfig, QueuePolicy
+from .devices import on_gpu, with_names
 from .sequences import check_sequence
 from .tables import (
     GROUP_KEYS,
@@ -133,6 +134,7 @@ def build_node(
         problems += check_sequence(sequence, understood[0].spec)
     if not understood:
         return None, binding, problems
+    devices, understood = with_names(table.device, understood, binding.warnings)
     node = NodeConfig(
         name=name,
         instance_groups=understood,
@@ -145,7 +147,7 @@ def build_node(
         retry=table.retry,
         stuck_after=table.stuck_after,
         executor=executor,
-        devices=table.device,
+        devices=devices,
         front=front,
         sequence=sequence,
     )
@@ -197,7 +199,7 @@ def _check_loop(groups: list[InstanceGroupConfig], keys: Mapping[str, Any]) -> l
             'loop: leave out instance_num and &, or use executor = "thread"'
         )
         problems.append(Problem(message, key="executor"))
-    if any(device.startswith("cuda") for device in _devices_of(keys)):
+    if any(map(on_gpu, _devices_of(keys))):
         message = (
             'a backend that waits for a GPU would hold the event loop: use executor = "thread"'
         )

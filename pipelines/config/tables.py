@@ -37,6 +37,7 @@ from penstock.backends.sequences.definition import (
 from penstock.backends.suggestions import did_you_mean
 
 from .decoding import decoding_of
+from .devices import ALL, ANY
 from .presets import PRESETS
 from .versions import DEFAULT_VERSION, VersionPolicy
 
@@ -277,11 +278,13 @@ Highest = Annotated[int, _batch_size(max), Field(ge=1)]
 
 
 def _devices(value: Any) -> Any:
-    """Read `"cuda:0,cuda:1"`, `"0,1"`, `1`, `"gpu"` (the first GPU) or `"cpu"`."""
+    """Read `"cuda:0,cuda:1"`, `"0,1"`, `1`, `"gpu"` (the first GPU), `"cpu"`, `"all"`, `"any"`."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         return value
+    if value.strip() in {ALL, ANY}:
+        return (value.strip(),)
     pieces = [piece.strip() for piece in value.split(",")]
     devices = tuple(
         f"cuda:{piece}" if piece.isdecimal() else "cuda:0" if piece in {"gpu", "cuda"} else piece
@@ -289,7 +292,7 @@ def _devices(value: Any) -> Any:
     )
     wrong = next((device for device in devices if not re.fullmatch(r"cpu|cuda:\d+", device)), None)
     if wrong is not None:
-        raise ValueError(f"expected cpu, cuda:0 or the number of a GPU, found {wrong!r}")
+        raise ValueError(f"expected cpu, cuda:0, the number of a GPU, all or any, found {wrong!r}")
     return devices
 
 

@@ -104,6 +104,8 @@ class Executor:
         "max",
         "min",
         "name",
+        "out",
+        "placed",
         "signature",
         "undecided",
         "waits_for",
@@ -125,6 +127,9 @@ class Executor:
         self.name = name
         self.link = link
         self.device_group = device_group
+        self.placed = context.device  # the device that the node gave it; "": its engine chooses
+        # Its device failed in another instance: it gets no batch until one works there again.
+        self.out = False
         self.device = ""  # the accelerator that its backend took; set by the owner, as are the next
         self.freed = 0.0  # when it was loaded
         self.last: Batch | None = None  # the batch that it ran last, if the node notes batches
@@ -215,8 +220,8 @@ class Executor:
 
     @property
     def ready(self) -> bool:
-        """False while a child process that has died is being replaced."""
-        return self._process is None or self._process.ready
+        """False while a child process that has died is being replaced, or its device has failed."""
+        return not self.out and (self._process is None or self._process.ready)
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread to end, and return whether it has.
@@ -389,7 +394,8 @@ def run_batch(
             if alone:
                 batch.outcomes = [_outcome_of(error, entries[0], batch, backend)]
             else:
-                _log(batch, entries, error)
+                if not isinstance(error, DeviceError):  # the owner logs it: the executor dies of it
+                    _log(batch, entries, error)
                 batch.outcomes = [_wrap(error, batch, backend) for _ in entries]
             return error if isinstance(error, DeviceError) else None
     else:
@@ -452,7 +458,8 @@ def _outcome_of(
         item = entry.item.copy()
         item["error"] = error
         return item
-    _log(batch, [entry], error)
+    if not isinstance(error, DeviceError):  # the owner logs it: the executor dies of it
+        _log(batch, [entry], error)
     return _wrap(error, batch, backend)
 
 

@@ -212,10 +212,14 @@ class Node:
 
         They wait for executors that are being replaced, unless a replacement could not load.
         """
-        scheduler = self.scheduler
-        serves = scheduler.idle or any(not batch.stuck for batch in scheduler.running.values())
         replacing = self._missing and not self._restart_failed
-        self._refuses = self._up and not serves and not replacing
+        self._refuses = self._up and not self._serves and not replacing
+
+    @property
+    def _serves(self) -> bool:
+        """True if an executor is idle, or runs a batch that will end."""
+        scheduler = self.scheduler
+        return bool(scheduler.idle) or any(not batch.stuck for batch in scheduler.running.values())
 
     @property
     def executors(self) -> list[Executor]:
@@ -671,21 +675,25 @@ class Node:
         )
         self._changed()
         if batch is not None:
-            if not batch.begun:  # the thread died before: these copies are no answers
-                batch.outcomes = [None] * len(batch.entries)
-            batch.ended = now = self._clock()
-            self.statistics.observe_batch(batch)
-            died = (
-                f"node {self.name!r}: {executor.name} died of {type(error).__name__}: "
-                f"{message_of(error)}"
-            )
-            for position, entry in enumerate(batch.entries):
-                if batch.outcomes[position] is None and now < entry.deadline:
-                    failure = BackendError(died)
-                    failure.__cause__ = error
-                    failure.logged = True
-                    batch.outcomes[position] = failure
-            self._deliver(batch, now)
+            self._end_batch(batch, executor, error)
+
+    def _end_batch(self, batch: Batch, executor: Executor, error: BaseException) -> None:
+        """Give the entries of a batch their outcomes that a dead thread ran."""
+        if not batch.begun:  # the thread died before: these copies are no answers
+            batch.outcomes = [None] * len(batch.entries)
+        batch.ended = now = self._clock()
+        self.statistics.observe_batch(batch)
+        died = (
+            f"node {self.name!r}: {executor.name} died of {type(error).__name__}: "
+            f"{message_of(error)}"
+        )
+        for position, entry in enumerate(batch.entries):
+            if batch.outcomes[position] is None and now < entry.deadline:
+                failure = BackendError(died)
+                failure.__cause__ = error
+                failure.logged = True
+                batch.outcomes[position] = failure
+        self._deliver(batch, now)
 
     def _why_not_loaded(self, error: BaseException) -> str:
         # A mistake in the file: named as `check` names one.
@@ -724,10 +732,21 @@ class Node:
         ):
             self._stopped.set_result(None)
 
+    def _device_for(self, instance_group: int, instance: int) -> str | None:
+        """Return the device on which an instance is to load. None: the one that is its in turn."""
+        return None
+
     def _launch(self, instance_group: int, instance: int, failures: int = 0) -> None:
         if self.closed:
             return
-        context = context_of(self.config, self._pipeline, instance_group, instance, self.files)
+        context = context_of(
+            self.config,
+            self._pipeline,
+            instance_group,
+            instance,
+            self.files,
+            device=self._device_for(instance_group, instance),
+        )
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
         own = self.config.instance_groups[instance_group].spec
         spec: Spec | ProcessBackend = own

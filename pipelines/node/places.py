@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -91,7 +91,9 @@ class PlaceScheduler(Scheduler):
     def enqueue(self, entry: Entry, key: Hashable, now: float) -> None:
         super().enqueue(entry, (self.place_of(entry), key), now)
 
-    def _executor_for(self, bucket: Bucket, head: Entry, now: float) -> Startable | None:
+    def _executor_for(
+        self, bucket: Bucket, head: Entry, now: float, idle: Sequence[Startable] | None = None
+    ) -> Startable | None:
         key: Any = bucket.key
         executor: Executor | None = key[0].executor
         if executor is None or executor not in self.idle or not executor.ready:

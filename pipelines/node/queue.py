@@ -129,7 +129,7 @@ class BatchStart(NamedTuple):
     decision. `freed`: when the executor became free: its last batch had ended, or it was loaded.
     `oldest`: when the entry was queued that goes first. `queued`: the rows that queued with its
     shape key, those of the batch among them. `left`: the rows that queued at the node afterwards.
-    `limit`: the most rows that it could have had, `max` unless admission bounds it (rule 6).
+    `limit`: the most rows that it could have had, `max` unless rule 6 or 10 bounds it.
     `running` and `idle`: how many other executors of the node ran and were idle. `shared`: one of
     them ran on its device. `turns`: clients took turns. `held`: from when until when rule 9 held
     the node since its last batch. `taken`: the rows of all batches that the node has started since
@@ -359,6 +359,16 @@ class Bucket:
             return False
         self.size -= entry.size
         return True
+
+    def put_back(self, entry: Entry) -> None:
+        """Queue an entry that was taken in vain, by its arrival: in front of those after it."""
+        level = self.levels[entry.priority]
+        self.size += entry.size
+        if isinstance(level, Turns):
+            level.appendleft(entry)
+        else:
+            before = sum(1 for other in level if other.arrival < entry.arrival)
+            level.insert(before, entry)
 
     def take(self, limit: int, fill: int | None = None) -> tuple[list[Entry], int]:
         """Remove entries in order, up to the first that does not fit into `limit` rows.

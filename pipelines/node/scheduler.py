@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from penstock.backends.base import UNBOUNDED
 from penstock.backends.errors import BackendError
 
 from ..config.definition import QueuePolicy
@@ -84,6 +85,7 @@ class Scheduler:
         "estimate",
         "idle",
         "levels",
+        "limit",
         "max",
         "name",
         "notes",
@@ -161,6 +163,7 @@ class Scheduler:
         # The levels below this index could have had more of the last batch.
         self._spare = 0
         self._spare_at = [-NEVER] * self.levels  # by level: until when that was so
+        self.limit = UNBOUNDED  # the most rows of the batch that starts next (rule 10)
         self.notes = False
         self._held: tuple[float, float] | None = None  # by rule 9, since the last batch
         self._taken = 0
@@ -175,13 +178,7 @@ class Scheduler:
         """Add an entry to the end of its bucket."""
         bucket = self.buckets.get(key)
         if bucket is None:
-            if key is None and not self.takes_turns:
-                bucket = self._keyless
-            else:
-                bucket = self._bucket_class(key, self.levels)
-                if self.takes_turns:
-                    bucket.take_turns(self.pressure)
-            self.buckets[key] = bucket
+            bucket = self._add_bucket(key)
         self._arrivals += 1
         entry.arrival = self._arrivals
         entry.enqueued = now
@@ -194,6 +191,28 @@ class Scheduler:
             self.earliest = entry.deadline
         if self._times_out:
             self.earliest = min(self.earliest, now + self._patience[entry.priority])
+
+    def _add_bucket(self, key: Hashable) -> Bucket:
+        if key is None and not self.takes_turns:
+            bucket = self._keyless
+        else:
+            bucket = self._bucket_class(key, self.levels)
+            if self.takes_turns:
+                bucket.take_turns(self.pressure)
+        self.buckets[key] = bucket
+        return bucket
+
+    def put_back(self, entry: Entry, now: float) -> None:
+        """Queue an entry again whose batch was lost. It keeps its place in the order of arrival."""
+        key = entry.bucket.key
+        bucket = self.buckets.get(key)
+        if bucket is None:
+            bucket = self._add_bucket(key)
+        entry.enqueued = now
+        entry.bucket = bucket
+        bucket.put_back(entry)
+        self.queued += entry.size
+        self.earliest = min(self.earliest, entry.deadline, now + self._patience[entry.priority])
 
     def discard(self, entry: Entry) -> bool:
         """Drop a queued entry whose caller left. Return whether the entry was queued."""
@@ -260,6 +279,8 @@ class Scheduler:
             bucket, executor = choice
             queued = bucket.size
             limit = executor.max
+            if self.limit < limit:  # noqa: PLR1730  a call costs more
+                limit = self.limit
             if bucket.takes_turns or self.queued > pressure.base:
                 limit, good = self._limits(limit, bucket.head.size)
                 entries, size = bucket.take(limit, good)
@@ -427,22 +448,26 @@ class Scheduler:
                 return bucket, executor
         return None
 
-    def _executor_for(self, bucket: Bucket, head: Entry, now: float) -> Startable | None:
-        """Choose the executor that may start this bucket now, if there is one.
+    def _executor_for(
+        self, bucket: Bucket, head: Entry, now: float, idle: Sequence[Startable] | None = None
+    ) -> Startable | None:
+        """Choose the executor that may start this bucket now, if there is one of the `idle`.
 
         Rule 2: an executor of an idle group always may; one of a partly busy group only if the
         bucket is full or overdue. Rule 3: of several, take the smallest `max` that holds the whole
         bucket, else the largest; never one that is too small for the head.
         """
+        if idle is None:
+            idle = self.idle
         best: Startable | None = None
         best_rank = (False, False, 0)
-        for executor in reversed(self.idle):  # the one that ran last has warm caches
+        for executor in reversed(idle):  # the one that ran last has warm caches
             if executor.max < head.size or not executor.ready:
                 continue
             busy = executor.device_group.busy > 0
             if busy and bucket.size < executor.max and now < bucket.oldest + self.batching_timeout:
                 continue
-            if len(self.idle) == 1:  # nothing to compare it with
+            if len(idle) == 1:  # nothing to compare it with
                 return executor
             small = executor.max < bucket.size
             rank = (busy, small, -executor.max if small else executor.max)

@@ -94,6 +94,14 @@ class Turns(Generic[E]):
         self._put(rank, client, entry)
         self._length += 1
 
+    def appendleft(self, entry: E) -> None:
+        """Make an entry the next one of its client, whose turn it is."""
+        client = entry.client if entry.ticket is None else entry.ticket.client
+        first = self._lanes[0]
+        first.setdefault(client, deque()).appendleft(entry)
+        first.move_to_end(client, last=False)
+        self._length += 1
+
     def _put(self, rank: int, client: Hashable, entry: E) -> None:
         lane = self._lanes[rank]
         entries = lane.get(client)

@@ -30,9 +30,11 @@ class Estimate:
     line goes on. A size is right from its second batch on; the first sets its point.
     """
 
-    __slots__ = ("_known", "_points", "batches", "recent", "speed")
+    __slots__ = ("_known", "_points", "_speed_weight", "batches", "recent", "speed")
 
-    def __init__(self) -> None:
+    def __init__(self, speed_weight: float = SPEED_WEIGHT) -> None:
+        """`speed_weight`: the weight of a new batch in the speed."""
+        self._speed_weight = speed_weight
         self.batches = 0
         self.speed = 1.0  # seconds ÷ shape, lately
         self.recent = 0.0  # seconds of a batch, lately
@@ -57,7 +59,7 @@ class Estimate:
         if expected > 0:
             likely = expected * self.speed
             seconds = min(max(seconds, likely / STEP), likely * STEP)
-            self.speed += SPEED_WEIGHT * (seconds / expected - self.speed)
+            self.speed += self._speed_weight * (seconds / expected - self.speed)
         point[0] += SHAPE_WEIGHT * (size - point[0])
         point[1] += SHAPE_WEIGHT * (seconds / self.speed - point[1])
 

@@ -281,6 +281,27 @@ def test_metrics_count_what_happened(running: Any) -> None:
         assert "process_resident_memory_bytes" in dict(samples.keys())
 
 
+def test_devices_in_use_and_items_that_moved_are_shown(running: Any) -> None:
+    keys = {"backend": "HealthGate", "device": "cuda:0,cuda:1,cuda:2", "instance_num": 3}
+    node = (("node", "main"), ("pipeline", "gate"))
+    config = load({**keys, "pipeline": {"name": "gate"}})
+
+    def in_use(client: httpx.Client) -> list[float]:
+        samples = values(client)
+        return [
+            samples["penstock_device_in_use", (("device", f"cuda:{number}"), *node)]
+            for number in range(3)
+        ]
+
+    with running(create_app(config)) as client:
+        assert in_use(client) == [1, 1, 1]
+        assert values(client)["penstock_items_moved_total", node] == 0
+        assert client.post("/predict/gate", content=b"die").status_code == 500  # on two of them
+        assert sorted(in_use(client)) == [0, 0, 1]
+        assert values(client)["penstock_items_moved_total", node] == 1
+        assert client.get("/health/ready").status_code == 200
+
+
 def test_pressure_and_refusals_by_level_are_shown(running: Any) -> None:
     config = load(
         {
