@@ -52,7 +52,8 @@ def front_table(repository: Repository) -> bytes:
 def _entry(pipeline: Pipeline, names: tuple[str, ...]) -> FrontEntry:
     config = pipeline.config
     chain = pipeline.front_nodes
-    nodes = {name: config.nodes[name] for name in chain}
+    # The GPUs are the model process's. A front process must not even look for them.
+    nodes = {name: replace(config.nodes[name], devices=()) for name in chain}
     last = chain[-1]
     nodes[last] = replace(nodes[last], next=())
     alone = replace(

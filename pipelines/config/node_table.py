@@ -224,7 +224,7 @@ def _check_front(table: NodeTable, executor: str, composite: Spec | None) -> lis
         obstacles.append("it keeps states of sequences, which are in one process")
     if executor == "process":
         obstacles.append('executor = "process" gives it processes of its own')
-    if any(device.startswith("cuda") for device in table.device):
+    if not set(table.device) <= {"cpu"}:
         obstacles.append("the model process has the GPUs")
     return [
         Problem(f"the node can't run in front processes: {obstacle}; expected false", key="front")

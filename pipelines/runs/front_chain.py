@@ -69,13 +69,16 @@ def _wants_request(node: NodeConfig) -> bool:
 
 
 def _runs_in_front(node: NodeConfig) -> bool:
+    specs = [group.spec for group in node.instance_groups]
+    # A file may name a GPU for all nodes. Backends that make images on the CPU have no use for it.
+    on_cpu = set(node.devices) <= {"cpu"} or all(spec.in_front for spec in specs)
     return (
         node.front
+        and on_cpu
         and node.shares is None
         and node.sequence is None
         and node.executor != "process"
-        and not any(device.startswith("cuda") for device in node.devices)
-        and all(_crosses(group.spec) for group in node.instance_groups)
+        and all(map(_crosses, specs))
     )
 
 

@@ -52,6 +52,11 @@ def test_a_file_may_say_it_either_way() -> None:
     assert nodes_of(decode={"front": False}) == ()
 
 
+def test_a_gpu_for_all_nodes_is_for_those_that_can_use_it() -> None:
+    tables = {"global": {"device": "cuda:0"}, **CHAIN, "model": {**MODEL, "device": "cpu"}}
+    assert front_nodes(load(tables)) == ("decode", "resize")
+
+
 @pytest.mark.parametrize(
     "pipeline",
     [

@@ -422,6 +422,14 @@ async def test_fronts_share_the_instances_and_the_places(operators: Path) -> Non
         assert len(pipeline.nodes[0].executors) == 2
 
 
+async def test_front_nodes_have_no_gpu(operators: Path) -> None:
+    text = "device = 'cpu'\n[n]\nbackend = 'S[DecodeMat]'\n"
+    async with processes(written(operators, text)) as both:
+        ((_, pipeline),) = both.front.pipelines()
+        assert pipeline.config.nodes["n"].devices == ()
+        assert both.repository.get("whole").config.nodes["n"].devices == ("cpu",)
+
+
 async def test_fronts_learn_of_pressure(operators: Path) -> None:
     async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
         repository, pipeline = both.repository, both.repository.get("whole")
