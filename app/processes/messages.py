@@ -18,6 +18,7 @@ From the front to the model process:
     (CANCEL, id)
     (FREE, offsets)
     (TUNNEL, tunnel, client, tls, last) with the descriptor of a stream socket
+    (LAST, tunnel)
     (TAKEN, tunnel)
     (REPLY, number, payload)
 
@@ -119,6 +120,9 @@ FAIL: Final = 17
 """The body of a request will not come whole, for `error`, a pickled exception. Comes instead of
 REQUEST, or after ASK instead of BODY. The answer to it closes its connection.
 """
+
+LAST: Final = 18
+"""The front ends soon: the next answer that begins on a tunnel says `connection: close`."""
 
 ASK_BYTES: Final = 256 << 10
 """Fronts ask before a larger body."""

@@ -283,6 +283,10 @@ class Connection(asyncio.Protocol):
             self._request.keep_alive = False
             self._drop_slow_watcher(self._request)
 
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
     def _drop_slow_watcher(self, request: AsgiRequest | Call) -> bool:
         """Close the connection of a client that watches and does not read: a drain does not wait
         for it. Return whether it was closed.

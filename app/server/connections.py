@@ -57,6 +57,8 @@ class Tracked(Protocol):
 
     def shutdown(self) -> None: ...
 
+    def abort(self) -> None: ...
+
 
 class Connections:
     """The connections of one server, for `uvicorn.Config(http=partial(Connection, connections))`.
@@ -135,6 +137,11 @@ class Connections:
             self._direct_app = app
             self._direct_routes = routes_of(app, root_path) if self.direct else None
         return self._direct_routes
+
+    def abort(self) -> None:
+        """Close all connections at once."""
+        for connection in tuple(self.open):
+            connection.abort()
 
     def timeout(self, seconds: float) -> float:
         """Return how long a request is waited for: `seconds`, or `drain_grace` while it drains."""

@@ -177,6 +177,10 @@ class WebSocket(asyncio.Protocol):
         if self._closing:
             self.deadline = min(self.deadline, self._loop.time() + self._settings.drain_grace)
 
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
     # Frames.
 
     def _take(self) -> None:

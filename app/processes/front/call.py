@@ -204,6 +204,8 @@ class CrossingCall:
         self._let_go()
         if wire is None:
             return
+        if self._waits and self._head.length > ASK_BYTES:  # whatever of the body has come by now
+            keep_alive = False
         keep_alive = keep_alive and self.keep_alive and wire.may_stay_open()
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
         if self._access is not None:

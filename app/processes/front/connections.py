@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ...server.calls import Routes
 from ...server.connections import Connections, Tracked
 from ...settings import Settings
+from .tunnel import Tunnel
 
 
 class FrontConnections(Connections):
@@ -21,6 +22,12 @@ class FrontConnections(Connections):
 
     def direct_routes(self, app: object, root_path: str = "") -> Routes | None:
         return self._routes
+
+    def retire(self) -> None:
+        super().retire()
+        for connection in tuple(self.open):
+            if isinstance(connection, Tunnel):
+                connection.shutdown()
 
     def add(self, connection: Tracked, loop: asyncio.AbstractEventLoop) -> None:
         super().add(connection, loop)

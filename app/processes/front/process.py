@@ -107,6 +107,7 @@ class Front:
         self._taken = 0  # connections that came from the parent and have not ended
         self._accepts = True
         self._ended = asyncio.Event()
+        self._left = asyncio.Event()  # no connection is open, and none will be
 
     async def run(self) -> None:
         """Serve until the parent ends it."""
@@ -115,6 +116,13 @@ class Front:
         self._control.send((Control.READY,))
         self._control.start()
         await self._ended.wait()
+        self._stop_accepting()
+        for task in self._arriving:
+            task.cancel()
+        self.connections.abort()
+        self._changed()
+        await self._left.wait()
+        await asyncio.sleep(0)  # uvloop closes what has been aborted: else it can't close itself
         self._control.flush()
         self._control.close()
         if self._links.current is not None:
@@ -215,6 +223,7 @@ class Front:
             self._taken = left
         if not left and not self._accepts:
             self._ended.set()
+            self._left.set()
 
     # The link.
 

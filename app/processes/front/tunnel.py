@@ -20,7 +20,7 @@ from penstock.backends.memory import Reservation, budget
 from ...server.calls import Lender
 from ...server.connections import Connections
 from ...server.socket_states import TCP_CLOSE, queued_bytes, tcp_state
-from ..messages import TAKEN
+from ..messages import LAST, TAKEN
 from .link import FrontLink
 
 BUFFER_BYTES = 1 << 16
@@ -249,7 +249,11 @@ class Tunnel(asyncio.Protocol):
     # As a connection of the front: deadlines, and the drain.
 
     def shutdown(self) -> None:
-        """The model process ends its connections itself, this one too."""
+        """Let the model process close it after its next answer."""
+        self._link.send(LAST, self._number)
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed. Called at every tick from then on."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakValueDictionary
 
 from penstock.backends.errors import MemoryFull, PenstockError
 from penstock.pipelines.runs.passed import unpack
@@ -25,6 +26,7 @@ from ..messages import (
     FREE,
     GO,
     HELLO,
+    LAST,
     PASSED,
     QUERY,
     REPLY,
@@ -41,6 +43,7 @@ from ..packets import Packets
 from .calls import Crossed, CrossedPredict, Extent
 from .outgoing import Outgoing, Piece
 from .shared import Shared
+from .tunnels import TunnelConnection
 
 logger = logging.getLogger("penstock.processes")
 
@@ -66,6 +69,7 @@ class ModelLink:
         "_parser",
         "_queries",
         "_sends_freed",
+        "_served",
         "_shared",
         "calls",
         "logs",
@@ -95,6 +99,7 @@ class ModelLink:
         self._queries: dict[int, asyncio.Future[bytes | None]] = {}
         self._freed: deque[int] = deque()  # extents of the front that it has not been told of
         self._sends_freed = False  # `_send_freed` will be called
+        self._served: WeakValueDictionary[int, TunnelConnection] = WeakValueDictionary()
         self._packets.start()
 
     def __repr__(self) -> str:
@@ -195,7 +200,12 @@ class ModelLink:
         elif kind == FAIL:
             self._fail(*message[1:])
         elif kind == TUNNEL:
-            self._shared.tunnels.add(self._packets.send, message, descriptors)
+            served = self._shared.tunnels.add(self._packets.send, message, descriptors)
+            if served is not None:
+                self._served[message[1]] = served
+        elif kind == LAST:
+            if (of_tunnel := self._served.get(message[1])) is not None:
+                of_tunnel.close_next()
         elif kind == REPLY:
             self._reply(*message[1:])
         elif kind == HELLO:

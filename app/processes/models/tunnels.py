@@ -37,14 +37,16 @@ class Tunnels:
         self._connections = connections
         self._opening: set[asyncio.Task[None]] = set()
 
-    def add(self, send: SendToFront, message: tuple[Any, ...], descriptors: Sequence[int]) -> None:
+    def add(
+        self, send: SendToFront, message: tuple[Any, ...], descriptors: Sequence[int]
+    ) -> TunnelConnection | None:
         """Serve the connection of a TUNNEL message, of which `descriptors` is owned from now on.
 
-        `send` sends a message to its front.
+        `send` sends a message to its front. Returns None if there is no descriptor.
         """
         _, number, client, tls, last = message
         if not descriptors:  # the process has none left; the front sees the end of the tunnel
-            return
+            return None
         end = socket.socket(fileno=descriptors[0])
         connection = TunnelConnection(
             self._connections,
@@ -60,6 +62,7 @@ class Tunnels:
         task = asyncio.get_running_loop().create_task(_connect(connection, end))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
+        return connection
 
 
 async def _connect(connection: TunnelConnection, end: socket.socket) -> None:
@@ -100,6 +103,10 @@ class TunnelConnection(Connection):
     def data_received(self, data: bytes) -> None:
         self._tunnel.received += len(data)
         super().data_received(data)
+
+    def close_next(self) -> None:
+        """Close it after the next answer that begins."""
+        self._last = True
 
     def may_stay_open(self) -> bool:
         return not self._last and super().may_stay_open()

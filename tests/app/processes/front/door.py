@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -77,7 +76,3 @@ def front_door(*tables: dict[str, Any], **settings: Any) -> Iterator[tuple[Door,
             yield Door(front.listen(), front.front.connections), process
         finally:
             front.end()
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))

@@ -12,7 +12,6 @@ from pydantic import SecretStr
 from penstock import create_app
 from penstock.app.server.connections import Connections
 from penstock.app.settings import Settings
-from penstock.backends.memory import budget
 from penstock.pipelines.config.load import load
 
 from ...server import test_direct, test_direct_infer
