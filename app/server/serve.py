@@ -347,16 +347,17 @@ class Server(uvicorn.Server):
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        await self._finish_requests()
+        await self._finish_requests(self._settings.drain_timeout)
         self._end()
 
-    async def _finish_requests(self) -> None:
-        ends = time.monotonic() + self._settings.drain_timeout
+    async def _finish_requests(self, seconds: float) -> None:
+        """Refuse new requests, and give those in flight so many seconds to end."""
+        ends = time.monotonic() + seconds
         in_flight = sum(pipeline.in_flight for pipeline in self._repository.served)
         logger.info(
             "draining: %d requests in flight, waiting at most %g s",
             in_flight,
-            self._settings.drain_timeout,
+            seconds,
         )
         self._connections.drain()
         if self.shadow is not None:
@@ -364,7 +365,7 @@ class Server(uvicorn.Server):
         if not self._loading.done():
             self._loading.cancel()
             await asyncio.wait([self._loading])
-        await self._repository.close(self._settings.drain_timeout)
+        await self._repository.close(seconds)
         await self._stop_grpc(max(1.0, ends - time.monotonic()))
         # The time left to write to slow clients; at least a second, for the answers just made.
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))

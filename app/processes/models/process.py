@@ -194,19 +194,18 @@ class ModelServer(Server):
             self.exit_code = 1
             self._end()
 
-    async def _drain(self) -> None:
+    def _begin_drain(self, seconds: float) -> asyncio.Task[None]:
         if not self._stopping:
             self._stopping = True
-            await self._finish_requests()
+            self._draining = asyncio.create_task(self._finish_requests(seconds))
+        return self._draining
+
+    async def _drain(self) -> None:
+        await asyncio.wait([self._begin_drain(self._settings.drain_timeout)])
         self._control.send((Control.DRAINED,))
 
     async def _end_within(self, seconds: float) -> None:
-        if not self._stopping:
-            self._stopping = True
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._finish_requests()
-            except TimeoutError:
-                pass
-        self.config.timeout_graceful_shutdown = max(1, math.ceil(seconds))
+        ends = self._loop.time() + seconds
+        await asyncio.wait([self._begin_drain(seconds)], timeout=seconds)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - self._loop.time()))
         self._end()

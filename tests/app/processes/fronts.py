@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import contextlib
 import logging
 import marshal
@@ -11,6 +12,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from penstock.app.processes import messages
@@ -60,7 +62,7 @@ class StubFront(End):
         super().__init__()
         self.number = number
         self.arena = Arena(arena_bytes)
-        self.mapping: Mapping
+        self.mapping: Mapping | None = None
         self._ids = 0
 
     def greet(self) -> bytes:
@@ -76,6 +78,7 @@ class StubFront(End):
         """Copy a body, and free its extent."""
         if isinstance(body, bytes):
             return body
+        assert self.mapping is not None
         content = bytes(self.mapping.view(*body))
         self.send(messages.FREE, [body[0]])
         return content
@@ -102,20 +105,33 @@ class StubFront(End):
 
     def answer(self) -> tuple[int, int, bytes, bytes]:
         """Receive an answer: its id, status, head and body."""
-        while (message := self.receive())[0] == messages.FREE:
-            self.freed(message)
-        kind, number, status, head, body, _keep_alive, _log = message
-        assert kind == messages.ANSWER, message
+        message = self.receive()
+        assert message[0] == messages.ANSWER, message
+        _, number, status, head, body, _keep_alive, _log = message
         return number, status, head, self.content(body)
 
-    def freed(self, message: tuple[Any, ...]) -> None:
-        assert message[0] == messages.FREE
+    def receive(self) -> tuple[Any, ...]:
+        """Return the next message that is not FREE. Those are followed."""
+        while (message := super().receive())[0] == messages.FREE:
+            self._freed(message)
+        return message
+
+    def until_free(self) -> None:
+        """Receive until the model process has let go of all extents."""
+        while self.arena.in_use:
+            message = super().receive()
+            assert message[0] == messages.FREE, message
+            self._freed(message)
+
+    def _freed(self, message: tuple[Any, ...]) -> None:
         for offset in message[1]:
             self.arena.free(offset)
 
     def close(self) -> None:
         super().close()
         self.arena.close()
+        if self.mapping is not None:
+            self.mapping.close()
 
 
 def head_of(path: str, size: int, *headers: str, method: str = "POST") -> bytes:
@@ -156,12 +172,21 @@ class Models:
 
     def call(self, function: Callable[[], None]) -> None:
         """Call a function on the event loop of the process, soon."""
+        self._loop().call_soon_threadsafe(function)
+
+    def ask(self, payload: bytes, seconds: float) -> Future[list[tuple[int, bytes]]]:
+        """Let the process ask all its fronts."""
+        links: Any = self.repository.on_pressure
+        query = links.__self__.query(payload, seconds)
+        return asyncio.run_coroutine_threadsafe(query, self._loop())
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
         loop = next(iter(self.repository.served))._loop
         assert loop is not None
-        loop.call_soon_threadsafe(function)
+        return loop
 
     def end(self, seconds: float = 5.0) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # it has ended already
             self.control.send(Control.END, seconds)
         self.thread.join(SECONDS)
         assert not self.thread.is_alive()

@@ -93,12 +93,6 @@ def front(served: Models) -> Iterator[StubFront]:
     GATE.set()
 
 
-def until_free(front: StubFront) -> None:
-    """Receive until all extents of the front are free."""
-    while front.arena.in_use:
-        front.freed(front.receive())
-
-
 def infer(front: StubFront, array: Any, *, align: bool = True) -> int:
     """Send an infer request whose tensor, a float32 array, follows its JSON in an extent."""
     blob = array.tobytes()
@@ -148,7 +142,7 @@ def test_large_bodies_cross_in_extents(front: StubFront) -> None:
     front.request("/predict/probe", extent)
     _, status, _, body = front.answer()
     assert (status, body) == (200, b'{"result":100000}')
-    until_free(front)
+    front.until_free()
     front.request("/predict/probe", b"many")
     _, status, head, body = front.answer()
     assert status == 200
@@ -170,7 +164,7 @@ def test_large_tensors_stay_where_they_are(front: StubFront) -> None:
     address, writable = SEEN[0]
     assert writable
     assert any(low <= address < high for low, high in shared_memory())
-    until_free(front)
+    front.until_free()
 
 
 def test_tensors_that_are_not_aligned_are_copied(front: StubFront) -> None:
@@ -179,7 +173,7 @@ def test_tensors_that_are_not_aligned_are_copied(front: StubFront) -> None:
     address, writable = SEEN[0]
     assert writable
     assert not any(low <= address < high for low, high in shared_memory())
-    until_free(front)
+    front.until_free()
 
 
 def shared_memory() -> list[tuple[int, int]]:
@@ -198,7 +192,7 @@ def test_a_request_that_has_left_lets_go_of_its_extent(front: StubFront) -> None
     assert front.answer()[0] == number + 1
     assert front.arena.in_use > 400_000  # the model still computes with it
     GATE.set()
-    until_free(front)
+    front.until_free()
 
 
 def test_a_request_that_was_asked_for(front: StubFront) -> None:
@@ -224,7 +218,7 @@ def test_a_request_that_was_asked_for_and_has_left(front: StubFront) -> None:
     extent = front.arena.put(b"x" * 200_000)
     assert extent is not None
     front.send(messages.BODY, number, extent)
-    until_free(front)
+    front.until_free()
     assert budget.used == before
 
 
@@ -259,7 +253,7 @@ def test_what_no_call_takes_is_sent_again(front: StubFront) -> None:
         assert extent is not None
         number = front.request(path, extent)
         assert front.receive() == (messages.RESEND, number)
-        until_free(front)
+        front.until_free()
 
 
 def test_a_front_that_goes_takes_its_requests_along(served: Models) -> None:
@@ -327,7 +321,7 @@ def test_a_request_goes_on_behind_its_front_nodes(front: StubFront, served: Mode
     assert (number, status, body) == (5, 200, b'{"result":50000}')
     assert b"x-request-id: of-the-front\r\n" in head
     assert b"run.first;dur=" in head and b"run.second;dur=" in head
-    until_free(front)
+    front.until_free()
     assert budget.used == before
     passes(front, 6, passed_of(pipeline, "inline"))
     assert front.answer()[::3] == (6, b'{"result":6}')
@@ -340,7 +334,7 @@ def test_a_request_whose_pipeline_was_replaced_is_sent_again(
     pipeline = served.repository.pipelines["chain"]
     passes(front, 5, passed_of(pipeline, np.zeros(50_000), token="of-an-old-one"))
     assert front.receive() == (messages.RESEND, 5)
-    until_free(front)
+    front.until_free()
     number = front.request("/predict/chain", b"", size=9, kind=messages.ASK)
     assert front.receive() == (messages.GO, number)
     passes(front, number, passed_of(pipeline, b"abc", token="of-an-old-one"))
