@@ -214,7 +214,7 @@ def models(*tables: dict[str, Any], **settings: Any) -> Iterator[Models]:
     logging.getLogger("penstock.access").setLevel("INFO")  # as `configure_logging` does
     process = Models(Repository.read(list(tables)), Settings(**settings))
     try:
-        assert process.control.receive() == (Control.READY,)
+        assert process.control.receive()[0] == Control.READY
         yield process
     finally:
         process.end()

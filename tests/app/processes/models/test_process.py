@@ -95,10 +95,10 @@ def test_it_ends_by_itself_when_its_parent_has_gone(caplog: pytest.LogCaptureFix
 def test_a_pipeline_that_can_not_be_loaded_is_told() -> None:
     broken = {"pipeline": {"name": "broken"}, "node": {"backend": "ProcessBroken"}}
     process = Models(Repository.read(broken, strict=True), Settings())
-    kind, text = process.control.receive()
-    assert (kind, text) == (Control.FAILED, "a pipeline can't be loaded")
+    told = process.control.receive()
     process.thread.join(SECONDS)
     process.control.close()
+    assert told == (Control.FAILED, "a pipeline can't be loaded: node 'node': ValueError: broken")
     assert process.code == 1
 
 
