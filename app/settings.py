@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     control_socket: Path | None = Field(
         default=None,
         description="Unix socket where penstock reload finds a server of several processes. Unset: "
-        "one without a file, named by host and port.",
+        "one without a file, named by port or uds.",
     )
     root_path: str = Field(
         default="",

@@ -283,6 +283,7 @@ UVICORNS_NAMES = {
     "max_connections": ("--limit-concurrency",),
     "drain_timeout": ("--timeout-graceful-shutdown",),
     "trusted_proxies": ("--forwarded-allow-ips",),
+    "processes": ("--workers",),
 }
 """What uvicorn calls settings that have another name here. Its names work too."""
 

@@ -69,6 +69,7 @@ def _failures_told(control: socket.socket) -> Iterator[None]:
         if isinstance(error, ConfigError):
             text = "; ".join(str(problem) for problem in error.problems)
         control.send(marshal.dumps([(Control.FAILED, text[:MAX_REASON])], 2))
+        control.close()
         raise
 
 
