@@ -8,7 +8,7 @@ the handlers too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from penstock.backends.errors import InvalidRequest
@@ -36,6 +36,10 @@ SWITCHES = {
 NAMES = ("log_file", *SWITCHES, "log_verbose_level", "log_format")
 
 
+async def _only_here() -> None:
+    """Do nothing: there is no other process."""
+
+
 class LogSettings(logging.Filter):
     """The levels that are logged, of `penstock` and the loggers below it.
 
@@ -45,8 +49,8 @@ class LogSettings(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._names: tuple[str, ...] = (ROOT,)
-        self.on_change: Callable[[Mapping[str, Any]], None] = lambda values: None
-        """Called with all settings after each `update`."""
+        self.spread: Callable[[], Awaitable[None]] = _only_here
+        """Puts them in force in the other processes of the server, too."""
         self.changed = False
         """Settings were put in force since the start."""
         self._off: frozenset[str] = frozenset()
@@ -60,6 +64,7 @@ class LogSettings(logging.Filter):
         """
         self._names = tuple(names)
         self.changed = False
+        self.spread = _only_here
         self._off = frozenset()
         self._verbose = 1
         self._format = FORMATS[0]
@@ -96,7 +101,6 @@ class LogSettings(logging.Filter):
         logger.info("a client changes the log settings: %s", text)
         wanted = {**self.read(), **given}
         self.take(wanted)
-        self.on_change(wanted)
 
     def take(self, wanted: Mapping[str, Any]) -> None:
         """Put all settings in force, which `read` returned in this process or another one."""

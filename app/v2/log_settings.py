@@ -25,6 +25,7 @@ def log_settings_routes() -> tuple[Route, ...]:
                 501, "log file location can not be updated through network protocol"
             )
         log_settings.update(values)
+        await log_settings.spread()
         return log_settings.read()
 
     return Route("GET", PATH, "logging", read), Route("POST", PATH, "logging", update)

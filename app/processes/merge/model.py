@@ -7,7 +7,7 @@ import contextvars
 import logging
 import marshal
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -78,7 +78,7 @@ class ServerProcesses(OtherProcesses):
         self._telling: set[asyncio.Task[Any]] = set()
         self._parent = ProcessCollector(pid=lambda: self._pid_of(PARENT), registry=None)
         links.on_linked = self._on_linked
-        log_settings.on_change = self._tell_log_settings
+        log_settings.spread = self._spread_log_settings
 
     def __repr__(self) -> str:
         return f"<ServerProcesses {len(self._answered)} of {self._fronts} fronts have answered>"
@@ -214,12 +214,12 @@ class ServerProcesses(OtherProcesses):
     def _on_linked(self, number: int) -> None:
         self._waits_for.discard(number)
         if log_settings.changed:
-            self._tell_log_settings(log_settings.read())
+            self._telling.add(task := self._task(self._spread_log_settings()))
+            task.add_done_callback(self._telling.discard)
 
-    def _tell_log_settings(self, values: Mapping[str, Any]) -> None:
-        order = marshal.dumps((report.LOG, dict(values)))
-        self._telling.add(task := self._task(self._links.query(order, ANSWER_SECONDS)))
-        task.add_done_callback(self._telling.discard)
+    async def _spread_log_settings(self) -> None:
+        order = marshal.dumps((report.LOG, log_settings.read()))
+        await self._links.query(order, ANSWER_SECONDS)
 
     def _task(self, work: Any) -> asyncio.Task[Any]:
         return asyncio.create_task(work, context=contextvars.Context())

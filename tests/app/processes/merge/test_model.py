@@ -253,7 +253,7 @@ async def test_who_comes_while_fronts_are_asked_gets_the_same_answer(server: Ser
 async def test_log_settings_reach_all_fronts_and_those_that_come_later(server: Server) -> None:
     one = await server.start(1, 11)
     log_settings.update({"log_info": False})
-    await one.ordered.wait()
+    await log_settings.spread()
     two = await server.start(2, 12)
     await two.ordered.wait()
     assert one.orders[0] == two.orders[0] == (LOG, log_settings.read())
