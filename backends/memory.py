@@ -61,6 +61,11 @@ class MemoryBudget:
         return f"<MemoryBudget {self.used} of {self.limit} bytes>"
 
     @property
+    def refusals(self) -> int:
+        """How many reservations did not fit, whatever they were for."""
+        return sum(self.refused.copy().values())
+
+    @property
     def used(self) -> int:
         with self._lock:
             self._settle()

@@ -30,6 +30,14 @@ class NodeGauges(NamedTuple):
 NOTHING = NodeGauges()
 
 
+class MemoryUse(NamedTuple):
+    """Bytes that requests hold, and may hold; how many were refused for want of room."""
+
+    used: int = 0
+    limit: int = 0
+    refused: int = 0
+
+
 class OtherProcesses:
     """The other processes of a server that has none: this one does everything."""
 
@@ -48,6 +56,10 @@ class OtherProcesses:
     def gauges(self, pipeline: Pipeline, node: str) -> NodeGauges:
         """Return what a node of a pipeline holds and does in all of them together."""
         return NOTHING
+
+    def memory(self) -> MemoryUse:
+        """Return what requests hold in the memory of all of them together."""
+        return MemoryUse()
 
     def described(self) -> list[dict[str, Any]]:
         """Describe all processes of the server, this one too; none if there is only this one."""

@@ -107,7 +107,7 @@ class Snapshots:
                     totals[pipeline] = now = totals_of(pipeline, others)
                     shown |= _activity(pipeline, state, now, before or PipelineTotals(), seconds)
                 pipelines.append(shown)
-        processes = others.described()
+        processes, memory = others.described(), others.memory()
         for process in processes:
             cpu = process["cpu_s"]
             ran = None if since is None else since.processes.get(process["pid"])
@@ -122,9 +122,9 @@ class Snapshots:
             "request_history": 0 if self._history is None else self._history.size,
             "interval_s": INTERVAL_SECONDS,
             "memory": {
-                "used_bytes": budget.used,
-                "limit_bytes": budget.limit,
-                "refused": sum(budget.refused.copy().values()),
+                "used_bytes": budget.used + memory.used,
+                "limit_bytes": budget.limit + memory.limit,
+                "refused": budget.refusals + memory.refused,
             },
             "cache": _responses(repository.responses),
             "processes": processes,

@@ -21,6 +21,7 @@ def test_what_does_not_fit_is_refused_until_something_is_released() -> None:
     budget.release(60)
     budget.reserve(100, "an image")
     assert (budget.used, budget.refused) == (100, {"an image": 1})
+    assert budget.refusals == 1
 
 
 def test_what_never_fits_is_too_large() -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
+from penstock.backends.memory import budget
 from penstock.pipelines.composites.composite import CompositeNode
 from penstock.pipelines.node.node import Node
-from penstock.pipelines.other_processes import NodeGauges
+from penstock.pipelines.other_processes import MemoryUse, NodeGauges
 from penstock.pipelines.pipeline import Pipeline
 
 from ...log_settings import log_settings
@@ -74,7 +75,8 @@ class FrontReports:
             )
             for token, pipeline in self._pipelines()
         ]
-        return Report(os.getpid(), len(self._connections.open), self._families(), pipelines)
+        memory = MemoryUse(budget.used, budget.limit, budget.refusals)
+        return Report(os.getpid(), len(self._connections.open), memory, self._families(), pipelines)
 
     def _families(self) -> list[Family]:
         families = packed(memory_metrics())

@@ -16,7 +16,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from penstock.pipelines.other_processes import NOTHING, NodeGauges, OtherProcesses
+from penstock.pipelines.other_processes import NOTHING, MemoryUse, NodeGauges, OtherProcesses
 from penstock.pipelines.pipeline import Pipeline
 from penstock.pipelines.repository import Repository
 
@@ -106,6 +106,14 @@ class ServerProcesses(OtherProcesses):
 
     def gauges(self, pipeline: Pipeline, node: str) -> NodeGauges:
         return self._gauges.get(pipeline, {}).get(node, NOTHING)
+
+    def memory(self) -> MemoryUse:
+        told = [self._reports[number].memory for number in self._answered]
+        return MemoryUse(
+            sum(one.used for one in told),
+            sum(one.limit for one in told),
+            sum(one.refused for one in told),
+        )
 
     def described(self) -> list[dict[str, Any]]:
         fronts = [str(Role(number)) for number in range(1, self._fronts + 1)]

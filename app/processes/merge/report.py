@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from penstock.pipelines.node.statistics import NodeStatistics
-from penstock.pipelines.other_processes import NodeGauges
+from penstock.pipelines.other_processes import MemoryUse, NodeGauges
 
 from .families import Family
 
@@ -50,6 +50,7 @@ class Report(NamedTuple):
 
     pid: int
     connections: int
+    memory: MemoryUse
     families: Sequence[Family]
     pipelines: Sequence[PipelineReport]
 
@@ -64,16 +65,17 @@ def write(report: Report) -> bytes:
         )
         for pipeline in report.pipelines
     ]
-    content: Any = (report.pid, report.connections, report.families, pipelines)
+    content: Any = (*report[:2], tuple(report.memory), report.families, pipelines)
     return marshal.dumps(content)
 
 
 def read(content: bytes) -> Report:
     """Return the report that `write` wrote in another process of this server."""
-    pid, connections, families, pipelines = marshal.loads(content)
+    pid, connections, memory, families, pipelines = marshal.loads(content)
     return Report(
         pid,
         connections,
+        MemoryUse(*memory),
         families,
         [
             PipelineReport(

@@ -227,6 +227,15 @@ async def test_each_process_has_metrics_of_its_own(server: Server) -> None:
     assert "process_resident_memory_bytes" not in samples
 
 
+async def test_memory_of_all_processes_is_added_up(server: Server) -> None:
+    alone = (await server.status())["memory"]
+    for number in (1, 2):  # which have the same budget here
+        await server.start(number, number)
+    status, samples = await server.status(), await server.samples()
+    assert status["memory"]["limit_bytes"] == 3 * alone["limit_bytes"]
+    assert samples["penstock_memory_limit_bytes"] == 3 * alone["limit_bytes"]
+
+
 async def test_it_is_ready_when_all_fronts_have_been_linked(server: Server) -> None:
     answers = [await server.client.get("/health/ready")]
     for number in (1, 2):

@@ -15,7 +15,7 @@ from penstock.app.processes.merge.report import (
     write,
 )
 from penstock.pipelines.node.statistics import NodeStatistics
-from penstock.pipelines.other_processes import NodeGauges
+from penstock.pipelines.other_processes import MemoryUse, NodeGauges
 
 
 def counted(rows: int, seconds: float, last: float) -> NodeStatistics:
@@ -62,7 +62,7 @@ def test_a_report_is_read_as_it_was_written() -> None:
     gauges = NodeGauges(3, 1024, 2, 1, 0.5, [{"name": "front 1 it/n#0", "state": "idle"}])
     node = NodeReport("n", counts_of(counted(2, 0.02, 5.0)), gauges)
     families = [("things", "Things.", "counter", [("things_total", {"kind": "a"}, 1.0)])]
-    told = Report(12, 3, families, [PipelineReport("token", 4, [node])])
+    told = Report(12, 3, MemoryUse(5, 6, 7), families, [PipelineReport("token", 4, [node])])
     assert read(write(told)) == told
 
 
