@@ -20,6 +20,7 @@ from pydantic import (
 from .item import Item
 from .loaded_files import LoadedFiles
 from .server import Server
+from .shared_files import SharedFiles
 
 DataKind = Literal["", "file", "image", "tensor", "array", "scores", "value"]
 """What travels in `data` and `result`: the bytes of a file, an H×W×C image (NumPy), N×C×H×W pixels
@@ -175,6 +176,8 @@ class Context:
     """`penstock check`: `init` opens and checks its files, and runs no model."""
     alone: bool = False
     """The backend has a child process to itself (`executor = "process"`)."""
+    shared_files: SharedFiles | None = field(default=None, compare=False, repr=False)
+    """Files in memory that the child processes of a node share. None: it has none, or one."""
     server: Server | None = field(default=None, compare=False, repr=False)
     """Calls the other models of the server, for a backend that `takes_server`. None: the backend is
     not served.

@@ -37,13 +37,15 @@ def open_session(
     source: str | bytes | None = None,
     quiet: bool = False,
     initializers: Mapping[str, Any] = NO_INITIALIZERS,
+    configure: Callable[[Any], None] | None = None,
 ) -> Any:
     """Open a session of the model, with `mean`, `std` and `data_format` built into it.
 
     `threads` are those of an operator. `providers` are ONNX Runtime's, each with its options.
     `source` is what `read_source` returned, if it has been called. `quiet`: it may be refused, and
     ONNX Runtime writes nothing of it. `initializers` are weights by
-    name, as OrtValues, of which the session makes no copy. Raises BackendError and ConfigError.
+    name, as OrtValues, of which the session makes no copy. `configure` sets further options of
+    ONNX Runtime. Raises BackendError and ConfigError.
     """
     import onnxruntime
 
@@ -58,6 +60,8 @@ def open_session(
     for name, value in initializers.items():
         options.add_initializer(name, value)
     try:
+        if configure is not None:
+            configure(options)
         if isinstance(source, bytes):
             # Weights in a file beside the model are read from there, and never copied into the
             # model.

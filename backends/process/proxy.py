@@ -228,6 +228,8 @@ class ProcessBackend(Backend):
             raise answer.rebuild(child.name)
         self.min, self.max, self.signature, self._undecided, files = answer
         context.files.adopt(files)
+        if context.shared_files is not None:
+            context.shared_files.keep()
 
     def _replace(self, child: Child) -> str:
         """Start a new child in place of one that died. Return how that one ended."""

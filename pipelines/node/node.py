@@ -28,6 +28,7 @@ from penstock.backends.expressions.spec import Spec
 from penstock.backends.loaded_files import LoadedFiles
 from penstock.backends.process.failure import RestartError
 from penstock.backends.server import Server
+from penstock.backends.shared_files import SharedFiles
 from penstock.backends.text import message_of
 
 from ..config.definition import NodeConfig, PipelineConfig, QueuePolicy
@@ -149,6 +150,10 @@ class Node:
         self._loading: asyncio.Future[None] = loop.create_future()
         self._stopped: asyncio.Future[None] | None = None
         self.files = LoadedFiles()
+        instances = sum(group.instances for group in config.instance_groups)
+        self._shared_files = (
+            SharedFiles() if config.executor == "process" and instances > 1 else None
+        )
         self._hung: set[object] = set()  # the executors that `close` does not wait for
         # The accelerators that its executors took; empty if all run on the CPU.
         self.devices: dict[str, DeviceGroup] = {}
@@ -329,6 +334,8 @@ class Node:
                 extra=self._log_extra,
             )
         self._executors.clear()
+        if self._shared_files is not None:
+            self._shared_files.close()
 
     # arrivals and departures
 
@@ -746,6 +753,7 @@ class Node:
             instance,
             self.files,
             device=self._device_for(instance_group, instance),
+            shared_files=self._shared_files,
         )
         name = f"{self._pipeline.name}/{self.name}#{context.instance}"
         own = self.config.instance_groups[instance_group].spec

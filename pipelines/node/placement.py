@@ -9,6 +9,7 @@ from weakref import WeakSet
 from penstock.backends.base import Backend, Context
 from penstock.backends.gpu.free_memory import free_memory
 from penstock.backends.loaded_files import LoadedFiles
+from penstock.backends.shared_files import SharedFiles
 
 from ..config.definition import NodeConfig, PipelineConfig
 
@@ -21,10 +22,12 @@ def context_of(
     files: LoadedFiles | None = None,
     *,
     device: str | None = None,
+    shared_files: SharedFiles | None = None,
 ) -> Context:
     """Return the `Context` of one instance of an instance group.
 
-    The instances take the node's devices in turn, unless `device` names one, and share its `files`.
+    The instances take the node's devices in turn, unless `device` names one, and share its `files`
+    and `shared_files`.
     """
     number = sum(other.instances for other in config.instance_groups[:instance_group]) + instance
     if device is None:
@@ -39,6 +42,7 @@ def context_of(
         max=config.instance_groups[instance_group].max,
         device=device,
         files=LoadedFiles() if files is None else files,
+        shared_files=shared_files,
     )
 
 
