@@ -121,11 +121,11 @@ def serve(
     def read() -> Repository:
         return read_repository(path, labels, image, strict=settings.strict)
 
-    try:
-        if process is not None:
-            raise typer.Exit(_serve_child(process, read, settings))
-        from ..server.serve import serve as run
+    if process is not None:
+        raise typer.Exit(_serve_child(process, read, settings))
+    from ..server.serve import serve as run
 
+    try:
         raise typer.Exit(run(read(), settings))
     except ConfigError as error:
         fail(*map(str, error.problems))
@@ -150,8 +150,6 @@ def _serve_child(name: str, read: Callable[[], Repository], settings: Settings) 
         return run_child(name, read, settings)
     except NoParentError:
         raise typer.BadParameter("--process is for processes that the server starts") from None
-    except ValueError as error:
-        fail(str(error))
 
 
 def serve_again(arguments: Sequence[str], listeners: Sequence[socket.socket]) -> None:

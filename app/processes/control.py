@@ -63,13 +63,18 @@ class Control:
     DRAINED: Final = 14
     """No request is left."""
 
+    READ: Final = 18
+    """The files of the pipelines are fine. Loading begins."""
+
     # from both to the parent
     READY: Final = 15
     """A front takes connections; the model process has loaded its pipelines. The latter adds a
     dictionary: those that it had to leave out, with the reasons.
     """
     FAILED: Final = 16
-    """Why the process can't start, as a text. It exits with 1."""
+    """Why the process can't start, as a text, which the parent logs. It exits with 1."""
+    PROBLEMS: Final = 17
+    """The same for what is wrong in files: a list of texts, which the parent prints as lines."""
 
 
 class Role(NamedTuple):

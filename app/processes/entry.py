@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import marshal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from penstock.backends.errors import ConfigError
 from penstock.pipelines.repository import Repository
@@ -17,8 +18,9 @@ from ..settings import Settings
 from .control import CONTROL_DESCRIPTOR, Control, role_of
 from .signals import leave_signals_to_the_parent
 
-MAX_REASON = 4096
-"""The most characters of a reason that the parent is told."""
+MAX_REASON = 1024
+MOST = 32
+"""The most characters of a problem, and the most problems, that the parent is told."""
 
 
 class NoParentError(Exception):
@@ -29,14 +31,16 @@ def run_child(name: str, read: Callable[[], Repository], settings: Settings) -> 
     """Run as a child of the parent process.
 
     `name`: its role, as the parent's command line has it. `read` reads the repository, for the
-    model process. Returns the exit code. Raises `NoParentError`, and ValueError and `ConfigError`
-    once the parent knows of them.
+    model process. Returns the exit code. Raises `NoParentError`.
     """
     control = _control()
     leave_signals_to_the_parent()
     open_standard_streams()
-    with _failures_told(control):
+    try:
         role = role_of(name)
+    except ValueError as error:
+        _tell(control, Control.FAILED, str(error))
+        return 1
     log = configure_logging(
         settings.log_level,
         settings.log_format,
@@ -52,25 +56,21 @@ def run_child(name: str, read: Callable[[], Repository], settings: Settings) -> 
             return serve_front(role.number, settings, control, log)
         from .models.process import serve_models
 
-        with _failures_told(control):
-            repository = read()
+        repository = read()
+        _tell(control, Control.READ)
         return serve_models(repository, settings, control, log)
+    except ConfigError as error:
+        _tell(control, Control.PROBLEMS, [str(each)[:MAX_REASON] for each in error.problems[:MOST]])
+        return 1
     finally:
+        control.close()
         log.limit.tell()
 
 
-@contextmanager
-def _failures_told(control: socket.socket) -> Iterator[None]:
-    """Tell the parent why this process can't start."""
-    try:
-        yield
-    except (ConfigError, ValueError) as error:
-        text = str(error)
-        if isinstance(error, ConfigError):
-            text = "; ".join(str(problem) for problem in error.problems)
-        control.send(marshal.dumps([(Control.FAILED, text[:MAX_REASON])], 2))
-        control.close()
-        raise
+def _tell(control: socket.socket, *message: Any) -> None:
+    """Send a message before there is an event loop."""
+    with suppress(OSError):  # the parent has gone
+        control.send(marshal.dumps([message], 2))
 
 
 def _control() -> socket.socket:

@@ -31,7 +31,6 @@ from starlette.types import ASGIApp
 from penstock.backends.errors import ConfigError, PenstockError
 from penstock.backends.malloc import keep_memory
 from penstock.backends.memory import set_limit
-from penstock.backends.text import message_of
 from penstock.pipelines.repository import Repository
 
 from ..factory import make_app
@@ -166,8 +165,6 @@ class Server(uvicorn.Server):
         self.shadow: Shadow | None = None
         self._connections = Connections(settings) if connections is None else connections
         self.exit_code = 0
-        self.failure = ""
-        """Why the pipelines could not be loaded."""
         self._repository = repository
         self._settings = settings
         self._stopping = False
@@ -272,10 +269,8 @@ class Server(uvicorn.Server):
         except PenstockError as error:
             if self._stopping:
                 return
-            self.failure = f"a pipeline can't be loaded: {error}"
-            logger.error("%s", self.failure)
-        except Exception as error:
-            self.failure = f"a pipeline can't be loaded: {message_of(error)}"
+            self._fail(f"a pipeline can't be loaded: {error}")
+        except Exception:
             logger.exception("a pipeline can't be loaded")
         else:
             tune_process()
@@ -294,6 +289,10 @@ class Server(uvicorn.Server):
             return
         self.exit_code = 1
         self._end()
+
+    def _fail(self, reason: str) -> None:
+        """Say why the server can't start."""
+        logger.error("%s", reason)
 
     def _limit_memory(self) -> None:
         set_limit(self._settings.max_memory)

@@ -17,7 +17,6 @@ from typing import Any
 
 import uvicorn
 
-from penstock.backends.errors import ConfigError
 from penstock.backends.memory import budget
 from penstock.pipelines.front_table import front_table
 from penstock.pipelines.repository import Repository
@@ -46,16 +45,15 @@ MAX_LEFT_OUT = 16
 def serve_models(
     repository: Repository, settings: Settings, control: socket.socket, log: Log
 ) -> int:
-    """Serve as the parent at the other end of `control` says. Return the exit code."""
+    """Serve as the parent at the other end of `control` says.
+
+    Returns the exit code. Raises `ConfigError` if what the settings ask for is not installed.
+    """
     for configuration in repository.all_configs:
         for warning in configuration.warnings:
             logger.warning("%s", warning, extra={"pipeline": configuration.name})
     connections = Connections(settings)
-    try:
-        app = make_app(repository, settings=settings)
-    except ConfigError as error:  # what the settings ask for is not installed
-        logger.error("%s", error)
-        return 1
+    app = make_app(repository, settings=settings)
     links = FrontLinks(connections)
     links.table = partial(front_table, repository)
     repository.on_pressure = links.send_pressure
@@ -129,11 +127,12 @@ class ModelServer(Server):
     async def _load(self) -> None:
         await self._addressed
         await super()._load()
-        if self.exit_code:
-            self._control.send((Control.FAILED, self.failure[:MAX_REASON]))
-        elif self._repository.state == "ready":
+        if self._repository.state == "ready":
             self._links.send_table()
             self._control.send((Control.READY, self._left_out()))
+
+    def _fail(self, reason: str) -> None:
+        self._control.send((Control.FAILED, reason[:MAX_REASON]))
 
     def _left_out(self) -> dict[str, str]:
         """Return the versions that can't be loaded, with the reasons."""
@@ -190,7 +189,7 @@ class ModelServer(Server):
                 await grpc.start(listeners[0])
                 self._grpc = grpc
         except GrpcError as error:
-            self._control.send((Control.FAILED, str(error)))
+            self._fail(str(error))
             self.exit_code = 1
             self._end()
 

@@ -38,8 +38,12 @@ class Child:
         self.listens = False  # at its own sockets (balance = kernel)
         self.left_out: dict[str, str] = {}
         """The pipelines that it could not load, with the reasons."""
+        self.read = False
+        """It has read the files of the pipelines. They are fine."""
         self.failure = ""
         """Why it could not start, in its own words."""
+        self.problems: list[str] = []
+        """The same for what is wrong in files."""
         self.code: int | None = None
         """Its exit code, once it has ended; of a signal, the negative number."""
         self.open = 0
@@ -101,8 +105,8 @@ class Child:
     @property
     def end(self) -> str:
         """Say how it ended, for the log."""
-        if self.failure:
-            return self.failure
+        if self.failure or self.problems:
+            return self.failure or "; ".join(self.problems)
         code = self.code or 0
         if code >= 0:
             return f"it ended with exit code {code}"
@@ -133,8 +137,13 @@ class Child:
         elif kind == Control.DRAINED:
             self.drained = True
             self.on_change(self)
+        elif kind == Control.READ:
+            self.read = True
+            self.on_change(self)
         elif kind == Control.FAILED:
             self.failure = str(message[1])
+        elif kind == Control.PROBLEMS:
+            self.problems = [str(problem) for problem in message[1]]
 
 
 def _ignore(child: Child) -> None:

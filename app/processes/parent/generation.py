@@ -42,6 +42,8 @@ class Generation:
         loop = asyncio.get_running_loop()
         self.started: asyncio.Future[str] = loop.create_future()
         self.restarts: dict[Role, int] = {Role(number): 0 for number in range(count + 1)}
+        self.problems: list[str] = []
+        """What is wrong in files, if that is why it failed."""
         self.fronts: list[Child] = []
         """Front 1, front 2, …: also those that have died and not been restarted yet."""
         self.models: Child
@@ -193,7 +195,9 @@ class Generation:
 
     def _restart_later(self, child: Child) -> None:
         if not self.started.done():
-            self.fail(f"{child.role}: {child.end}")
+            self.problems = child.problems
+            told = child.failure or child.problems
+            self.fail(child.end if told else f"{child.role}: {child.end}")
             return
         before = self._pauses.get(child.role, -1.0)
         pause = 0.0

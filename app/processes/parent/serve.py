@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from ...grpc.errors import GrpcError
 from ...grpc.listener import listen_for_grpc
 from ...grpc.listener import place as grpc_place
+from ...http.tls import TlsError, tls_context
 from ...server.listeners import ListenError, listen, listen_often
 from ...server.logs import configure_logging
 from ...server.place import places, warn_if_open
@@ -53,8 +55,9 @@ def serve_processes(settings: Settings) -> int:
         logger.warning("%s", warning)
     opened: list[socket.socket] = []
     try:
+        tls_context(settings, "http/1.1")  # fronts make their own
         sockets = Sockets(settings, opened)
-    except (ListenError, GrpcError) as error:
+    except (ListenError, GrpcError, TlsError) as error:
         logger.error("%s", error)
         return 1
     try:
@@ -115,6 +118,7 @@ class Parent:
         self._generation = self._new_generation()
         self._starting: Generation | None = None  # of a reload
         self._retiring: Generation | None = None  # by a reload
+        self._told = False  # where the server listens
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._waiting: list[Progress] = []  # for the next reload
@@ -131,7 +135,6 @@ class Parent:
         if self._sockets.control is not None:
             control = ControlServer(self._sockets.control, self._reload_for)
             await control.start()
-        self._tell_where()
         first = self._generation
         first.start()
         self._handover.fronts = first.fronts
@@ -140,7 +143,10 @@ class Parent:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         code = 0
         if first.started.done() and (reason := first.started.result()):
-            logger.error("the server can't start: %s", reason)
+            for problem in first.problems:
+                sys.stderr.write(f"{problem}\n")
+            if not first.problems:
+                logger.error("the server can't start: %s", reason)
             code = 1
             stopping.cancel()
             if self._reloading is not None:
@@ -220,6 +226,9 @@ class Parent:
                 self._handover.front_ended(front)
         if generation is not self._generation:
             return
+        if generation.models.read and not self._told:
+            self._told = True
+            self._tell_where()
         self._handover.update()
         processes = [(NAME, os.getpid(), 0)] + [
             (str(child.role), child.pid, generation.restarts[child.role])

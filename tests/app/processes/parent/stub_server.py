@@ -4,8 +4,8 @@ The fronts answer each request with their number and process; the model process 
 is ready. A file in the folder $STUB changes what new processes do:
 
     release     its text is part of each answer
-    models      "fails": the model process says so and exits; "dies": it is killed; "hangs": it is
-                never ready
+    models      "fails": the model process says so and exits; "wrong": files are wrong; "dies": it
+                is killed; "hangs": it is never ready
     fronts      the same for the fronts
 """
 
@@ -53,6 +53,12 @@ class Stub:
             os.kill(os.getpid(), signal.SIGKILL)
         if fate == "fails":
             self.say(Control.FAILED, "no such file")
+            self.packets.flush()
+            return 1
+        if not self.role.number:
+            self.say(Control.READ)
+        if fate == "wrong":
+            self.say(Control.PROBLEMS, ["x.toml: no node", "y.toml: no name"])
             self.packets.flush()
             return 1
         if fate == "hangs":

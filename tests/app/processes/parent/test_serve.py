@@ -58,9 +58,9 @@ def test_a_server_over_its_life(tmp_path: Path, balance: str) -> None:
         server.tell("release", "two")
         server.tell("models", "fails")
         failed = reload(server)
-        assert failed.exit_code == 1 and "models: no such file" in failed.stdout
+        assert failed.exit_code == 1 and "start: no such file" in failed.stdout
         assert {server.ask()[2] for _ in range(8)} == {"one"}
-        server.wait_for("the old processes go on: the new ones can't start: models: no such file")
+        server.wait_for("the old processes go on: the new ones can't start: no such file")
 
         # one that can replaces all: open connections end with their next answer
         server.tell("models", "")
@@ -104,7 +104,14 @@ def test_children_that_cannot_start_end_the_server(tmp_path: Path, who: str) -> 
     (tmp_path / who).write_text("fails")
     with stub_server(tmp_path) as server:
         assert server.end() == 1
-        assert "the server can't start: " in server.log and "no such file" in server.log
+        assert "the server can't start: no such file\n" in server.log
+
+
+def test_wrong_files_are_told_as_by_one_process(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("wrong")
+    with stub_server(tmp_path) as server:
+        assert server.end() == 1
+        assert server.log.endswith("x.toml: no node\ny.toml: no name\nEND")
 
 
 def test_a_reload_that_hangs_gives_way_to_the_next_one(tmp_path: Path) -> None:
