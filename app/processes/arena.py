@@ -23,6 +23,9 @@ from penstock.backends.memory import budget
 ALIGNMENT = 64
 """Extents begin at multiples of so many bytes: a line of the processor's cache."""
 
+MOST_BYTES = 1 << 30
+"""The size of an arena, unless the process may hold less. Only pages in use take memory."""
+
 KEPT_BYTES = 32 << 20
 """Pages up to so far above the last extent in use stay: to fault new ones in takes longer than to
 copy into them.

@@ -19,7 +19,6 @@ From the front to the model process:
     (FREE, offsets)
     (TUNNEL, tunnel, client, tls, last) with the descriptor of a stream socket
     (LAST, tunnel)
-    (TAKEN, tunnel)
     (REPLY, number, payload)
 
 From the model process to the front:
@@ -76,9 +75,6 @@ TUNNEL: Final = 7
 None or the address of its client, `(host, port)`; `tls`: the client's side is encrypted; `last`:
 the front ends soon, so its first answer says `connection: close`.
 """
-
-TAKEN: Final = 8
-"""The front serves the connection of an idle tunnel itself again: it ends without an answer."""
 
 REPLY: Final = 9
 """The answer to a QUERY, by its number. Its payload is a body."""

@@ -41,8 +41,8 @@ SOCKET_BYTES = 1 << 20
 MAX_DESCRIPTORS = 64
 """The most file descriptors that go with one message."""
 
-PACKETS_PER_TURN = 16
-"""So many packets are read before other callbacks of the loop have a turn."""
+PACKETS_PER_TURN = 4
+"""So many packets are read before other callbacks of the loop have a turn: 1000 small requests."""
 
 RETRY_SECONDS = 0.01
 """The pause after the kernel refused descriptors: it holds too many that are on their way, and

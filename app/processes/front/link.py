@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from penstock.backends.memory import budget
 
-from ..arena import Arena, Mapping
+from ..arena import MOST_BYTES, Arena, Mapping
 from ..messages import (
     ANSWER,
     FREE,
@@ -30,9 +30,6 @@ from ..messages import (
 from ..packets import INLINE_BYTES, Packets
 
 logger = logging.getLogger("penstock.processes")
-
-MOST_ARENA_BYTES = 1 << 30
-"""The size of a front's arena, unless the front may hold less. Only pages in use take memory."""
 
 
 class Crossing(Protocol):
@@ -75,7 +72,7 @@ class FrontLink:
         self._on_linked = on_linked
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
-        self._arena = Arena(min(budget.limit, MOST_ARENA_BYTES))
+        self._arena = Arena(min(budget.limit, MOST_BYTES))
         self._mapping: Mapping | None = None
         self._calls: dict[int, Crossing] = {}
         self._tunnels: dict[int, Carrier] = {}

@@ -20,7 +20,7 @@ from penstock.backends.memory import Reservation, budget
 from ...server.calls import Lender
 from ...server.connections import Connections
 from ...server.socket_states import TCP_CLOSE, queued_bytes, tcp_state
-from ..messages import LAST, TAKEN
+from ..messages import LAST
 from .link import FrontLink
 
 BUFFER_BYTES = 1 << 16
@@ -194,7 +194,6 @@ class Tunnel(asyncio.Protocol):
             self._return()
 
     def _return(self) -> None:
-        self._link.send(TAKEN, self._number)
         self._close_inner()
         self._end()
         if not self._transport.is_closing():

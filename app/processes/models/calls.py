@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, cast
-
-import numpy as np
 
 from penstock.backends.errors import PenstockError
 from penstock.pipelines.pipeline import Pipeline
@@ -31,6 +28,7 @@ from ...server.direct_routes import DirectRoutes
 from ..arena import ALIGNMENT
 from ..messages import Log
 from ..packets import INLINE_BYTES
+from .incoming import Extent
 
 logger = logging.getLogger("penstock.http")
 
@@ -60,42 +58,6 @@ class Link(Protocol):
         log: Log,
     ) -> None:
         """Send an answer of any size. The memory of `call` is let go once it is sent."""
-
-    def view(self, offset: int, size: int) -> memoryview:
-        """Return the content of an extent of the front's arena."""
-        ...
-
-    def let_go(self, offset: int) -> None:
-        """Tell the front, soon, that an extent of its arena is free."""
-
-    def let_go_later(self, offset: int) -> None:
-        """Do the same from any thread."""
-
-
-class Extent:
-    """A body in the front's arena. Every way of reading it lets go of it in the end."""
-
-    __slots__ = ("_link", "offset", "view")
-
-    def __init__(self, link: Link, offset: int, size: int) -> None:
-        self._link = link
-        self.offset = offset
-        self.view = link.view(offset, size)
-
-    def copied(self) -> bytes:
-        content = bytes(self.view)
-        self.let_go()
-        return content
-
-    def in_place(self) -> memoryview:
-        """Return the content, whose extent is free once nothing refers to it any more."""
-        owner = np.frombuffer(self.view, np.uint8)
-        weakref.finalize(owner, self._link.let_go_later, self.offset).atexit = False
-        return owner.data
-
-    def let_go(self) -> None:
-        self.view.release()
-        self._link.let_go(self.offset)
 
 
 class Crossed(Direct):

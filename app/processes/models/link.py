@@ -6,9 +6,7 @@ import asyncio
 import logging
 import pickle
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -33,22 +31,24 @@ from ..messages import (
     REQUEST,
     RESEND,
     TABLE,
-    TAKEN,
     TUNNEL,
     Body,
     Client,
     Log,
 )
 from ..packets import Packets
-from .calls import Crossed, CrossedPredict, Extent
+from .calls import Crossed, CrossedPredict
+from .incoming import Incoming
 from .outgoing import Outgoing, Piece
 from .shared import Shared
 from .tunnels import TunnelConnection
 
 logger = logging.getLogger("penstock.processes")
 
-FREED_AT_ONCE = 1024
-"""So many offsets go into one message."""
+MOST_QUERIES = 8
+"""A front that has left so many queries unanswered hangs: it is sent no more."""
+
+OF_REQUESTS = frozenset({REQUEST, ASK, BODY, PASSED, FAIL})
 
 
 class ModelLink:
@@ -58,19 +58,18 @@ class ModelLink:
     """
 
     __slots__ = (
-        "_freed",
         "_heads",
+        "_incoming",
         "_loop",
-        "_mapping",
         "_on_ended",
         "_on_linked",
         "_outgoing",
         "_packets",
         "_parser",
         "_queries",
-        "_sends_freed",
         "_served",
         "_shared",
+        "_unanswered",
         "calls",
         "logs",
         "number",
@@ -95,10 +94,9 @@ class ModelLink:
         self._loop = asyncio.get_running_loop()
         self._packets = Packets(end, self._on_message, self._on_gone)
         self._outgoing = Outgoing(self._packets, Arena(shared.arena_bytes), self._refuse)
-        self._mapping: Mapping | None = None  # of the front's arena, once its HELLO has come
+        self._incoming = Incoming(self._packets)
         self._queries: dict[int, asyncio.Future[bytes | None]] = {}
-        self._freed: deque[int] = deque()  # extents of the front that it has not been told of
-        self._sends_freed = False  # `_send_freed` will be called
+        self._unanswered = 0  # queries, also those that nothing waits for any more
         self._served: WeakValueDictionary[int, TunnelConnection] = WeakValueDictionary()
         self._packets.start()
 
@@ -108,7 +106,7 @@ class ModelLink:
     @property
     def is_open(self) -> bool:
         """True once the front's HELLO has come, until it goes."""
-        return self._mapping is not None
+        return self._incoming.mapping is not None
 
     # To the front. `calls`, `logs` and the methods without a docstring are those of `Link`.
 
@@ -129,8 +127,12 @@ class ModelLink:
         self._packets.send(message)
 
     def query(self, payload: bytes) -> asyncio.Future[bytes | None]:
-        """Ask the front process about itself. None: it has gone."""
+        """Ask the front process about itself. None: it has gone, or answers nothing."""
         answered: asyncio.Future[bytes | None] = self._loop.create_future()
+        if self._unanswered >= MOST_QUERIES:
+            answered.set_result(None)
+            return answered
+        self._unanswered += 1
         number = next(self._shared.queries)
         self._queries[number] = answered
         answered.add_done_callback(lambda _: self._queries.pop(number, None))
@@ -143,58 +145,45 @@ class ModelLink:
         self._packets.close()
         self._end()
 
-    # Extents of the front.
-
-    def view(self, offset: int, size: int) -> memoryview:
-        assert self._mapping is not None
-        return self._mapping.view(offset, size)
-
-    def let_go(self, offset: int) -> None:
-        self._freed.append(offset)
-        if not self._sends_freed:
-            self._sends_freed = True
-            self._loop.call_soon(self._send_freed)
-
-    def let_go_later(self, offset: int) -> None:
-        self._freed.append(offset)
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._send_freed)
-
-    def _send_freed(self) -> None:
-        self._sends_freed = False
-        freed = self._freed
-        while freed:
-            offsets = [freed.popleft() for _ in range(min(len(freed), FREED_AT_ONCE))]
-            self._packets.send((FREE, offsets))
-
     # From the front.
 
     def _on_message(self, message: tuple[Any, ...], descriptors: Sequence[int]) -> None:
         kind = message[0]
-        if kind == REQUEST:
-            _, number, text, body, client, first_byte, keep_alive = message
-            call = self._begin(number, text, client, keep_alive, first_byte)
-            if call is None:
-                self._drop(body)
-                self._packets.send((RESEND, number))
-            elif type(body) is bytes and not first_byte:  # the usual case
-                call.start(body)
+        try:
+            if kind == REQUEST:
+                _, number, text, body, client, first_byte, keep_alive = message
+                call = self._begin(number, text, client, keep_alive, first_byte)
+                if call is None:
+                    self._incoming.drop(body)
+                    self._packets.send((RESEND, number))
+                elif type(body) is bytes and not first_byte:  # the usual case
+                    call.start(body)
+                else:
+                    call.start()
+                    call.take_body(self._incoming.read(body))
+            elif kind == FREE:
+                self._outgoing.free(message[1])
+            elif kind == CANCEL:
+                if (left := self.calls.get(message[1])) is not None:
+                    left.abandon()
             else:
-                call.start()
-                call.take_body(self._read(body))
-        elif kind == FREE:
-            self._outgoing.free(message[1])
-        elif kind == CANCEL:
-            if (left := self.calls.get(message[1])) is not None:
-                left.abandon()
-        elif kind == ASK:
+                self._on_rare_message(kind, message, descriptors)
+        except Exception:
+            logger.exception("a message of front %d could not be handled", self.number)
+            if kind in OF_REQUESTS:
+                self._send_again(message[1])
+
+    def _on_rare_message(
+        self, kind: int, message: tuple[Any, ...], descriptors: Sequence[int]
+    ) -> None:
+        if kind == ASK:
             self._ask(*message[1:])
         elif kind == BODY:
             _, number, body = message
             if (begun := self.calls.get(number)) is not None:
-                begun.take_body(self._read(body))
+                begun.take_body(self._incoming.read(body))
             else:
-                self._drop(body)
+                self._incoming.drop(body)
         elif kind == PASSED:
             self._pass(message)
         elif kind == FAIL:
@@ -209,11 +198,17 @@ class ModelLink:
         elif kind == REPLY:
             self._reply(*message[1:])
         elif kind == HELLO:
-            self._mapping = Mapping(descriptors[0])
+            self._incoming.mapping = Mapping(descriptors[0])
             self._packets.send((HELLO,), [self._outgoing.arena.descriptor])
             self._on_linked(self)
-        elif kind != TAKEN:  # the end of the tunnel says so too
+        else:
             logger.error("front %d has sent a message of an unknown kind: %r", self.number, kind)
+
+    def _send_again(self, number: int) -> None:
+        """Let the front send a request in another form."""
+        if (call := self.calls.get(number)) is not None:
+            call.withdraw()
+        self._packets.send((RESEND, number))
 
     def _begin(
         self, number: int, text: bytes, client: Client, keep_alive: bool, first_byte: float
@@ -245,20 +240,6 @@ class ModelLink:
         self._heads.add(text, head)
         return head
 
-    def _read(self, body: Body) -> bytes | Extent:
-        return body if isinstance(body, bytes) else Extent(self, *body)
-
-    def _copied(self, body: Body) -> bytes:
-        return body if isinstance(body, bytes) else Extent(self, *body).copied()
-
-    def _buffer(self, body: Body) -> bytearray | memoryview:
-        """Return a body as memory that may be written to."""
-        return bytearray(body) if isinstance(body, bytes) else Extent(self, *body).in_place()
-
-    def _drop(self, body: Body) -> None:
-        if not isinstance(body, bytes):
-            self.let_go(body[0])
-
     def _ask(
         self, number: int, text: bytes, client: Client, first_byte: float, keep_alive: bool
     ) -> None:
@@ -272,15 +253,14 @@ class ModelLink:
 
     def _pass(self, message: tuple[Any, ...]) -> None:
         _, number, text, payload, arrays, client, first_byte, keep_alive = message
-        buffers = [self._buffer(array) for array in arrays]  # their extents are free once unused
-        passed = unpack(self._copied(payload), buffers)
+        incoming = self._incoming
+        buffers = [incoming.in_place(array) for array in arrays]  # free once nothing uses them
+        passed = unpack(incoming.copied(payload), buffers)
         begun = self.calls.get(number)  # after ASK
         call = begun or self._begin(number, text, client, keep_alive, first_byte)
         pipeline = call.current() if isinstance(call, CrossedPredict) else None
         if pipeline is None or pipeline.token != passed.token:
-            if call is not None:
-                call.withdraw()
-            self._packets.send((RESEND, number))
+            self._send_again(number)
             return
         assert isinstance(call, CrossedPredict)
         if begun is None:
@@ -301,7 +281,8 @@ class ModelLink:
             call.fail_body(pickle.loads(error))
 
     def _reply(self, number: int, payload: Body) -> None:
-        content = self._copied(payload)
+        self._unanswered -= 1
+        content = self._incoming.copied(payload)
         answered = self._queries.pop(number, None)
         if answered is not None and not answered.done():
             answered.set_result(content)
@@ -318,13 +299,11 @@ class ModelLink:
 
     def _end(self) -> None:
         """End the requests of the front, and let go of the memory between both processes."""
-        mapping, self._mapping = self._mapping, None
         for call in tuple(self.calls.values()):
             call.abandon()
         for answered in tuple(self._queries.values()):
             if not answered.done():
                 answered.set_result(None)
         self._outgoing.close()
-        if mapping is not None:
-            mapping.close()
+        self._incoming.close()
         self._on_ended(self)

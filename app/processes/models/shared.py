@@ -13,11 +13,9 @@ from penstock.backends.memory import budget
 from ...http.access import logger as access_logger
 from ...server.connections import Connections
 from ...server.direct_routes import DirectRoutes, routes_of
+from .. import arena
 from .calls import CrossedRoutes
 from .tunnels import Tunnels
-
-MOST_ARENA_BYTES = 1 << 36
-"""The largest arena. `max_memory` bounds what is in it, since only used pages exist."""
 
 
 class Shared:
@@ -35,7 +33,7 @@ class Shared:
             config.loaded_app, config.root_path, CrossedRoutes
         )
         self.logs = config.access_log and access_logger.isEnabledFor(logging.INFO)
-        self.arena_bytes = min(budget.limit, MOST_ARENA_BYTES)
+        self.arena_bytes = min(budget.limit, arena.MOST_BYTES)
         self.tunnels = Tunnels(config, state, connections)
         self.queries = count()
         self._state = state

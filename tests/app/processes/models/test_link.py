@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.app.processes import messages
-from penstock.app.processes.models import shared
+from penstock.app.processes import arena, messages
 from penstock.backends.base import Backend
 from penstock.backends.errors import InvalidInput, InvalidRequest
 from penstock.backends.expressions.registry import register_backend
@@ -278,7 +277,7 @@ def in_flight(served: Models) -> int:
 
 
 def test_answers_wait_for_room_in_the_arena(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "MOST_ARENA_BYTES", 1 << 20)  # two answers of 400 kB
+    monkeypatch.setattr(arena, "MOST_BYTES", 1 << 20)  # two answers of 400 kB
     with models(*PIPELINES) as process, process.front() as front:
         for _ in range(5):
             front.request("/predict/probe", b"many")
@@ -349,3 +348,18 @@ def test_a_request_whose_pipeline_was_replaced_is_sent_again(
 def test_pressure_is_told(front: StubFront, served: Models) -> None:
     served.call(lambda: served.repository.on_pressure("token", True))
     assert front.receive() == (messages.PRESSURE, "token", True)
+
+
+def test_a_message_that_can_not_be_read_is_sent_in_another_form(
+    front: StubFront, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = budget.used
+    passes(front, 5, (b"no pickle", []))
+    assert front.receive() == (messages.RESEND, 5)
+    number = front.request("/predict/probe", b"", size=9, kind=messages.ASK)
+    assert front.receive() == (messages.GO, number)
+    front.send(messages.FAIL, number, b"", None, 0.0, b"no pickle")
+    assert front.receive() == (messages.RESEND, number)
+    front.until_free()
+    assert budget.used == before
+    assert caplog.messages == ["a message of front 1 could not be handled"] * 2

@@ -9,6 +9,7 @@ import pytest
 
 from penstock.app.processes import messages
 from penstock.app.processes.control import Control
+from penstock.app.processes.models.link import MOST_QUERIES
 from penstock.app.settings import Settings
 from penstock.backends.base import Backend
 from penstock.backends.expressions.registry import register_backend
@@ -128,5 +129,19 @@ def test_fronts_are_asked_and_answer() -> None:
         _, number, _ = two.receive()
         two.send(messages.REPLY, number, b"two")
         assert asked.result(SECONDS) == [(2, b"two")]
-        asked = process.ask(b"report", 0.01)
-        assert asked.result(SECONDS) == []
+
+
+def test_a_front_that_answers_no_query_is_asked_no_more() -> None:
+    with models(GATED) as process, process.front() as front:
+        for _ in range(MOST_QUERIES):
+            assert process.ask(b"report", 0.001).result(SECONDS) == []
+        assert process.ask(b"report", 60).result(SECONDS) == []
+        for _ in range(MOST_QUERIES):
+            _, number, _ = front.receive()
+            front.send(messages.REPLY, number, b"late")
+        front.request("/predict/missing", b"x")
+        front.answer()
+        asked = process.ask(b"report", 60)
+        _, number, _ = front.receive()
+        front.send(messages.REPLY, number, b"in time")
+        assert asked.result(SECONDS) == [(1, b"in time")]
