@@ -23,6 +23,9 @@ from ...server.socket_states import TCP_CLOSE, queued_bytes, tcp_state
 from ..messages import LAST
 from .link import FrontLink
 
+PROBE_SECONDS = 0.05
+"""After so long a client that is gone has reset the connection on which it got bytes."""
+
 BUFFER_BYTES = 1 << 16
 """With more that one side has not taken, the other side is not read."""
 
@@ -50,8 +53,9 @@ class Tunnel(asyncio.Protocol):
         self._idle: tuple[int, int] | None = None  # the same, as it says
         self._client_ended = lender.half_closed
         self._inner_ended = False  # the model process sends no more
+        self._inner_full = False  # the model process does not take what is sent
         self._returns = False  # the client, to its connection, once all is sent
-        self._unsent = self._queued = 0  # when `send_deadline` was set
+        self._taken = 0  # bytes that the client had taken when `send_deadline` was set
         self._transport: asyncio.Transport
         self._inner: asyncio.Transport | None = None
         self._opening: asyncio.Task[Any] | None = None
@@ -86,6 +90,7 @@ class Tunnel(asyncio.Protocol):
             return False
         if self._inner is not None and not self._inner.is_closing():
             self._inner.write_eof()
+        self._look_after_client()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -121,29 +126,33 @@ class Tunnel(asyncio.Protocol):
         self._send(data)
         if self._client_ended:
             inner.write_eof()
-        self._transport.resume_reading()
+        if not self._inner_full:
+            self._transport.resume_reading()
 
     def inner_received(self, data: bytes) -> None:
         self._received += len(data)
         if not self._transport.is_closing():
             self._transport.write(data)
+        if self._client_ended:  # if it is gone, this resets the connection, and nothing is read
+            self._loop.call_later(PROBE_SECONDS, self._look_after_client)
         if self._idle is not None:
             self._return_if_idle()
 
     def inner_ended(self) -> None:
         """Pass the end of the answers on."""
         self._inner_ended = True
+        if self._returns:
+            return
         if not self._received:
             self._refuse()
         elif self._tls or self._client_ended:
             self._close()
         elif not self._transport.is_closing():
             self._transport.write_eof()
-            self.deadline = self._loop.time()  # look whether it has closed
-            self.expire(self.deadline)
+            self._look_after_client()
 
     def inner_lost(self) -> None:
-        if self._inner is None:  # it was closed here
+        if self._inner is None or self._returns:  # it was closed here, or its work is done
             return
         self._inner = None
         if self._received:
@@ -152,12 +161,14 @@ class Tunnel(asyncio.Protocol):
             self._refuse()
 
     def inner_paused(self) -> None:
+        self._inner_full = True
         self._transport.pause_reading()
-        self.deadline = self._loop.time()  # look after the client: reading would show its departure
+        self._look_after_client()
         self._count()
 
     def inner_resumed(self) -> None:
-        if not self._inner_ended:
+        self._inner_full = False
+        if not (self._client_ended or self._inner_ended):
             self.deadline = math.inf
         if not self._transport.is_closing():
             self._count()
@@ -254,6 +265,12 @@ class Tunnel(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    def _look_after_client(self) -> None:
+        """Notice at once, or at one of the next ticks, that a side is gone that is not read."""
+        if self._number:
+            self.deadline = self._loop.time()
+            self.expire(self.deadline)
+
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed. Called at every tick from then on."""
         if self.send_deadline <= now:
@@ -266,20 +283,22 @@ class Tunnel(asyncio.Protocol):
             self._transport.abort()
 
     def _watch_sending(self) -> None:
-        self._unsent = self._transport.get_write_buffer_size()
-        self._queued = queued_bytes(self._transport.get_extra_info("socket"))
+        self._taken = self._taken_now()
         self.send_deadline = self._loop.time() + self._shared.settings.send_timeout
 
     def _check_sending(self) -> None:
-        unsent = self._transport.get_write_buffer_size()
-        queued = queued_bytes(self._transport.get_extra_info("socket"))
-        if unsent and unsent >= self._unsent and queued >= self._queued:
-            self._shared.close("late", "connection from %s ended by send_timeout", self._who())
-            self._transport.abort()
-        elif unsent:
+        if not self._transport.get_write_buffer_size():
+            self.send_deadline = math.inf
+        elif self._taken_now() > self._taken:
             self._watch_sending()
         else:
-            self.send_deadline = math.inf
+            self._shared.close("late", "connection from %s ended by send_timeout", self._who())
+            self._transport.abort()
+
+    def _taken_now(self) -> int:
+        """Return how many bytes of the answers the client's machine has acknowledged."""
+        queued = queued_bytes(self._transport.get_extra_info("socket"))
+        return self._received - self._transport.get_write_buffer_size() - queued
 
 
 class _Inner(asyncio.Protocol):

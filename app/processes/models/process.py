@@ -52,7 +52,8 @@ def serve_models(
     for configuration in repository.all_configs:
         for warning in configuration.warnings:
             logger.warning("%s", warning, extra={"pipeline": configuration.name})
-    connections = Connections(settings)
+    # Fronts see what clients take: much of an answer may wait there while the end here waits.
+    connections = Connections(settings.model_copy(update={"send_timeout": math.inf}))
     app = make_app(repository, settings=settings)
     links = FrontLinks(connections)
     links.table = partial(front_table, repository)

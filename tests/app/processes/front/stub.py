@@ -15,6 +15,7 @@ from penstock.app.processes.arena import Arena, Mapping
 from penstock.app.processes.control import Control
 from penstock.app.processes.front.nodes import FrontNodes
 from penstock.app.processes.front.process import Front
+from penstock.app.processes.messages import LAST, TUNNEL
 from penstock.app.processes.packets import INLINE_BYTES, Packets
 from penstock.app.server.connection import Connection
 from penstock.app.settings import Settings
@@ -33,6 +34,7 @@ class Model:
     """The other end of a link. `answers` makes the answer to a body; None: the test sends it."""
 
     def __init__(self, end: socket.socket) -> None:
+        self.on_message: Callable[[tuple[Any, ...], Sequence[int]], None] | None = None
         self.packets = Packets(end, self._take, lambda: None)
         self.arena = Arena(1 << 26)
         self.mapping: Mapping | None = None
@@ -50,8 +52,11 @@ class Model:
             if self.says_hello:
                 self.packets.send((messages.HELLO,), [self.arena.descriptor])
             return
+        if self.on_message is not None and kind in (TUNNEL, LAST):
+            self.on_message(message, descriptors)
+            return
         self.taken.append(message)
-        if kind == messages.TUNNEL:
+        if kind == TUNNEL:
             self.tunnels[message[1]] = socket.socket(fileno=descriptors[0])
             self.tunnels[message[1]].setblocking(False)
         elif kind == messages.FREE:
