@@ -74,6 +74,7 @@ class Child:
         self.open += 1
         self.pending.append(connection)
         self.send(Control.CONNECTION, descriptors=[connection.fileno()])
+        self._control.flush()  # its client waits
 
     def kill(self) -> None:
         if self.alive:
