@@ -18,15 +18,26 @@ from penstock import Pipeline, Settings, create_app, lifespan
 from penstock.app.log_settings import log_settings
 from penstock.app.processes.merge.front import FrontReports
 from penstock.app.processes.merge.model import ServerProcesses, merge_processes
-from penstock.app.processes.merge.report import LOG, REPORT, write
+from penstock.app.processes.merge.report import (
+    LOG,
+    NOTHING,
+    REPORT,
+    NodeReport,
+    PipelineReport,
+    Report,
+    write,
+)
 from penstock.app.server.connections import Connections
 from penstock.app.server.logs import Log, configure_logging
+from penstock.app.status.snapshot import Snapshots
+from penstock.pipelines.other_processes import MemoryUse, NodeGauges
+from penstock.pipelines.repository import Repository
 
 NAME = {"pipeline": {"name": "it"}}
 PART = {**NAME, "first": {"backend": "Identity"}}
 WHOLE = {
     **NAME,
-    "first": {"backend": "Identity", "next": "second"},
+    "first": {"backend": "Identity", "next": "second", "max": 2},
     "second": {"backend": "Identity"},
 }
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -56,7 +67,7 @@ class Links:
     """Links to fronts in this process."""
 
     def __init__(self) -> None:
-        self.fronts: dict[int, Front] = {}
+        self.fronts: dict[int, Front | Told] = {}
         self.silent: set[int] = set()
         self.asked = asyncio.Queue[None]()
         self.open = asyncio.Event()
@@ -80,8 +91,15 @@ class Links:
 class Server:
     """A server of several processes, all of which are here."""
 
-    def __init__(self, client: httpx.AsyncClient, links: Links, processes: ServerProcesses) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        links: Links,
+        processes: ServerProcesses,
+        repository: Repository,
+    ) -> None:
         self.client = client
+        self.repository = repository
         self.links = links
         self.processes = processes
         self.start: Callable[[int, int], Any]
@@ -125,14 +143,14 @@ async def server(log: Log) -> AsyncIterator[Server]:
         lifespan(app),
         httpx.AsyncClient(transport=transport, base_url="http://x") as client,
     ):
-        made = Server(client, links, processes)
+        made = Server(client, links, processes, repository)
 
         async def start(number: int, pid: int) -> Front:
             part = await parts.enter_async_context(Pipeline.load(PART))
             token = repository.pipelines["it"].token
-            links.fronts[number] = Front(f"front {number}", pid, part, token, log)
+            front = links.fronts[number] = Front(f"front {number}", pid, part, token, log)
             links.on_linked(number)
-            return links.fronts[number]
+            return front
 
         made.start = start
         yield made
@@ -162,7 +180,52 @@ async def test_nodes_in_fronts_are_counted_as_if_they_were_here(server: Server) 
     assert await server.count_of("first") == 6  # asking again adds nothing
 
 
-async def test_what_a_dead_front_had_told_stays(server: Server) -> None:
+class Told:
+    """A front process that reports what the test says of `first`."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.in_flight = 0
+        self.gauges = NodeGauges()
+
+    def answer(self, question: bytes) -> bytes:
+        node = NodeReport("first", NOTHING, self.gauges)
+        part = PipelineReport(self.token, self.in_flight, [node])
+        return write(Report(11, 0, MemoryUse(), [], [part]))
+
+
+async def test_what_fronts_hold_is_added_up(server: Server) -> None:
+    pipeline = server.repository.pipelines["it"]
+    front = server.links.fronts[1] = Told(pipeline.token)
+    front.in_flight, front.gauges = 2, NodeGauges(3, 1024, 2, 1)
+    samples = await server.samples()
+    assert samples["penstock_requests_in_flight pipeline=it"] == 2
+    for name, value in (("queue_depth", 3), ("ahead_bytes", 1024), ("executors_busy", 1)):
+        assert samples[f"penstock_{name} node=first pipeline=it"] == value
+    (shown,) = (await server.status())["pipelines"]
+    assert (shown["in_flight"], shown["nodes"][0]["queued"]) == (2, 3)
+    assert shown["mood"] == "busy"  # more than a batch waits there
+
+
+@pytest.mark.parametrize(("seconds", "mood"), [(1.0, "calm"), (2.0, "busy")])
+async def test_a_node_is_busy_when_all_its_executors_in_fronts_are(
+    server: Server, seconds: float, mood: str
+) -> None:
+    """Those of the model process have little to do, then."""
+    front = server.links.fronts[1] = Told(server.repository.pipelines["it"].token)
+    front.in_flight, front.gauges = 1, NodeGauges(executors=2)
+    snapshots = Snapshots(server.repository, Settings())
+    await server.processes.refresh()
+    _, totals = snapshots.take(None, 0.0)
+    front.gauges = NodeGauges(executors=2, running_seconds=seconds)
+    await server.processes.refresh()
+    snapshot, _ = snapshots.take(totals, 1.0)
+    assert snapshot["pipelines"][0]["mood"] == mood
+
+
+async def test_what_a_dead_front_had_told_stays(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     one = await server.start(1, 11)
     await one.part({"data": b"x"})
     one.connections.closed["late"] = 4
@@ -175,9 +238,11 @@ async def test_what_a_dead_front_had_told_stays(server: Server) -> None:
     assert after["penstock_connections_closed_total reason=late"] == 5
     assert [name for name, value in before.items() if _grows(name) and after[name] < value] == []
     del server.links.fronts[1]
+    caplog.clear()
     last = await server.samples()
     assert [name for name, value in after.items() if _grows(name) and last[name] < value] == []
     assert "process_resident_memory_bytes process=front 1" not in last
+    assert not caplog.messages  # that it does not report is no news
 
 
 def _grows(name: str) -> bool:
