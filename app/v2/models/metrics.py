@@ -104,7 +104,9 @@ class TritonCollector(Collector):
                 sample = {"model": name, "reason": reason, "version": labels["version"]}
                 families[family].add_sample(family, sample, count)
             waiting = sum(
-                len(bucket) for node in pipeline.nodes for bucket in node.scheduler.buckets.values()
+                sum(map(len, node.scheduler.buckets.values()))
+                + self._repository.others.gauges(pipeline, node.name).queued
+                for node in pipeline.nodes
             )
             pending.add_sample(PENDING_GAUGE, labels, waiting)
         yield from (family for family in families.values() if family.samples or not models)

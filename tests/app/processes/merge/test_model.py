@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from penstock import Pipeline, Settings, create_app, lifespan
 from penstock.app.log_settings import log_settings
+from penstock.app.openapi.status import STATUS_SCHEMAS
 from penstock.app.processes.merge.front import FrontReports
 from penstock.app.processes.merge.model import ServerProcesses, merge_processes
 from penstock.app.processes.merge.report import (
@@ -202,6 +203,7 @@ async def test_what_fronts_hold_is_added_up(server: Server) -> None:
     assert samples["penstock_requests_in_flight pipeline=it"] == 2
     for name, value in (("queue_depth", 3), ("ahead_bytes", 1024), ("executors_busy", 1)):
         assert samples[f"penstock_{name} node=first pipeline=it"] == value
+    assert samples["nv_inference_pending_request_count model=it version=1"] == 3
     (shown,) = (await server.status())["pipelines"]
     assert (shown["in_flight"], shown["nodes"][0]["queued"]) == (2, 3)
     assert shown["mood"] == "busy"  # more than a batch waits there
@@ -280,6 +282,8 @@ async def test_a_silent_front_is_named_and_its_gauges_left_out(server: Server) -
     assert [one["state"] for one in shown.values()] == ["up", "up", "not answering", "up"]
     assert [one["connections"] for one in shown.values()] == [None, None, None, 1]
     assert [one["restarts"] for one in shown.values()] == [0, 1, 0, 2]
+    described = STATUS_SCHEMAS["ProcessStatus"]["required"]
+    assert all(sorted(one) == sorted(described) for one in shown.values())
     assert all(one["rss_bytes"] > 0 and one["cpu_s"] >= 0 for one in shown.values())
     assert status["ready"]
 
