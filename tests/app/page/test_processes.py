@@ -19,10 +19,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 @pytest.fixture(scope="module")
 def several(browser: Browser) -> Iterator[httpx.Client]:
     with spawning() as spawn:
-        process = spawn("serve", PIPELINES / "words.toml", "--port", 0, "--processes", 2)
+        process = spawn("serve", PIPELINES / "boxes.toml", "--port", 0, "--processes", 2)
         process.wait_for("all 4 processes are ready")
         with process.listening() as client:
             yield client
+        process.process.terminate()
+        assert process.end() == 0
 
 
 async def test_each_process_is_listed(visiting: Visiting, several: httpx.Client) -> None:
@@ -38,3 +40,19 @@ async def test_each_process_is_listed(visiting: Visiting, several: httpx.Client)
         assert await faults(page) == []
         await page.keyboard.press("Escape")
         await expect(dialog).to_be_hidden()
+
+
+async def test_a_node_shows_what_front_processes_did(
+    visiting: Visiting, several: httpx.Client, digit: bytes
+) -> None:
+    several.post("/predict/boxes", content=digit).raise_for_status()
+    async with visiting(str(several.base_url)) as visited:
+        await visited.open("#/p/boxes")
+        page: Page = visited.page
+        await page.get_by_role("button", name=re.compile("^decode, ")).click()
+        details = page.get_by_role("region", name="Node decode")
+        items = details.locator("div", has=page.get_by_text("Since the start")).locator("dd").first
+        await expect(items).to_have_text("1")
+        instances = details.get_by_role("row")
+        for name in ("boxes/decode#0", "front 1 boxes/decode#0", "front 2 boxes/decode#0"):
+            await expect(instances.filter(has_text=re.compile(f"^{name}"))).to_have_count(1)
