@@ -36,6 +36,7 @@ PARTS = {
     "resnet": "resnet",
     "openvino": "openvino_resnet",
     "memory": "memory",
+    "instances": "instances",
     "overload": "overload",
     "process": "processes",
     "scale": "scale",
