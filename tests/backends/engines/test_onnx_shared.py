@@ -291,11 +291,12 @@ async def test_processes_map_one_copy_also_after_a_crash(tmp_path: Path) -> None
         first, second = started = children() - before
         (inode,) = mapped_by(first)
         assert mapped_by(second) == {inode}
-        os.kill(first, signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)  # one of them has made what the others find
+        os.kill(second, signal.SIGKILL)
         maps: set[str] = set()
         again = found
         with anyio.fail_after(30):
-            while not maps:  # another child takes its place, while the second one answers
+            while not maps:  # other children take their places, and answer
                 again = [await pipeline({"data": image}) for image in given]
                 maps = {each for new in children() - before - started for each in mapped_by(new)}
         assert maps == {inode}
