@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 
-from figures import Figure, say
+from figures import ROOT, Figure, say
 from servers import penstock
 
 from penstock.app.bench.images import synthetic_jpegs
@@ -64,6 +65,8 @@ def count() -> int:
 
 
 def on_gpus(gpus: int, seconds: float) -> list[Figure]:
+    """Measure with 1, 2, 4 and 8 of so many GPUs."""
+    sys.path.append(str(ROOT / "scripts" / "gpu"))
     from bench import NET, decode_alone, engine_alone, served
 
     jpegs = synthetic_jpegs()
@@ -71,7 +74,7 @@ def on_gpus(gpus: int, seconds: float) -> list[Figure]:
     decoded = decode_alone("cpu", jpegs, seconds, processors)
     engine, batch = engine_alone(2 * seconds)
     say(f"   decoding alone {decoded:,.0f}, engine alone {engine:,.0f} images/s at batch {batch}")
-    net = NET.format(here=Path(__file__).parents[1] / "gpu", batch=min(batch, 64), instances="{}")
+    net = NET.format(here=ROOT / "scripts" / "gpu", batch=min(batch, 64), instances="{}")
     rates: dict[int, float] = {}
     p50s: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -16,7 +16,7 @@ from penstock.app.bench.images import synthetic_jpegs
 from penstock.app.bench.usage import TCP_LISTEN
 
 PICTURES = {
-    "1280×854": (1280, 854, 300_000),
+    "1920×1280": (1920, 1280, 500_000),
     "640×427": (640, 427, 100_000),
     "96×64": (96, 64, 3_000),
 }
@@ -182,8 +182,8 @@ def names_of(server: Server) -> dict[str, int]:
             with suppress(OSError):  # it ended meanwhile
                 words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
                 if "--process" in words:
-                    name = words[words.index("--process") + 1].replace(":", " ")
-                    found[name] = int(child)
+                    role = words[words.index("--process") + 1]  # front:1@0.1.0
+                    found[role.partition("@")[0].replace(":", " ")] = int(child)
     return {"parent": server.pid, **found} if found else {"models": server.pid}
 
 
