@@ -337,7 +337,7 @@ def test_a_killed_front_takes_only_its_own_connections(server: Server) -> None:
         server.process.wait_for("front 1 .*restarting")
         answered = [_is_answered(client) for client in clients]
         assert sorted(answered) == [False] * (CLIENTS // FRONTS) + [True] * (CLIENTS // FRONTS)
-        server.process.wait_for("front 1 serves again")
+        server.process.wait_for("front 1 .*ready again")
 
 
 def _is_answered(client: http.client.HTTPConnection) -> bool:
@@ -365,7 +365,7 @@ def test_a_killed_model_process_is_answered_for(server: Server) -> None:
         thread.join(30)
         assert (answers[0].status_code, answers[0].json()["code"]) == (503, "not_ready")
         assert "retry-after" in answers[0].headers
-        server.process.wait_for("models serves again")
+        server.process.wait_for("models .*ready again")
         results = [client.post("/predict/echo", content=b"x").status_code for client in clients]
         assert results == [200] * len(clients)
 
