@@ -178,7 +178,10 @@ class Scheduler:
         """Add an entry to the end of its bucket."""
         bucket = self.buckets.get(key)
         if bucket is None:
-            bucket = self._add_bucket(key)
+            if key is None and not self.takes_turns:  # without a call: this is the hot path
+                bucket = self.buckets[key] = self._keyless
+            else:
+                bucket = self._add_bucket(key)
         self._arrivals += 1
         entry.arrival = self._arrivals
         entry.enqueued = now

@@ -121,7 +121,7 @@ class DeviceScheduler(Scheduler):
             self._queues_since = None
         elif self._queues_since is None:
             self._queues_since = now
-        return wake
+        return min(wake, self._waits_until)
 
     def _executor_for(
         self, bucket: Bucket, head: Entry, now: float, idle: Sequence[Startable] | None = None
@@ -191,6 +191,3 @@ class DeviceScheduler(Scheduler):
         until = since + speeds.seconds(executor.device, head.size)
         self._waits_until = min(self._waits_until, max(until, nextafter(now, NEVER)))
         return None
-
-    def _next_wake(self, now: float) -> float:
-        return min(super()._next_wake(now), self._waits_until)

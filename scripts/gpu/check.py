@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import regions
 
 from penstock.backends.base import Context
+from penstock.backends.gpu.free_memory import free_memory
 from penstock.pipelines.config.load import load
 from penstock.pipelines.pipeline import Pipeline
 
@@ -66,6 +67,24 @@ class Asserts(nn.Module):
     """Fails on the device for an index out of range, later than the call that started it."""
     def forward(self, x):
         return torch.arange(4, device=x.device)[x.long()]
+'''
+
+FAR = '''
+import torch
+from torch import nn
+
+class Memory:
+    """Some memory that says it is far larger than it is."""
+    def __init__(self, x):
+        self.__cuda_array_interface__ = {
+            "data": (x.data_ptr(), False), "shape": (2**36,), "typestr": "<f4", "version": 2,
+        }
+
+class Far(nn.Module):
+    def forward(self, x):
+        if x.device == torch.device("cuda", 0) and float(x.max()) == 99:
+            x = x + torch.as_tensor(Memory(x), device=x.device)[-1]
+        return x * 3 + 1
 '''
 
 Check = Callable[[Path], str]
@@ -422,6 +441,81 @@ def two_devices(folder: Path) -> str:
         f"20,000 right answers, batches: {batches}; a deep net: {one:,.0f} requests/s on one, "
         f"{both:,.0f} on both ({both / one:.2f})"
     )
+
+
+@check
+def every_device(folder: Path) -> str:
+    """`device = "all"` has instances on each GPU, and `any` takes one whose memory is free."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return "NOT RUN: this machine has one GPU"
+    free = [free_memory(f"cuda:{number}") for number in range(count)]
+    for number, figure in enumerate(free):
+        assert figure is not None, "NVML does not say how much memory is free"
+        seen, _ = torch.cuda.mem_get_info(number)  # this takes a context, some hundred MiB
+        assert abs(seen - figure) < 2**30, f"cuda:{number}: NVML says {figure}, torch {seen}"
+    held = torch.empty(8 * 2**30, dtype=torch.uint8, device="cuda:0")
+
+    async def placed(device: str) -> list[str]:
+        keys = (
+            f'backend = "PythonTensor"\nmodel = "nets.py:Tag"\nmax = "8x4"\ndevice = "{device}"\n'
+        )
+        async with Pipeline(load(_file(folder, "placed.toml", keys))) as pipeline:
+            answers = await asyncio.gather(
+                *[pipeline({"data": torch.full((1, 4), float(n))}) for n in range(200)]
+            )
+            for number, answer in enumerate(answers):
+                assert torch.equal(answer["result"], torch.full((1, 4), number * 3.0 + 1))
+            return sorted(executor.device for executor in pipeline.nodes[0].executors)
+
+    everywhere, somewhere = asyncio.run(placed("all")), asyncio.run(placed("any"))
+    del held
+    assert everywhere == [f"cuda:{number}" for number in range(count)], everywhere
+    assert len(somewhere) == 1 and somewhere != ["cuda:0"], somewhere
+    return f"{len(everywhere)} devices; any: {somewhere[0]}, while 8 GiB of cuda:0 are taken"
+
+
+@check
+def failed_device(folder: Path) -> str:
+    """A batch that fails with its device runs again on another, and the node stays ready.
+
+    It runs in a process of its own, because CUDA does not recover from it. On cuda:0 the net reads
+    far behind its memory.
+    """
+    if torch.cuda.device_count() < 2:
+        return "NOT RUN: this machine has one GPU"
+    (folder / "far.py").write_text(FAR)
+    file = _file(
+        folder,
+        "far.toml",
+        'backend = "PythonTensor"\nmodel = "far.py:Far"\ncuda_graphs = false\nmax = 4\n'
+        'device = "cuda:0,cuda:1"\ninstance_num = 2\n',
+    )
+    code = f"""
+        import asyncio, torch
+        from penstock.pipelines.pipeline import Pipeline
+        async def main():
+            async with Pipeline.load({str(file)!r}) as pipeline:
+                node = pipeline.nodes[0]
+                for _ in range(20):  # until cuda:0 has had it
+                    answer = await pipeline({{"data": torch.tensor([99.0])}})
+                    assert answer["result"].tolist() == [298.0], answer
+                for number in range(200):
+                    answer = await pipeline({{"data": torch.tensor([float(number)])}})
+                    assert answer["result"].tolist() == [number * 3.0 + 1], answer
+                print(node.devices_in_use, node.moved, repr(pipeline.not_ready))
+        asyncio.run(main())
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    expected = "{'cuda:0': False, 'cuda:1': True} 1 ''"
+    assert run.stdout.strip() == expected, run.stdout + run.stderr[-2000:]
+    return "220 right answers; cuda:0 is out, and the node is ready"
 
 
 @check

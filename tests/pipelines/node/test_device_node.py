@@ -188,6 +188,8 @@ async def test_a_device_that_works_again_is_used_again(
             cards.full.clear()
             await until(lambda: all(of(pipeline).devices_in_use.values()))
         assert "node net: cuda:0 works again: p/net#" in caplog.text
+        pauses = [f"tried again in {pause} s" for pause in (0.002, 0.004, 0.008)]
+        assert [pause in caplog.text for pause in pauses] == [True] * 3
         cards.hold()
         sent = send(pipeline, *range(32))
         used = [await cards.begun() for _ in range(4)]
@@ -210,6 +212,36 @@ async def test_the_other_instances_of_a_failed_device_get_no_batch(cards: Cards)
         assert cards.on(lost) == [["a"]]
         ready = {executor.placed: executor.ready for executor in of(pipeline).executors}
         assert ready == {device: device != lost for device in ("cuda:0", "cuda:1")}
+
+
+async def test_they_get_batches_again_once_an_instance_has_loaded_there(cards: Cards) -> None:
+    async with serve(node(instances=4)) as pipeline:
+        cards.hold()
+        sent = send(pipeline, "a")
+        lost = await cards.begun()
+        cards.broken[lost] = DeviceError(LOST)
+        cards.gate.set()
+        assert await asyncio.gather(*sent) == ["a"]
+        cards.broken.clear()
+        await until(lambda: all(of(pipeline).devices_in_use.values()))
+        cards.hold()
+        sent = send(pipeline, *range(32))
+        used = [await cards.begun() for _ in range(4)]
+        cards.gate.set()
+        await asyncio.gather(*sent)
+        assert sorted(used) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+
+
+@pytest.mark.usefixtures("no_return")
+async def test_the_other_instances_of_the_last_device_go_on(cards: Cards) -> None:
+    """So do those of a node with one device."""
+    cards.poison["bad"] = DeviceError(LOST)
+    async with serve(node(instances=4)) as pipeline:
+        (failed,) = await answers(pipeline, "bad")
+        assert isinstance(failed, DeviceError)
+        cards.broken.clear()
+        assert await answers(pipeline, "good") == ["good"]
+        assert "3 of 4 executors are not running" in pipeline.not_ready
 
 
 @pytest.mark.usefixtures("no_return")
@@ -277,7 +309,6 @@ async def test_an_item_whose_deadline_has_passed_does_not_run_again(cards: Cards
 
 
 async def test_the_last_device_is_not_given_up(cards: Cards) -> None:
-    """Its other instances go on, as those of a node with one device do."""
     async with serve(node()) as pipeline:
         cards.broken["cuda:0"] = cards.broken["cuda:1"] = DeviceError(LOST)
         cards.full["cuda:0"] = cards.full["cuda:1"] = DeviceError(LOST)

@@ -245,6 +245,22 @@ def test_a_slower_device_takes_what_it_ends_before_faster_ones_have_done_all() -
     assert decisions.sizes == ([8], [5])
 
 
+def test_no_item_waits_for_a_device_that_is_hardly_faster() -> None:
+    decisions = Decisions()
+    alike = FakeExecutor(8)
+    alike.device = "cuda:2"
+    decisions.scheduler.add(alike)
+    for rows in (1, 8) * 8:
+        decisions.scheduler.speeds.observe("cuda:2", rows, 0.0, 0.12 * rows)
+    decisions.put(1)
+    decisions.put(1)
+    assert decisions.sizes == ([1], [])
+    decisions.scheduler.release(alike)
+    decisions.now = 0.095  # the other one will have done it at 0.2, this one at 0.215
+    decisions.put(1)
+    assert [batch.size for batch in alike.batches] == [1, 1]
+
+
 def test_devices_are_measured_before_they_are_compared() -> None:
     decisions = Decisions()
     decisions.scheduler = DeviceScheduler("node", on_expired=print, on_stuck=print)
