@@ -55,8 +55,10 @@ class Incoming:
     def let_go_later(self, offset: int) -> None:
         """Do the same from any thread."""
         self._freed.append(offset)
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._send)
+        if not self._sends:  # else `_send` takes this one along: it drops the note first
+            self._sends = True
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._send)
 
     def close(self) -> None:
         mapping, self.mapping = self.mapping, None
