@@ -51,8 +51,6 @@ class LogSettings(logging.Filter):
         self._names: tuple[str, ...] = (ROOT,)
         self.spread: Callable[[], Awaitable[None]] = _only_here
         """Puts them in force in the other processes of the server, too."""
-        self.changed = False
-        """Settings were put in force since the start."""
         self._off: frozenset[str] = frozenset()
         self._verbose = 1
         self._format = FORMATS[0]
@@ -63,7 +61,6 @@ class LogSettings(logging.Filter):
         `names`: the loggers that these settings rule, each with those below it.
         """
         self._names = tuple(names)
-        self.changed = False
         self.spread = _only_here
         self._off = frozenset()
         self._verbose = 1
@@ -104,7 +101,6 @@ class LogSettings(logging.Filter):
 
     def take(self, wanted: Mapping[str, Any]) -> None:
         """Put all settings in force, which `read` returned in this process or another one."""
-        self.changed = True
         self._off = frozenset(name for name in SWITCHES if not wanted[name])
         self._verbose = wanted["log_verbose_level"]
         if not self._verbose:

@@ -221,9 +221,9 @@ class ServerProcesses(OtherProcesses):
 
     def _on_linked(self, number: int) -> None:
         self._waits_for.discard(number)
-        if log_settings.changed:
-            self._telling.add(task := self._task(self._spread_log_settings()))
-            task.add_done_callback(self._telling.discard)
+        # A front may have those of a model process before this one.
+        self._telling.add(task := self._task(self._spread_log_settings()))
+        task.add_done_callback(self._telling.discard)
 
     async def _spread_log_settings(self) -> None:
         order = marshal.dumps((report.LOG, log_settings.read()))
