@@ -12,12 +12,13 @@ from ...server.head import RequestHead
 from ...v2.call import error_answer
 
 NO_MODELS = NotReady("the server has no process for its models now: one is being started")
+SHUTTING_DOWN = NotReady("the server is shutting down")
 
 Answer = tuple[int, bytes, bytes]
 """Status, head without its last line, and body."""
 
 
-def not_ready(head: RequestHead, default_head: bytes, error: NotReady = NO_MODELS) -> Answer:
+def not_ready(head: RequestHead, default_head: bytes, error: NotReady) -> Answer:
     """Return the answer to a request that no model process can take: it may come again."""
     given = next((value for name, value in head.fields if name == b"x-request-id"), None)
     request_id = choose_request_id(given)

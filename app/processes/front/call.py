@@ -6,6 +6,7 @@ import pickle
 from time import monotonic
 from typing import Any
 
+from penstock.backends.errors import NotReady
 from penstock.backends.memory import Reservation
 
 from ...history.record import CLIENT_LEFT_STATUS
@@ -129,6 +130,12 @@ class CrossingCall:
         link = self._link
         if link is None or self.wire is None:
             return
+        if isinstance(error, NotReady):  # a drain: the model process may have ended its part
+            link.forget(self._number)
+            if self._asked:
+                link.send(CANCEL, self._number)
+            self._answer_not_ready()
+            return
         failure = pickle.dumps(error)
         link.send(FAIL, self._number, self._text, self._client, self._first_byte, failure)
 
@@ -220,7 +227,7 @@ class CrossingCall:
         self._answer_not_ready()
 
     def _answer_not_ready(self) -> None:
-        status, head, body = not_ready(self._head, self._default_head)
+        status, head, body = not_ready(self._head, self._default_head, self._links.refusal)
         self.answer(status, head, body, True, None)
 
     def _log(self, status: int, size: int, log: Log) -> None:

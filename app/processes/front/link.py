@@ -28,6 +28,7 @@ from ..messages import (
     Log,
 )
 from ..packets import INLINE_BYTES, Packets
+from .answers import NO_MODELS
 
 logger = logging.getLogger("penstock.processes")
 
@@ -213,11 +214,13 @@ Opened = tuple[int, socket.socket]
 
 class Links:
     """The links of a front. `current` is that to the model process to which new requests go; None
-    while there is none. `body_timeout`: the longest that a body may take to come, seconds.
+    while there is none, and `refusal` says why. `body_timeout`: the longest that a body may take to
+    come, seconds.
     """
 
     def __init__(self, body_timeout: float) -> None:
         self.body_timeout = body_timeout
+        self.refusal = NO_MODELS
         self.current: FrontLink | None = None
 
 

@@ -28,6 +28,7 @@ from ..count import front_count
 from ..merge.front import FrontReports
 from ..packets import Packets
 from ..shares import front_connections, front_memory
+from .answers import SHUTTING_DOWN
 from .connections import FrontConnections
 from .link import FrontLink, Links
 from .nodes import FrontNodes
@@ -155,7 +156,7 @@ class Front:
             self._loop.call_later(message[1], self._end, 1.0)
             self._changed()
         elif kind == Control.DRAIN:
-            self.connections.drain()
+            self._drain()
         elif kind == Control.END:
             self._end(message[1])
         elif kind == Control.REPORT:
@@ -166,9 +167,13 @@ class Front:
         logger.error("the parent process has ended: this one ends too")
         self._end(self._settings.drain_timeout)
 
+    def _drain(self) -> None:
+        self._links.refusal = SHUTTING_DOWN
+        self.connections.drain()
+
     def _end(self, seconds: float) -> None:
         self._stop_accepting()
-        self.connections.drain()
+        self._drain()
         self._loop.call_later(seconds, self._ended.set)
         self._changed()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 from penstock.backends.errors import PenstockError
@@ -34,9 +35,14 @@ class Tunnel(asyncio.Protocol):
     """The client's side. It is one of the open connections of the front."""
 
     def __init__(
-        self, connections: Connections, lender: Lender, data: bytes, refusal: bytes, tls: bool
+        self,
+        connections: Connections,
+        lender: Lender,
+        data: bytes,
+        refusal: Callable[[], bytes],
+        tls: bool,
     ) -> None:
-        """`data` has come from the client already. `refusal`: the answer to its request if the
+        """`data` has come from the client already. `refusal` makes the answer to its request if the
         model process goes. `tls`: the connection is encrypted.
         """
         self.deadline = self.send_deadline = math.inf
@@ -215,7 +221,7 @@ class Tunnel(asyncio.Protocol):
         """Answer in place of the model process, which has gone without an answer."""
         self._return()
         if not self._transport.is_closing():
-            self._lender.refuse(self._refusal)
+            self._lender.refuse(self._refusal())
 
     def _close(self) -> None:
         """Close the client's connection, once what was written is sent."""

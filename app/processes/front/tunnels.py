@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from penstock.backends.errors import NotReady
 
@@ -10,7 +11,7 @@ from ...server.asgi import STATUS_LINES
 from ...server.calls import Lender
 from ...server.connections import Connections
 from ...server.head import RequestHead
-from .answers import NO_MODELS, not_ready
+from .answers import not_ready
 from .link import Links
 from .tunnel import Tunnel
 
@@ -40,16 +41,17 @@ class FrontTunnels:
             is_live = head.path in LIVE_PATHS and head.method in (b"GET", b"HEAD")
             lender.refuse(self._live(head) if is_live else self.not_ready(head))
             return
-        tunnel = Tunnel(self.connections, lender, data, self.not_ready(head), self.tls)
+        refusal = partial(self.not_ready, head)
+        tunnel = Tunnel(self.connections, lender, data, refusal, self.tls)
         try:
             tunnel.open(link)
         except OSError:
             self.connections.count_lack()
             lender.refuse(self.not_ready(head, NotReady("the server is out of file descriptors")))
 
-    def not_ready(self, head: RequestHead, error: NotReady = NO_MODELS) -> bytes:
+    def not_ready(self, head: RequestHead, error: NotReady | None = None) -> bytes:
         """Return the whole answer to a request that no model process can take."""
-        _, start, body = not_ready(head, self.default_head(), error)
+        _, start, body = not_ready(head, self.default_head(), error or self._links.refusal)
         return b"%bconnection: close\r\n\r\n%b" % (start, b"" if head.method == b"HEAD" else body)
 
     def _live(self, head: RequestHead) -> bytes:

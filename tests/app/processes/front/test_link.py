@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 
+from penstock.app.processes.control import Control
 from penstock.app.processes.messages import (
     ANSWER,
     ASK,
@@ -183,3 +184,22 @@ async def test_a_request_that_can_not_cross_takes_a_tunnel() -> None:
         loop = asyncio.get_running_loop()
         assert await loop.sock_recv(end, 1000) == sent + b"GET /next HTTP"
         assert TUNNEL in model.kinds()
+
+
+async def test_a_drain_says_so_whatever_has_ended_by_then() -> None:
+    async with front() as parent:
+        model = await parent.link()
+        late, waiting = await parent.connect(), await parent.connect()
+        late.send(request(PREDICT, b"image")[:-2])
+        model.answers = None
+        waiting.send(request(PREDICT, b"image"))
+        await until(lambda: model.bodies and "BODY" in parent.states())
+        parent.control.send((Control.DRAIN,))
+        await until(lambda: parent.front.connections.draining)
+        parent.pass_time(2)
+        model.packets.close()
+        for client in (late, waiting):
+            received = await client.all()
+            assert received.startswith(b"HTTP/1.1 503 ") and b"shutting down" in received
+            assert b"\r\nconnection: close\r\n" in received
+            client.writer.transport.abort()

@@ -78,7 +78,7 @@ async def test_a_connection_comes_back_when_its_tunnel_is_idle() -> None:
             assert (await client.answer()).startswith(b"HTTP/1.1 200 OK\r\n")
             await until(lambda: server.parent.states() == ["IDLE"])
         await until(lambda: not server.connections.open)
-        assert server.model.kinds() == [messages.TUNNEL, messages.TAKEN] * 3
+        assert server.model.kinds() == [messages.TUNNEL] * 3
         assert server.app.scopes[0]["client"] == client.writer.get_extra_info("sockname")
 
 
