@@ -24,7 +24,7 @@ from dataclasses import replace
 from ..base import Backend
 from ..item import Item
 from ..log_writer import QueuedHandler
-from ..malloc import keep_memory
+from ..malloc import give_back_memory, keep_memory
 from ..memory import NO_LIMIT, budget
 from ..sequences.sequence import EndedSequences
 from ..sequences.stateful import with_sequences
@@ -201,6 +201,7 @@ def _tune() -> None:
     if cv2 is not None:
         cv2.setNumThreads(1)
     gc.collect()
+    give_back_memory()
     gc.freeze()
 
 

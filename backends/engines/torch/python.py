@@ -25,6 +25,7 @@ from .module import TorchModule, identity_of, reason_of, silence
 from .params import PythonTensorParams
 from .quantisation import quantise
 from .reading import dtype_text, to_array
+from .weights import fit, mapped_weights, read_weights, some
 
 logger = logging.getLogger("penstock.torch")
 
@@ -143,7 +144,11 @@ class PythonEngine(TorchModule):
     def _fill(self, module: torch.nn.Module, path: Path) -> None:
         where = f"{self.prefix}: the state_dict {path}"
         try:
-            missing, unexpected = module.load_state_dict(_read_weights(path), strict=False)
+            weights = mapped_weights(path, self.context)
+            as_it_is = weights is not None and fit(weights, module)
+            if weights is None or not as_it_is:
+                weights = read_weights(path)
+            missing, unexpected = module.load_state_dict(weights, strict=False, assign=as_it_is)
         except ModuleNotFoundError as error:
             raise BackendError(
                 f"{where}: .safetensors files need safetensors: pip install 'penstock-serve[torch]'"
@@ -157,7 +162,7 @@ class PythonEngine(TorchModule):
                 f"{where} can't be loaded into {self.params.model}: {reason_of(error)}"
             ) from error
         wrong = [
-            f"{len(names)} keys {problem} ({_some(names)})"
+            f"{len(names)} keys {problem} ({some(names)})"
             for problem, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
@@ -205,26 +210,3 @@ def _compiled(module: torch.nn.Module, mode: str) -> Any:
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:  # torch 2.11 lacks it
         options["isolate_recompiles"] = True
     return torch.compile(module, mode=mode, **options)
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
-        content = (
-            f"a dict with {_some(list(weights))}"
-            if isinstance(weights, dict)
-            else f"a {type(weights).__name__}"
-        )
-        raise ValueError(f"it holds {content}: expected tensors by name")
-    return weights
-
-
-def _some(names: list[Any]) -> str:
-    """List the first five names."""
-    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
