@@ -54,6 +54,10 @@ class Control:
     # from a front process to the parent
     LINKED: Final = 11
     """The serial number of a link over which the model process has answered."""
+    PREPARED: Final = 19
+    """The serial number of a link whose model process has loaded its pipelines: their front nodes
+    are loaded here.
+    """
     TAKEN: Final = 12
     """A number of connections that have arrived."""
     CLOSED: Final = 13

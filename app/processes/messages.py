@@ -29,7 +29,7 @@ From the model process to the front:
     (GO, id)
     (RESEND, id)
     (FREE, offsets)
-    (TABLE, payload)
+    (TABLE, payload, loaded)
     (PRESSURE, name, on)
     (IDLE, tunnel, received, sent)
     (QUERY, number, payload)
@@ -96,7 +96,8 @@ meanwhile, the front sends it whole, as REQUEST; after REQUEST or ASK, through a
 
 TABLE: Final = 13
 """The front nodes of all pipelines, as `front_table` makes it. Sent after HELLO, and after each
-change of the repository.
+change of the repository. `loaded`: the model process has loaded its pipelines, so that the front is
+prepared for requests once it has loaded these nodes.
 """
 
 PRESSURE: Final = 14

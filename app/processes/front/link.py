@@ -68,7 +68,7 @@ class FrontLink:
     ) -> None:
         self.linked = False
         self.on_query: Callable[[bytes], bytes] = _no_report
-        self.on_table: Callable[[bytes], None] = _ignore
+        self.on_table: Callable[[bytes, bool], None] = _ignore
         self.on_pressure: Callable[[str, bool], None] = _ignore
         self._on_linked = on_linked
         self._on_gone = on_gone
@@ -176,7 +176,7 @@ class FrontLink:
             body = self.body(self.on_query(self._copied(message[2])))
             self._packets.send((REPLY, message[1], b"" if body is None else body))
         elif kind == TABLE:
-            self.on_table(self._copied(message[1]))
+            self.on_table(self._copied(message[1]), message[2])
         elif kind == PRESSURE:
             self.on_pressure(message[1], message[2])
         elif kind == HELLO:

@@ -200,7 +200,6 @@ class FrontNodes:
         self._by_token: dict[str, FrontPipeline] = {}
         self._failed: set[str] = set()  # the tokens of pipelines that could not be loaded
         self._applying: asyncio.Lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()  # that apply tables
         self._newest = 0  # the number of the newest table
         self._draining: dict[asyncio.Task[None], tuple[str, Pipeline]] = {}
 
@@ -231,12 +230,6 @@ class FrontNodes:
         front = self._by_token.get(token)
         if front is not None:
             front.under_pressure = on
-
-    def take(self, table: bytes) -> None:
-        """Begin to `apply` a table."""
-        task = asyncio.create_task(self.apply(table))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def apply(self, table: bytes) -> None:
         """Run the front nodes of this table from now on, and end those of earlier ones.

@@ -105,6 +105,7 @@ class Front:
         self._control = Packets(control, self._told, self._orphaned)
         self._servers: list[asyncio.Server] = []
         self._arriving: set[asyncio.Task[Any]] = set()
+        self._applying: set[asyncio.Task[None]] = set()
         self._taken = 0  # connections that came from the parent and have not ended
         self._accepts = True
         self._ended = asyncio.Event()
@@ -118,7 +119,7 @@ class Front:
         self._control.start()
         await self._ended.wait()
         self._stop_accepting()
-        for task in self._arriving:
+        for task in (*self._arriving, *self._applying):
             task.cancel()
         self.connections.abort()
         self._changed()
@@ -248,12 +249,22 @@ class Front:
         link.on_query = self.on_query
         if self._nodes is not None:
             link.on_pressure = self._nodes.set_pressure
-            link.on_table = partial(self._take_table, self._nodes, link)
+        link.on_table = partial(self._take_table, link, serial)
 
-    def _take_table(self, nodes: FrontNodes, link: FrontLink, table: bytes) -> None:
+    def _take_table(self, link: FrontLink, serial: int, table: bytes, loaded: bool) -> None:
         """Run the front nodes of this table, unless it is that of an earlier model process."""
         if link is self._links.current:
-            nodes.take(table)
+            task = self._loop.create_task(self._apply(table, serial if loaded else None))
+            self._applying.add(task)
+            task.add_done_callback(self._applying.discard)
+
+    async def _apply(self, table: bytes, serial: int | None) -> None:
+        try:
+            if self._nodes is not None:
+                await self._nodes.apply(table)
+        finally:
+            if serial is not None:
+                self._control.send((Control.PREPARED, serial))
 
 
 def _configuration(settings: Settings, tls: ssl.SSLContext | None) -> uvicorn.Config:

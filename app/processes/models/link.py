@@ -120,8 +120,8 @@ class ModelLink:
         before = ANSWER, call.number, status, head
         self._outgoing.send(before, body, (call.keep_alive, log), call)
 
-    def send_table(self, table: bytes) -> None:
-        self._outgoing.send((TABLE,), (table,))
+    def send_table(self, table: bytes, loaded: bool) -> None:
+        self._outgoing.send((TABLE,), (table,), (loaded,))
 
     def send(self, message: tuple[Any, ...]) -> None:
         self._packets.send(message)

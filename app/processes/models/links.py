@@ -28,6 +28,8 @@ class FrontLinks:
 
     def __init__(self, connections: Connections) -> None:
         self.table: Callable[[], bytes] = _no_table
+        self.loaded = False
+        """The model process has loaded its pipelines."""
         self.on_linked: Callable[[int], None] = lambda number: None
         self._connections = connections
         self._shared: Shared
@@ -55,7 +57,7 @@ class FrontLinks:
         """Tell all fronts that pipelines have changed."""
         table = self.table()
         for link in self._linked.values():
-            link.send_table(table)
+            link.send_table(table, self.loaded)
 
     def send_pressure(self, name: str, on: bool) -> None:
         for link in self._linked.values():
@@ -84,7 +86,7 @@ class FrontLinks:
 
     def _on_linked(self, link: ModelLink) -> None:
         self._linked[link.number] = link
-        link.send_table(self.table())
+        link.send_table(self.table(), self.loaded)
         self.on_linked(link.number)
 
     def _on_ended(self, link: ModelLink) -> None:

@@ -129,6 +129,7 @@ class ModelServer(Server):
         await self._addressed
         await super()._load()
         if self._repository.state == "ready":
+            self._links.loaded = True
             self._links.send_table()
             self._control.send((Control.READY, self._left_out()))
 

@@ -34,6 +34,7 @@ class Child:
         self.ready = False
         self.link = 0  # the serial number of its newest link
         self.linked = False
+        self.prepared = False  # its front nodes are loaded
         self.drained = False
         self.listens = False  # at its own sockets (balance = kernel)
         self.left_out: dict[str, str] = {}
@@ -98,7 +99,7 @@ class Child:
         if self.code is not None:
             return
         self.code = self._exit_code
-        self.ready = self.linked = self.listens = False
+        self.ready = self.linked = self.prepared = self.listens = False
         self.open = 0
         self._control.close()
         self.on_change(self)
@@ -134,6 +135,9 @@ class Child:
             self.on_change(self)
         elif kind == Control.LINKED:
             self.linked = message[1] == self.link
+            self.on_change(self)
+        elif kind == Control.PREPARED:
+            self.prepared = message[1] == self.link
             self.on_change(self)
         elif kind == Control.DRAINED:
             self.drained = True

@@ -158,7 +158,8 @@ class Generation:
     def _link(self, front: Child) -> None:
         """Connect a front and the model process."""
         self._serial += 1
-        front.link, front.linked = self._serial, False
+        front.link = self._serial
+        front.linked = front.prepared = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             front.send(Control.LINK, self._serial, descriptors=[ours.fileno()])
@@ -168,10 +169,10 @@ class Generation:
         if not child.alive:
             if child is self.models:
                 for front in self.fronts:
-                    front.linked = False
+                    front.linked = front.prepared = False
             if not self._ending:
                 self._restart_later(child)
-        elif child.ready and (child.linked or child is self.models):
+        elif child.ready and (child.prepared or child is self.models):
             self._child_serves(child)
         self._changed.set()
         self._on_change(self)
@@ -189,7 +190,7 @@ class Generation:
             if lacks:
                 self.fail("; ".join(lacks))
         if not self.started.done() and all(
-            child.ready and (child.linked or child is self.models) for child in self.all
+            child.ready and (child.prepared or child is self.models) for child in self.all
         ):
             self.started.set_result("")
 

@@ -66,7 +66,8 @@ class Handover:
     def update(self) -> None:
         """Look at the fronts again: who takes connections now?"""
         ready = [front for front in self.fronts if front.ready]
-        self._takers = [front for front in ready if front.linked] or ready
+        linked = [front for front in ready if front.linked]
+        self._takers = [front for front in linked if front.prepared] or linked or ready
         for front in self._takers:
             front.on_room = self._room
             if self._own and not front.listens:

@@ -70,7 +70,7 @@ class StubFront(End):
         self.send(messages.HELLO, descriptors=[self.arena.descriptor])
         assert self.receive() == (messages.HELLO,)
         self.mapping = Mapping(self.descriptors.popleft())
-        kind, table = self.receive()
+        kind, table, _loaded = self.receive()
         assert kind == messages.TABLE
         return self.content(table)
 

@@ -72,7 +72,7 @@ async def passing(file: Path, **settings: Any) -> AsyncIterator[tuple[Parent, Mo
     try:
         async with front(nodes=nodes, **settings) as parent:
             model = await parent.link(answers=None)
-            model.packets.send((TABLE, front_table(repository)))
+            model.packets.send((TABLE, front_table(repository), True))
             await until(nodes.pipelines)
             yield parent, model, repository
     finally:

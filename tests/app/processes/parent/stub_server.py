@@ -104,6 +104,7 @@ class Stub:
         def greeted(message: tuple[Any, ...], descriptors: Sequence[int]) -> None:
             if self.role.number:
                 self.say(Control.LINKED, number)
+                self.say(Control.PREPARED, number)
             else:
                 link.send(message)
 
