@@ -111,10 +111,15 @@ class StubFront(End):
         return number, status, head, self.content(body)
 
     def receive(self) -> tuple[Any, ...]:
-        """Return the next message that is not FREE. Those are followed."""
-        while (message := super().receive())[0] == messages.FREE:
-            self._freed(message)
-        return message
+        """Return the next message. FREE is followed, and the log settings are taken."""
+        while True:
+            message = super().receive()
+            if message[0] == messages.QUERY and b"log_file" in message[2]:
+                self.send(messages.REPLY, message[1], b"")
+            elif message[0] == messages.FREE:
+                self._freed(message)
+            else:
+                return message
 
     def until_free(self) -> None:
         """Receive until the model process has let go of all extents."""

@@ -133,6 +133,9 @@ def test_fronts_are_asked_and_answer() -> None:
 
 def test_a_front_that_answers_no_query_is_asked_no_more() -> None:
     with models(GATED) as process, process.front() as front:
+        for _ in range(2):  # the log settings are answered, and that has been read
+            front.request("/predict/missing", b"x")
+            front.answer()
         for _ in range(MOST_QUERIES):
             assert process.ask(b"report", 0.001).result(SECONDS) == []
         assert process.ask(b"report", 60).result(SECONDS) == []
