@@ -81,8 +81,8 @@ class Lender(Protocol):
 
     def take_back(self) -> None: ...
 
-    def refuse(self, answer: bytes) -> None:
-        """Send an answer, and close."""
+    def refuse(self, status: int, head: bytes, body: bytes, request_id: str | None) -> None:
+        """Send an answer, whose head lacks its last line, and close."""
 
 
 class Tunnels(Protocol):

@@ -806,9 +806,13 @@ class Connection(asyncio.Protocol):
         self._transport.write(refusal(error, head))
         self._linger()
 
-    def refuse(self, answer: bytes) -> None:
-        """Send an answer, which says that the connection closes, and close."""
-        self._transport.write(answer)
+    def refuse(self, status: int, head: bytes, body: bytes, request_id: str | None) -> None:
+        """Answer the request whose head was read last, and close. `head` lacks its last line."""
+        if self._head.method == b"HEAD":
+            body = b""
+        if self._access_log:
+            self._access().log(status, len(body), request_id)
+        self._transport.write(b"%bconnection: close\r\n\r\n%b" % (head, body))
         self._linger()
 
     def _who(self) -> str:

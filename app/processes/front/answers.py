@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from penstock.backends.errors import NotReady
 
 from ...http.errors import problem
@@ -11,11 +13,25 @@ from ...server.direct import lines_of
 from ...server.head import RequestHead
 from ...v2.call import error_answer
 
+LIVE_BODY = b'{"live":true}'
+
 NO_MODELS = NotReady("the server has no process for its models now: one is being started")
 SHUTTING_DOWN = NotReady("the server is shutting down")
 
-Answer = tuple[int, bytes, bytes]
-"""Status, head without its last line, and body."""
+
+class Answer(NamedTuple):
+    """An answer. `head` lacks its last line."""
+
+    status: int
+    head: bytes
+    body: bytes
+    request_id: str | None
+
+
+def live(default_head: bytes) -> Answer:
+    """Return the answer to a request for liveness."""
+    lines = b"content-length: %d\r\ncontent-type: application/json\r\n" % len(LIVE_BODY)
+    return Answer(200, STATUS_LINES[200] + default_head + lines, LIVE_BODY, None)
 
 
 def not_ready(head: RequestHead, default_head: bytes, error: NotReady) -> Answer:
@@ -29,4 +45,5 @@ def not_ready(head: RequestHead, default_head: bytes, error: NotReady) -> Answer
         status, fields, body = problem(error, request_id)
         lines = lines_of(fields)
     start = b"%b%b%b" % (STATUS_LINES[status], default_head, lines)
-    return status, b"%bx-request-id: %b\r\n" % (start, request_id.encode()), body
+    end = b"x-request-id: %b\r\n" % request_id.encode()
+    return Answer(status, start + end, body, request_id)

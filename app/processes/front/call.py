@@ -227,8 +227,9 @@ class CrossingCall:
         self._answer_not_ready()
 
     def _answer_not_ready(self) -> None:
-        status, head, body = not_ready(self._head, self._default_head, self._links.refusal)
-        self.answer(status, head, body, True, None)
+        refusal = not_ready(self._head, self._default_head, self._links.refusal)
+        log = (refusal.request_id or "", None, None, None)
+        self.answer(refusal.status, refusal.head, refusal.body, True, log)
 
     def _log(self, status: int, size: int, log: Log) -> None:
         access, self._access = self._access, None

@@ -39,17 +39,17 @@ class Tunnel(asyncio.Protocol):
         connections: Connections,
         lender: Lender,
         data: bytes,
-        refusal: Callable[[], bytes],
+        refuse: Callable[[], None],
         tls: bool,
     ) -> None:
-        """`data` has come from the client already. `refusal` makes the answer to its request if the
-        model process goes. `tls`: the connection is encrypted.
+        """`data` has come from the client already. `refuse` answers its request if the model
+        process goes. `tls`: the connection is encrypted.
         """
         self.deadline = self.send_deadline = math.inf
         self._shared = connections
         self._tls = tls
         self._lender = lender
-        self._refusal = refusal
+        self._refuse_request = refuse
         self._first = data
         self._loop = asyncio.get_running_loop()
         self._memory = Reservation(budget)
@@ -221,7 +221,7 @@ class Tunnel(asyncio.Protocol):
         """Answer in place of the model process, which has gone without an answer."""
         self._return()
         if not self._transport.is_closing():
-            self._lender.refuse(self._refusal())
+            self._refuse_request()
 
     def _close(self) -> None:
         """Close the client's connection, once what was written is sent."""

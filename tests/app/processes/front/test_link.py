@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import pickle
+
+import pytest
 
 from penstock.app.processes.control import Control
 from penstock.app.processes.messages import (
@@ -203,3 +206,27 @@ async def test_a_drain_says_so_whatever_has_ended_by_then() -> None:
             assert received.startswith(b"HTTP/1.1 503 ") and b"shutting down" in received
             assert b"\r\nconnection: close\r\n" in received
             client.writer.transport.abort()
+
+
+async def test_the_access_log_has_a_line_for_each_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.access")
+    async with front(access_log=True) as parent:
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image", b"X-Request-Id: first"))
+        await client.answer()
+        model = await parent.link(answers=None)
+        client.send(request(PREDICT, b"image"))
+        await until(lambda: model.bodies)
+        model.answer(1, b"done", log=("second", "digits", 0.002, 0.003))
+        await client.answer()
+        model.packets.close()
+        await until(lambda: "IDLE" in parent.states())
+        client.send(b"HEAD /metrics HTTP/1.1\r\nHost: a\r\nX-Request-Id: third\r\n\r\n")
+        assert (await client.all()).endswith(b"\r\n\r\n")
+    lines = [vars(record) for record in caplog.records if record.name == "penstock.access"]
+    assert [line["request_id"] for line in lines] == ["first", "second", "third"]
+    assert [line["access"]["status"] for line in lines] == [503, 200, 503]
+    assert lines[1]["pipeline"] == "digits"
+    assert (lines[1]["access"]["queue_ms"], lines[1]["access"]["run_ms"]) == (2.0, 3.0)
