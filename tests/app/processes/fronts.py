@@ -111,26 +111,28 @@ class StubFront(End):
         return number, status, head, self.content(body)
 
     def receive(self) -> tuple[Any, ...]:
-        """Return the next message. FREE is followed, and the log settings are taken."""
-        while True:
-            message = super().receive()
-            if message[0] == messages.QUERY and b"log_file" in message[2]:
-                self.send(messages.REPLY, message[1], b"")
-            elif message[0] == messages.FREE:
-                self._freed(message)
-            else:
-                return message
+        """Return the next message that is for the test: not FREE, and not the settings of the log,
+        which come whenever a front is linked. These are followed.
+        """
+        while self._follow(message := super().receive()):
+            pass
+        return message
 
     def until_free(self) -> None:
         """Receive until the model process has let go of all extents."""
         while self.arena.in_use:
             message = super().receive()
-            assert message[0] == messages.FREE, message
-            self._freed(message)
+            assert self._follow(message), message
 
-    def _freed(self, message: tuple[Any, ...]) -> None:
-        for offset in message[1]:
-            self.arena.free(offset)
+    def _follow(self, message: tuple[Any, ...]) -> bool:
+        if message[0] == messages.FREE:
+            for offset in message[1]:
+                self.arena.free(offset)
+        elif message[0] == messages.QUERY and b"log_file" in message[2]:
+            self.send(messages.REPLY, message[1], b"")
+        else:
+            return False
+        return True
 
     def close(self) -> None:
         super().close()

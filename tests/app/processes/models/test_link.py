@@ -69,6 +69,15 @@ PIPELINES: list[dict[str, Any]] = [
         "tensor": {"backend": "CrossedTensor"},
     },
     {
+        "pipeline": {
+            "name": "cached",
+            "inputs": {"IN": TENSOR},
+            "outputs": {"OUT": TENSOR},
+            "cache": True,
+        },
+        "tensor": {"backend": "CrossedTensor"},
+    },
+    {
         "pipeline": {"name": "chain"},
         "first": {"backend": "Identity", "next": "second", "front": True},
         "second": {"backend": "CrossedProbe"},
@@ -92,18 +101,30 @@ def front(served: Models) -> Iterator[StubFront]:
     GATE.set()
 
 
-def infer(front: StubFront, array: Any, *, align: bool = True) -> int:
+def infer(
+    front: StubFront,
+    array: Any,
+    *,
+    model: str = "tensor",
+    align: bool = True,
+    timeout: int = 0,
+    first_byte: float = 0.0,
+) -> int:
     """Send an infer request whose tensor, a float32 array, follows its JSON in an extent."""
     blob = array.tobytes()
     size = {"binary_data_size": len(blob)}
     tensor = {"name": "IN", "datatype": "FP32", "shape": array.shape, "parameters": size}
     outputs = [{"name": "OUT", "parameters": {"binary_data": True}}]
-    text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    document: dict[str, Any] = {"inputs": [tensor], "outputs": outputs}
+    if timeout:
+        document["parameters"] = {"timeout": timeout}
+    text = json.dumps(document).encode()
     place = len(text) if align else len(text) + 1
     extent = front.arena.put(text, blob, align=place)
     assert extent is not None
     header = f"inference-header-content-length: {len(text)}"
-    return front.request("/v2/models/tensor/infer", extent, header)
+    path = f"/v2/models/{model}/infer"
+    return front.request(path, extent, header, first_byte=first_byte)
 
 
 def test_a_request_is_answered(front: StubFront) -> None:
@@ -172,6 +193,24 @@ def test_tensors_that_are_not_aligned_are_copied(front: StubFront) -> None:
     address, writable = SEEN[0]
     assert writable
     assert not any(low <= address < high for low, high in shared_memory())
+    front.until_free()
+
+
+def test_what_a_cache_may_keep_is_copied(front: StubFront) -> None:
+    infer(front, np.zeros((1, 100_000), np.float32), model="cached")
+    assert front.answer()[1] == 200
+    address, _ = SEEN[0]
+    assert not any(low <= address < high for low, high in shared_memory())
+    front.until_free()
+
+
+def test_what_stays_in_an_extent_is_counted_by_its_front_alone(front: StubFront) -> None:
+    before = budget.used  # of both, which are one process here
+    number = infer(front, np.full((1, 100_000), 13, np.float32))
+    assert INSIDE.wait(SECONDS)
+    assert 400_000 < budget.used - before < 410_000
+    front.send(messages.CANCEL, number)
+    GATE.set()
     front.until_free()
 
 
@@ -244,6 +283,11 @@ def test_a_deadline_counts_from_the_first_byte(front: StubFront) -> None:
     assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
     front.request("/predict/probe", b"x", "penstock-deadline-ms: 30000", first_byte=late)
     assert front.answer()[1] == 200
+    array = np.zeros((1, 100_000), np.float32)
+    infer(front, array, timeout=500_000, first_byte=late)  # microseconds
+    assert b"timeout passed before the body" in front.answer()[3]
+    infer(front, array, timeout=30_000_000, first_byte=late)
+    assert front.answer()[1] == 200
 
 
 def test_what_no_call_takes_is_sent_again(front: StubFront) -> None:
@@ -306,7 +350,7 @@ def passes(front: StubFront, number: int, packed: tuple[bytes, list[memoryview]]
         extent = front.arena.put(buffer)
         assert extent is not None
         arrays.append(extent)
-    head = b"POST /predict/chain HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+    head = b"POST /predict/chain HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n"
     client = ("192.0.2.1", 7)
     front.send(messages.PASSED, number, head, payload, arrays, client, 0.0, True)
 
@@ -315,6 +359,11 @@ def test_a_request_goes_on_behind_its_front_nodes(front: StubFront, served: Mode
     pipeline = served.repository.pipelines["chain"]
     assert pipeline.front_nodes == ("first",)
     before = budget.used
+    passes(front, 4, passed_of(pipeline, b"wait"))
+    assert INSIDE.wait(SECONDS)
+    assert budget.used == before  # though its head says that it has a body
+    GATE.set()
+    assert front.answer()[::3] == (4, b'{"result":4}')
     passes(front, 5, passed_of(pipeline, np.zeros(50_000)))
     number, status, head, body = front.answer()
     assert (number, status, body) == (5, 200, b'{"result":50000}')

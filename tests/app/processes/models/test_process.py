@@ -16,7 +16,7 @@ from penstock.backends.expressions.registry import register_backend
 from penstock.pipelines.repository import Repository
 
 from ...server.doors import wait_until
-from ..fronts import SECONDS, Models, models
+from ..fronts import SECONDS, Models, StubFront, models
 
 GATE = threading.Event()
 INSIDE = threading.Event()
@@ -83,6 +83,38 @@ def test_the_end_comes_in_time_though_a_request_still_runs() -> None:
         GATE.set()
         process.end()
         assert process.code == 0
+
+
+def test_the_end_does_not_wait_for_a_longer_drain() -> None:
+    with models(GATED, drain_timeout=60) as process, process.front() as front:
+        front.request("/predict/gated", b"123")
+        assert INSIDE.wait(SECONDS)
+        process.control.send(Control.DRAIN)
+        wait_until(lambda: process.repository.state == "draining")
+        process.control.send(Control.END, 0.1)
+        with pytest.raises(EOFError):
+            front.receive()
+        GATE.set()
+        process.end()
+        assert process.code == 0
+
+
+def test_a_new_link_to_a_front_takes_the_place_of_the_old_one() -> None:
+    with models(GATED) as process, process.front(1) as new:
+        with process.front(1) as old:
+            process.link(newest := StubFront(1))
+            newest.greet()
+            old.request("/predict/missing", b"x")
+            assert old.answer()[1] == 404  # it ends its requests still
+        newest.request("/predict/missing", b"x")
+        newest.answer()
+        new.request("/predict/missing", b"x")
+        new.answer()
+        asked = process.ask(b"report", 60)
+        _, number, _ = newest.receive()
+        newest.send(messages.REPLY, number, b"newest")
+        assert asked.result(SECONDS) == [(1, b"newest")]
+        newest.close()
 
 
 def test_it_ends_by_itself_when_its_parent_has_gone(caplog: pytest.LogCaptureFixture) -> None:
