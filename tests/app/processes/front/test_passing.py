@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.app.http.predict_call import PredictHead
+from penstock.app.processes.control import Control
 from penstock.app.processes.front.nodes import FrontNodes
 from penstock.app.processes.messages import (
     ASK,
@@ -73,7 +74,8 @@ async def passing(file: Path, **settings: Any) -> AsyncIterator[tuple[Parent, Mo
         async with front(nodes=nodes, **settings) as parent:
             model = await parent.link(answers=None)
             model.packets.send((TABLE, front_table(repository), True))
-            await until(nodes.pipelines)
+            await until(lambda: (Control.PREPARED, 1) in parent.told)
+            assert nodes.pipelines()
             yield parent, model, repository
     finally:
         await nodes.close(5)

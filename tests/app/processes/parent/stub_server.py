@@ -6,7 +6,7 @@ is ready. A file in the folder $STUB changes what new processes do:
     release     its text is part of each answer
     models      "fails": the model process says so and exits; "wrong": files are wrong; "dies": it
                 is killed; "hangs": it is never ready
-    fronts      the same for the fronts
+    fronts      the same for the fronts; "unprepared": front 1 never loads its front nodes
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Stub:
             self.say(Control.PROBLEMS, ["x.toml: no node", "y.toml: no name"])
             self.packets.flush()
             return 1
-        if fate == "hangs":
-            print(f"{self.role} hangs", file=sys.stderr, flush=True)
-        else:
+        if fate != "hangs":
             self.say(Control.READY)
+        if fate:
+            print(f"{self.role} {fate}", file=sys.stderr, flush=True)
         await self.ended.wait()
         self.packets.flush()
         return 0
@@ -104,7 +104,8 @@ class Stub:
         def greeted(message: tuple[Any, ...], descriptors: Sequence[int]) -> None:
             if self.role.number:
                 self.say(Control.LINKED, number)
-                self.say(Control.PREPARED, number)
+                if told("fronts") != "unprepared" or self.role.number > 1:
+                    self.say(Control.PREPARED, number)
             else:
                 link.send(message)
 

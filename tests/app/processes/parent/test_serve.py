@@ -18,6 +18,15 @@ from penstock.app.cli.main import command_line
 from .conftest import Server, stub_server
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def reload(server: Server) -> Result:
     server.connect().close()
     where = (
@@ -32,13 +41,19 @@ def reload(server: Server) -> Result:
 def test_a_server_over_its_life(tmp_path: Path, balance: str) -> None:
     """One server for many questions: a start takes longer than all of them."""
     (tmp_path / "release").write_text("one")
-    with stub_server(tmp_path, balance=balance) as server, ExitStack() as stack:
+    host = "::1" if balance == "kernel" and has_ipv6() else "127.0.0.1"
+    with stub_server(tmp_path, balance=balance, host=host) as server, ExitStack() as stack:
         server.ready()
         clients = [stack.enter_context(server.connect()) for _ in range(8)]
         answers = [client.ask() for client in clients]
         assert {release for _, _, release in answers} == {"one"}
         if balance == "even":
             assert sorted(Counter(front for front, _, _ in answers).values()) == [4, 4]
+
+        # signals of the whole group are left to the parent
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(answers[0][1], number)
+        assert clients[0].ask() == answers[0]
 
         # a front dies: its connections end, the others notice nothing, and it comes again
         front, pid, _ = answers[0]
@@ -86,7 +101,7 @@ def test_a_server_over_its_life(tmp_path: Path, balance: str) -> None:
                 os.kill(each, 0)
 
 
-def test_the_model_process_is_restarted(server: Server) -> None:
+def test_the_model_process_is_restarted_and_all_end_with_their_parent(server: Server) -> None:
     server.ready()
     server.signal(signal.SIGUSR1)
     pid = re.search(r"models: process (\d+)", server.wait_for("report:"))
@@ -97,6 +112,8 @@ def test_the_model_process_is_restarted(server: Server) -> None:
     server.wait_for("models (process", 2)
     assert "restarting in 1 s" in server.wait_for("restarting in 1 s")
     assert server.ask()[0] != front[0]  # the other's turn: fronts go on without it
+    server.process.kill()
+    server.end()  # no process holds its standard error any more
 
 
 @pytest.mark.parametrize("who", ["models", "fronts"])
@@ -124,27 +141,14 @@ def test_a_reload_that_hangs_gives_way_to_the_next_one(tmp_path: Path) -> None:
         done = reload(server)
         assert done.exit_code == 0, done.output
         assert "the new ones can't start: a newer reload began" in server.log
-        server.tell("fronts", "hangs")
-        server.signal(signal.SIGHUP)
-        server.wait_for("front 1 hangs")
+        for fate in ("hangs", "unprepared"):
+            server.tell("fronts", fate)
+            server.signal(signal.SIGHUP)
+            server.wait_for(f"front 1 {fate}")
         server.signal(signal.SIGTERM)
         assert server.end() == 0
+    assert server.log.count("the new processes take all connections") == 1
     assert not (tmp_path / "socket").exists()
-
-
-def test_children_end_with_their_parent(server: Server) -> None:
-    server.ready()
-    server.process.kill()
-    server.end()  # no process holds its standard error any more
-
-
-def test_signals_of_the_group_are_left_to_the_parent(server: Server) -> None:
-    server.ready()
-    with server.connect() as client:
-        _, pid, _ = client.ask()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            os.kill(pid, number)
-        assert client.ask()[1] == pid
 
 
 def test_a_second_signal_ends_all_processes_at_once(tmp_path: Path) -> None:
@@ -171,16 +175,6 @@ def test_no_connection_is_lost_while_a_front_does_not_run(tmp_path: Path) -> Non
             client.send()
         os.kill(stopped, signal.SIGKILL)
         assert stopped not in {client.receive()[1] for client in clients}
-
-
-def test_ipv6(tmp_path: Path) -> None:
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        pytest.skip("no IPv6")
-    with stub_server(tmp_path, host="::1", balance="kernel") as server:
-        assert server.ready().ask()[0].startswith("front ")
 
 
 def test_a_taken_port(tmp_path: Path) -> None:
