@@ -426,10 +426,11 @@ class Connection(asyncio.Protocol):
         transport.set_protocol(protocol)
         return transport
 
-    def take_back(self) -> None:
+    def take_back(self, half_closed: bool) -> None:
         """Go on with the next request: whoever had the transport has answered the last one, and all
-        of its answer is sent.
+        of its answer is sent. `half_closed`: the client has sent all that it will send.
         """
+        self._half_closed = half_closed
         transport = self._transport
         transport.set_protocol(self)
         transport.set_write_buffer_limits(high=UNCOUNTED_BYTES)

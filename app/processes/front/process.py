@@ -145,7 +145,11 @@ class Front:
         if kind == Control.CONNECTION:
             self._taken += 1
             self._control.send((Control.TAKEN, 1))
-            self._take(socket.socket(fileno=descriptors[0]))
+            if descriptors:
+                self._take(socket.socket(fileno=descriptors[0]))
+            else:  # the kernel has closed it: this process has no descriptor left
+                self.connections.count_lack()
+                self._changed()
         elif kind == Control.LINK:
             self._link(message[1], socket.socket(fileno=descriptors[0]))
         elif kind == Control.LISTEN:

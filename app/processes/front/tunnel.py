@@ -215,7 +215,7 @@ class Tunnel(asyncio.Protocol):
         self._end()
         if not self._transport.is_closing():
             self._transport.resume_reading()
-            self._lender.take_back()
+            self._lender.take_back(self._client_ended)
 
     def _refuse(self) -> None:
         """Answer in place of the model process, which has gone without an answer."""

@@ -11,7 +11,7 @@ from ...server.calls import Lender
 from ...server.connections import Connections
 from ...server.head import RequestHead
 from .answers import live, not_ready
-from .link import Links
+from .link import FrontLink, Links
 from .tunnel import Tunnel
 
 LIVE_PATHS = (b"/health/live", b"/v2/health/live")
@@ -38,7 +38,7 @@ class FrontTunnels:
             else:
                 self._refuse(lender, head)
             return
-        refuse = partial(self._refuse, lender, head)
+        refuse = partial(self._refuse, lender, head, link=link)
         tunnel = Tunnel(self.connections, lender, data, refuse, self.tls)
         try:
             tunnel.open(link)
@@ -46,6 +46,14 @@ class FrontTunnels:
             self.connections.count_lack()
             self._refuse(lender, head, NotReady("the server is out of file descriptors"))
 
-    def _refuse(self, lender: Lender, head: RequestHead, error: NotReady | None = None) -> None:
-        """Answer a request that no model process can take."""
+    def _refuse(
+        self,
+        lender: Lender,
+        head: RequestHead,
+        error: NotReady | None = None,
+        link: FrontLink | None = None,
+    ) -> None:
+        """Answer a request that no model process can take. `link`: over which one has not."""
+        if link is not None and link is self._links.current:
+            error = NotReady("the model process could not take the connection")
         lender.refuse(*not_ready(head, self.default_head(), error or self._links.refusal))
