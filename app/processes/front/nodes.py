@@ -69,6 +69,9 @@ class FrontRun(Run):
         self._on_passed = None
         passed = self._passed()._replace(left=True)
         self.leave()
+        self.future = ENDED  # else it would refer to itself
+        if self._memory is not None:
+            self._memory.close()
         return passed
 
     # As a future.

@@ -211,8 +211,10 @@ def test_requests_end_as_in_one_process(
                 passed = await both.cross(body)
                 assert passed is not None
                 assert passed.token == crossing.token
-                found, submission = await ended(partial(crossing.submit_passed, passed))
-                expected, other = await ended(partial(whole.submit_nowait, {"data": body}))
+                found, submission = await ended(partial(crossing.submit_passed, passed, client="a"))
+                expected, other = await ended(
+                    partial(whole.submit_nowait, {"data": body}, client="a")
+                )
                 assert found == expected
                 assert places(submission) == places(other)
                 assert submission is not None
@@ -220,6 +222,9 @@ def test_requests_end_as_in_one_process(
                 assert submission.rows == other.rows
                 assert len(submission.timings()) == len(other.timings())
             assert counted(crossing) == counted(whole)
+            for statistics in (crossing.statistics, whole.statistics):
+                times = statistics.queued, statistics.computed
+                assert all(time > 0 for time in times) is (statistics.succeeded > 0)
             assert not crossing.in_flight
 
     asyncio.run(compare())

@@ -165,15 +165,23 @@ async def test_a_large_body_that_they_do_not_take_goes_through_a_tunnel(file: Pa
         assert model.kinds() == [ASK, CANCEL, TUNNEL]
 
 
-async def test_a_request_whose_pipeline_was_replaced_crosses_again_whole(file: Path) -> None:
-    async with passing(file) as (parent, model, _):
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_request_whose_pipeline_was_replaced_crosses_again_whole(
+    file: Path, asks: bool
+) -> None:
+    async with passing(file) as (parent, model, repository):
+        if asks:
+            await press(parent, model, repository.get("images").token, True)
         client = await parent.connect()
         client.send(request(PATH, b"abc"))
+        if asks:
+            await until(lambda: ASK in model.kinds())
+            model.packets.send((GO, 1))
         number, _passed = await passed_by(model)
         model.answers = lambda body: b"got " + body
         model.packets.send((RESEND, number))
         assert (await client.answer()).endswith(b"got abc")
-        assert model.kinds() == [REQUEST]
+        assert model.kinds() == [ASK] * asks + [REQUEST]
 
 
 async def test_a_large_one_comes_again_through_a_tunnel(file: Path) -> None:
