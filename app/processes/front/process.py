@@ -245,9 +245,10 @@ class Front:
         def gone() -> None:
             if self._links.current is link:
                 self._links.current = None
-                logger.warning(
-                    "the model process has gone: requests are answered 503 until the next"
-                )
+                if not self.connections.draining:
+                    logger.warning(
+                        "the model process has gone: requests are answered 503 until the next"
+                    )
 
         link = FrontLink(end, linked, gone)
         link.on_query = self.on_query

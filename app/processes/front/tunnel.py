@@ -83,6 +83,12 @@ class Tunnel(asyncio.Protocol):
         shared.add(self, self._loop)
         made = self._loop.create_unix_connection(lambda: _Inner(self), sock=end)
         self._opening = self._loop.create_task(made)
+        self._opening.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task[Any]) -> None:
+        self._opening = None
+        if not task.cancelled() and task.exception() is not None and self._number:
+            self._refuse()
 
     # From the client's transport.
 
@@ -122,7 +128,6 @@ class Tunnel(asyncio.Protocol):
     # From the transport of the model process's side.
 
     def inner_made(self, inner: asyncio.Transport) -> None:
-        self._opening = None
         if not self._number:  # the client has left meanwhile
             inner.abort()
             return

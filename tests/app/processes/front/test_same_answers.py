@@ -70,7 +70,7 @@ def test_same_answer_to_pieces(doors: Doors, name: str) -> None:
     assert two == one
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(12))
 def test_same_answers_to_spoilt_requests(doors: Doors, seed: int) -> None:
     data = test_direct.spoilt(seed)
     two, one = (normal(door.exchange(data)) for door in doors)
@@ -106,6 +106,5 @@ def test_same_answer_with_settings(running: Any, settings: dict[str, Any]) -> No
             ):
                 assert normal(front.exchange(data + LAST)) == normal(door.exchange(data + LAST))
         if "body_timeout" in settings:
-            key = "Authorization: Bearer key"
-            for data in (request("/predict/one", b"data", key), test_direct.tensors([1], key)):
-                assert normal(front.exchange(data[:-1])) == normal(door.exchange(data[:-1]))
+            late = request("/predict/one", b"data", "Authorization: Bearer key")[:-1]
+            assert normal(front.exchange(late)) == normal(door.exchange(late))
