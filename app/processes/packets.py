@@ -20,6 +20,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 logger = logging.getLogger("penstock.processes")
@@ -44,10 +45,14 @@ MAX_DESCRIPTORS = 64
 PACKETS_PER_TURN = 4
 """So many packets are read before other callbacks of the loop have a turn: 1000 small requests."""
 
+MAX_WAITING = 1024
+"""With more packets that the kernel has not taken, the other side hangs: 64 MiB."""
+
 RETRY_SECONDS = 0.01
-"""The pause after the kernel refused descriptors: it holds too many that are on their way, and
-tells no one when it has fewer.
-"""
+"""The pause after the kernel had no room, and tells no one when it has."""
+
+NO_ROOM = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
+"""Too many descriptors are on their way, or the kernel has no memory."""
 
 _VERSION = 2
 """The format of `marshal` without references: such messages can be put side by side in a list."""
@@ -113,6 +118,11 @@ class Packets:
         """The bytes that the kernel has not taken yet."""
         return self._size + sum(len(packet) for packet, _ in self._packets)
 
+    @property
+    def is_stuck(self) -> bool:
+        """True while so much waits that no more should be sent: the other side does not read."""
+        return self._waiting and len(self._packets) > MAX_WAITING
+
     def start(self) -> None:
         """Receive messages from now on."""
         if not self._closed:
@@ -122,7 +132,7 @@ class Packets:
         """Send a message, without waiting. Does nothing if the other side has gone.
 
         `descriptors` are duplicated: the caller closes its own. Raises ValueError for a message
-        that `marshal` doesn't write or that is too large.
+        that `marshal` doesn't write or that is too large, and OSError if no descriptor is left.
         """
         if self._closed or self._gone:
             return
@@ -133,12 +143,13 @@ class Packets:
                 f"a message of {size} bytes with {len(descriptors)} descriptors, at most "
                 f"{MESSAGE_BYTES} bytes and {MAX_DESCRIPTORS} descriptors can be sent"
             )
-        if descriptors or self._size + size > MESSAGE_BYTES:
+        duplicates = _duplicates(descriptors) if descriptors else ()
+        if duplicates or self._size + size > MESSAGE_BYTES:
             self._pack()
         self._messages.append(content)
         self._size += size
-        if descriptors:
-            self._pack([os.dup(descriptor) for descriptor in descriptors])
+        if duplicates:
+            self._pack(duplicates)
         if not self._flushing and not self._waiting:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -185,12 +196,14 @@ class Packets:
                 self._loop.add_writer(self._number, self._writable)
                 return
             except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:
+                if error.errno in NO_ROOM:
                     self._flushing = True
                     self._loop.call_later(RETRY_SECONDS, self._flush)
                 else:  # the reader says that the other side has gone, after its last messages
                     self._drop()
                     self._gone = True
+                    with suppress(OSError):  # if it has not, both sides must notice
+                        self._end.shutdown(socket.SHUT_RDWR)
                 return
             packets.popleft()
             for descriptor in descriptors:
@@ -248,6 +261,18 @@ class Packets:
         self._drop()
         self._gone = True
         self._on_gone()
+
+
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    """Duplicate all of them, or none. Raises OSError."""
+    made: list[int] = []
+    try:
+        made.extend(map(os.dup, descriptors))
+    except OSError:
+        for descriptor in made:
+            os.close(descriptor)
+        raise
+    return made
 
 
 def _descriptors_of(rights: Sequence[tuple[int, int, bytes]]) -> list[int]:

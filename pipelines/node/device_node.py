@@ -56,7 +56,7 @@ class DeviceNode(Node):
 
     @property
     def devices_in_use(self) -> dict[str, bool]:
-        """Whether all instances on a device serve, by the device. False for one without any."""
+        """The devices, each with True if it has instances and all of them serve."""
         working = Counter(executor.placed for executor in self._executors if self._works(executor))
         return {
             device: 0 < self.placement.count(device) <= working[device]

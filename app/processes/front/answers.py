@@ -16,6 +16,7 @@ from ...v2.call import error_answer
 LIVE_BODY = b'{"live":true}'
 
 NO_MODELS = NotReady("the server has no process for its models now: one is being started")
+STUCK = NotReady("the server's process for its models takes no requests now: it does not answer")
 SHUTTING_DOWN = NotReady("the server is shutting down")
 
 

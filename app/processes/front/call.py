@@ -98,7 +98,7 @@ class CrossingCall:
 
     def start(self, body: bytes | None = None) -> None:
         """Begin the request. None: the body will come by `feed`."""
-        link = self._link = self._links.current
+        link = self._link = self._links.for_request()
         if link is None:
             self._answer_not_ready()
             return
@@ -227,7 +227,7 @@ class CrossingCall:
         self._answer_not_ready()
 
     def _answer_not_ready(self) -> None:
-        refusal = not_ready(self._head, self._default_head, self._links.refusal)
+        refusal = not_ready(self._head, self._default_head, self._links.reason)
         log = (refusal.request_id or "", None, None, None)
         self.answer(refusal.status, refusal.head, refusal.body, True, log)
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from penstock.backends.errors import NotReady
 from penstock.backends.memory import budget
 
 from ..arena import MOST_BYTES, Arena, Mapping
@@ -28,7 +29,7 @@ from ..messages import (
     Log,
 )
 from ..packets import INLINE_BYTES, Packets
-from .answers import NO_MODELS
+from .answers import NO_MODELS, STUCK
 
 logger = logging.getLogger("penstock.processes")
 
@@ -87,6 +88,11 @@ class FrontLink:
         state = "linked" if self.linked else "not linked"
         return f"<FrontLink {state}, {len(self._calls)} requests, {len(self._tunnels)} tunnels>"
 
+    @property
+    def is_stuck(self) -> bool:
+        """True while the model process reads nothing: it hangs."""
+        return self._packets.is_stuck
+
     def close(self) -> None:
         """Let go of it. The model process drops what it has not answered."""
         self.linked = False
@@ -141,7 +147,11 @@ class FrontLink:
         with theirs:
             ours.setblocking(False)
             self._number += 1
-            self._packets.send((TUNNEL, self._number, client, tls, last), [theirs.fileno()])
+            try:
+                self._packets.send((TUNNEL, self._number, client, tls, last), [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
         self._tunnels[self._number] = tunnel
         return self._number, ours
 
@@ -213,15 +223,25 @@ Opened = tuple[int, socket.socket]
 
 
 class Links:
-    """The links of a front. `current` is that to the model process to which new requests go; None
-    while there is none, and `refusal` says why. `body_timeout`: the longest that a body may take to
-    come, seconds.
+    """The links of a front. `current` is that to the model process which serves; None while there
+    is none, and `refusal` says why. `body_timeout`: the longest that a body may take to come,
+    seconds.
     """
 
     def __init__(self, body_timeout: float) -> None:
         self.body_timeout = body_timeout
         self.refusal = NO_MODELS
         self.current: FrontLink | None = None
+
+    def for_request(self) -> FrontLink | None:
+        """Return the link that a new request takes; None: it is refused."""
+        link = self.current
+        return None if link is None or link.is_stuck else link
+
+    @property
+    def reason(self) -> NotReady:
+        """Why requests are refused."""
+        return STUCK if self.current is not None and self.current.is_stuck else self.refusal
 
 
 def _no_report(query: bytes) -> bytes:

@@ -30,7 +30,7 @@ class FrontTunnels:
 
     def take(self, lender: Lender, head: RequestHead, data: bytes) -> None:
         """Take a connection, of which `data` has been received from `head` on."""
-        link = self._links.current
+        link = self._links.for_request()
         if link is None:
             is_live = head.path in LIVE_PATHS and head.method in (b"GET", b"HEAD")
             if is_live:
@@ -56,4 +56,4 @@ class FrontTunnels:
         """Answer a request that no model process can take. `link`: over which one has not."""
         if link is not None and link is self._links.current:
             error = NotReady("the model process could not take the connection")
-        lender.refuse(*not_ready(head, self.default_head(), error or self._links.refusal))
+        lender.refuse(*not_ready(head, self.default_head(), error or self._links.reason))

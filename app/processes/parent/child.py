@@ -71,14 +71,14 @@ class Child:
         self._control.send(message, descriptors)
 
     def hand(self, connection: socket.socket) -> None:
-        """Give it a connection that was accepted."""
+        """Give it a connection that was accepted. Raises OSError if no descriptor is left."""
+        self.send(Control.CONNECTION, descriptors=[connection.fileno()])
         self.open += 1
         self.pending.append(connection)
-        self.send(Control.CONNECTION, descriptors=[connection.fileno()])
         self._control.flush()  # its client waits
 
     def kill(self) -> None:
-        if self.alive:
+        if self._exit_code is None:  # else its id may be that of another process
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 

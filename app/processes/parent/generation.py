@@ -46,9 +46,9 @@ class Generation:
         """What is wrong in files, if that is why it failed."""
         self.fronts: list[Child] = []
         """Front 1, front 2, …: also those that have died and not been restarted yet."""
-        self.models: Child
         self.may_lack: set[str] | None = None
         """The pipelines that may be left out of a new release; None: any."""
+        self._models: list[Child] = []  # the model process, once it was started
         self._children = children
         self._count = count
         self._on_change = on_change
@@ -64,8 +64,13 @@ class Generation:
         return f"<Generation of {len(self.fronts)} fronts>"
 
     @property
+    def models(self) -> Child:
+        """The model process, which was started: perhaps it has died."""
+        return self._models[0]
+
+    @property
     def all(self) -> list[Child]:
-        return [self.models, *self.fronts]
+        return [*self._models, *self.fronts]
 
     def start(self) -> None:
         """Start all processes."""
@@ -105,7 +110,7 @@ class Generation:
         await self._end(self.fronts, seconds)
 
     async def end_models(self, seconds: float) -> None:
-        await self._end([self.models], seconds)
+        await self._end(self._models, seconds)
 
     async def end(self, seconds: float) -> None:
         """End all processes, the model process after its fronts."""
@@ -152,7 +157,7 @@ class Generation:
         return child
 
     def _start_models(self) -> None:
-        self.models = self._start(Role(0))
+        self._models = [self._start(Role(0))]
         self._on_models(self)
 
     def _link(self, front: Child) -> None:
@@ -226,6 +231,10 @@ class Generation:
                         self._link(front)
         except OSError as error:
             logger.error("%s can't be restarted: %s", role, error.strerror)
-            self._loop.call_later(MAX_PAUSE_SECONDS, self._restart, role)
+            child = self.fronts[role.number - 1] if role.number else self.models
+            if child.alive:  # it could not be linked
+                child.kill()  # and is restarted when it has ended
+            else:
+                self._loop.call_later(MAX_PAUSE_SECONDS, self._restart, role)
             return
         self._on_change(self)

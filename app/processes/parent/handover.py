@@ -109,7 +109,8 @@ class Handover:
 
     def _place_homeless(self, bounded: bool = True) -> None:
         while self._homeless and (front := self._next(bounded)) is not None:
-            self._hand(front, self._homeless.popleft())
+            if not self._hand(front, self._homeless.popleft()):
+                return
 
     def _accept_at(self, listeners: Sequence[socket.socket]) -> None:
         wanted = set(listeners)
@@ -134,10 +135,17 @@ class Handover:
     def _rank(self, front: Child) -> tuple[int, int]:
         return front.open, self._turns.get(front.pid, 0)
 
-    def _hand(self, front: Child, connection: socket.socket) -> None:
+    def _hand(self, front: Child, connection: socket.socket) -> bool:
+        """Hand a connection over. Return whether there was a descriptor for it."""
+        try:
+            front.hand(connection)
+        except OSError as error:
+            self._homeless.appendleft(connection)
+            self._pause(error)
+            return False
         self._turn += 1
         self._turns[front.pid] = self._turn
-        front.hand(connection)
+        return True
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -155,7 +163,8 @@ class Handover:
                     self._pause(error)
                     return
                 continue  # the client has left
-            self._hand(front, connection)
+            if not self._hand(front, connection):
+                return
 
     def _pause(self, error: OSError) -> None:
         logger.warning("no connection can be accepted now: %s", error.strerror)

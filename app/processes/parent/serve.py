@@ -224,12 +224,12 @@ class Parent:
         for front in generation.fronts:
             if not front.alive:
                 self._handover.front_ended(front)
+        self._handover.update()  # connections of any front that has died need another one
         if generation is not self._generation:
             return
         if generation.models.read and not self._told:
             self._told = True
             self._tell_where()
-        self._handover.update()
         processes = [(NAME, os.getpid(), 0)] + [
             (str(child.role), child.pid, generation.restarts[child.role])
             for child in generation.all

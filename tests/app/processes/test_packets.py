@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -219,5 +220,69 @@ def test_what_can_not_be_sent_is_refused(run: Run) -> None:
             left.packets.send((1,))
             await right.until(1)
             assert right.messages == [(1,)]
+
+    run(test)
+
+
+def test_a_message_without_its_descriptors_is_not_sent(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with two() as (left, right):
+            made: list[int] = []
+            duplicate = os.dup
+
+            def dup(descriptor: int) -> int:
+                if made:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                made.append(duplicate(descriptor))
+                return made[0]
+
+            monkeypatch.setattr(os, "dup", dup)
+            reading, writing = os.pipe()
+            with pytest.raises(OSError, match="Too many open files"):
+                left.packets.send((1,), [reading, writing])
+            os.close(reading)
+            os.close(writing)
+            assert not is_open(made[0])
+            left.packets.send((2,))
+            await right.until(1)
+            assert right.messages == [(2,)]
+
+    run(test)
+
+
+class Failing(socket.socket):
+    """A socket on which the first packets can't be sent."""
+
+    errors: list[int]
+
+    def send(self, *arguments: Any) -> int:
+        if self.errors:
+            raise OSError(self.errors.pop(), "no")
+        return super().send(*arguments)
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.EMSGSIZE])
+def test_what_the_kernel_refuses(run: Run, error: int) -> None:
+    """Messages wait for its memory; both sides notice if they can't be sent at all."""
+
+    async def test() -> None:
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        failing = Failing(fileno=ends[0].detach())
+        failing.errors = [error]
+        left, right = Side(failing), Side(ends[1])
+        for side in (left, right):
+            side.packets.start()
+        left.packets.send((1,))
+        if error == errno.ENOBUFS:
+            await right.until(1)
+            assert right.messages == [(1,)]
+        else:
+            await left.until(0, gone=1)
+            await right.until(0, gone=1)
+            assert right.messages == []
+        for side in (left, right):
+            side.packets.close()
 
     run(test)

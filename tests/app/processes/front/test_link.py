@@ -159,6 +159,31 @@ async def test_requests_are_refused_without_a_model_process() -> None:
         assert (await client.all()).endswith(b'{"live":true}')
 
 
+async def test_requests_are_refused_while_the_model_process_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.app.processes.packets.MAX_WAITING", 1)
+    async with front() as parent:
+        model = await parent.link()
+        asyncio.get_running_loop().remove_reader(model.packets._number)  # it hangs
+        links, clients = parent.front._links, [await parent.connect() for _ in range(100)]
+        for client in clients:
+            client.send(request(PREDICT, b"x" * 30_000))
+        await until(lambda: links.current is not None and links.current.is_stuck)
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image"))
+        refusal = await client.answer()
+        assert refusal.startswith(b"HTTP/1.1 503 ") and b"takes no requests now" in refusal
+        client = await parent.connect()
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await client.all()).startswith(b"HTTP/1.1 503 ")
+        model.packets.start()
+        statuses = {(await each.answer())[9:12] for each in clients}
+        assert b"200" in statuses <= {b"200", b"503"}  # 503: those that came while it was stuck
+        clients[0].send(request(PREDICT, b"image"))
+        assert (await clients[0].answer()).endswith(b"got image")
+
+
 async def test_the_death_of_the_model_process_is_answered_and_the_next_one_used() -> None:
     async with front() as parent:
         model = await parent.link(answers=None)
