@@ -24,9 +24,6 @@ from ...server.socket_states import TCP_CLOSE, queued_bytes, tcp_state
 from ..messages import LAST
 from .link import FrontLink
 
-PROBE_SECONDS = 0.05
-"""After so long a client that is gone has reset the connection on which it got bytes."""
-
 BUFFER_BYTES = 1 << 16
 """With more that one side has not taken, the other side is not read."""
 
@@ -144,8 +141,6 @@ class Tunnel(asyncio.Protocol):
         self._received += len(data)
         if not self._transport.is_closing():
             self._transport.write(data)
-        if self._client_ended:  # if it is gone, this resets the connection, and nothing is read
-            self._loop.call_later(PROBE_SECONDS, self._look_after_client)
         if self._idle is not None:
             self._return_if_idle()
 

@@ -214,6 +214,22 @@ async def test_a_request_that_can_not_cross_takes_a_tunnel() -> None:
         assert TUNNEL in model.kinds()
 
 
+async def test_a_half_closed_client_in_a_tunnel_stays_half_closed() -> None:
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        client = await parent.connect()
+        sent = request(PREDICT, b"image")
+        client.send(sent)
+        client.writer.write_eof()
+        await until(lambda: REQUEST in model.kinds())
+        assert (await client.head()).startswith(b"HTTP/1.1 100 ")  # is it still there?
+        model.packets.send((RESEND, 1))
+        end = await model.tunnel()
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(end, 1000) == sent
+        assert await asyncio.wait_for(loop.sock_recv(end, 1000), 60) == b""
+
+
 async def test_a_drain_says_so_whatever_has_ended_by_then() -> None:
     async with front() as parent:
         model = await parent.link()
