@@ -131,8 +131,9 @@ class Packets:
     def send(self, message: tuple[Any, ...], descriptors: Sequence[int] = ()) -> None:
         """Send a message, without waiting. Does nothing if the other side has gone.
 
-        `descriptors` are duplicated: the caller closes its own. Raises ValueError for a message
-        that `marshal` doesn't write or that is too large, and OSError if no descriptor is left.
+        The caller closes `descriptors`, which are duplicated if they have to wait. Raises OSError
+        if they can't be, and ValueError for a message that `marshal` doesn't write or that is too
+        large.
         """
         if self._closed or self._gone:
             return
@@ -143,13 +144,18 @@ class Packets:
                 f"a message of {size} bytes with {len(descriptors)} descriptors, at most "
                 f"{MESSAGE_BYTES} bytes and {MAX_DESCRIPTORS} descriptors can be sent"
             )
-        duplicates = _duplicates(descriptors) if descriptors else ()
-        if duplicates or self._size + size > MESSAGE_BYTES:
+        if descriptors:
+            self.flush()
+            packet = _LIST.pack(b"[", 1) + content
+            if self._gone or (not self._packets and self._takes(packet, descriptors)):
+                return
             self._pack()
-        self._messages.append(content)
-        self._size += size
-        if duplicates:
-            self._pack(duplicates)
+            self._packets.append((packet, _duplicates(descriptors)))
+        else:
+            if self._size + size > MESSAGE_BYTES:
+                self._pack()
+            self._messages.append(content)
+            self._size += size
         if not self._flushing and not self._waiting:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -168,12 +174,22 @@ class Packets:
         if not (self._closed or self._gone or self._waiting):
             self._flush()
 
-    def _pack(self, descriptors: Sequence[int] = ()) -> None:
+    def _takes(self, packet: bytes, descriptors: Sequence[int]) -> bool:
+        """Return whether the kernel takes a packet at once."""
+        try:
+            self._send_with(packet, descriptors)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise
+            return False  # `_flush` will see why
+        return True
+
+    def _pack(self) -> None:
         """Make a packet of the messages that have none yet."""
         messages = self._messages
         if messages:
             packet = _LIST.pack(b"[", len(messages)) + b"".join(messages)
-            self._packets.append((packet, descriptors))
+            self._packets.append((packet, ()))
             messages.clear()
             self._size = 0
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -180,7 +181,10 @@ def test_unsent_descriptors_are_closed_with_the_packets(run: Run) -> None:
         with right:
             packets = Packets(left, lambda *_: None, lambda: None)
             reading, writing = os.pipe()
-            packets.send((1,), [writing])
+            while not packets.unsent_bytes:  # until the kernel takes no more
+                packets.send((1, b"x" * 50_000))
+                packets.flush()
+            packets.send((2,), [writing])
             os.close(writing)
             packets.close()
             packets.close()
@@ -224,34 +228,6 @@ def test_what_can_not_be_sent_is_refused(run: Run) -> None:
     run(test)
 
 
-def test_a_message_without_its_descriptors_is_not_sent(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test() -> None:
-        async with two() as (left, right):
-            made: list[int] = []
-            duplicate = os.dup
-
-            def dup(descriptor: int) -> int:
-                if made:
-                    raise OSError(errno.EMFILE, "Too many open files")
-                made.append(duplicate(descriptor))
-                return made[0]
-
-            monkeypatch.setattr(os, "dup", dup)
-            reading, writing = os.pipe()
-            with pytest.raises(OSError, match="Too many open files"):
-                left.packets.send((1,), [reading, writing])
-            os.close(reading)
-            os.close(writing)
-            assert not is_open(made[0])
-            left.packets.send((2,))
-            await right.until(1)
-            assert right.messages == [(2,)]
-
-    run(test)
-
-
 class Failing(socket.socket):
     """A socket on which the first packets can't be sent."""
 
@@ -284,5 +260,29 @@ def test_what_the_kernel_refuses(run: Run, error: int) -> None:
             assert right.messages == []
         for side in (left, right):
             side.packets.close()
+
+
+def test_descriptors_need_no_copy_if_they_leave_at_once(run: Run) -> None:
+    async def test() -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with right:
+            packets = Packets(left, lambda *_: None, lambda: None)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (left.fileno(), hard))
+            try:
+                packets.send((1,), [right.fileno()])
+                assert packets.unsent_bytes == 0
+                while not packets.unsent_bytes:
+                    packets.send((2, b"x" * 50_000))
+                    packets.flush()
+                unsent = packets.unsent_bytes
+                with pytest.raises(OSError, match="Too many open files"):
+                    packets.send((3,), [right.fileno()])
+                assert packets.unsent_bytes == unsent
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                packets.send((4,), [1 << 20])
+            packets.close()
 
     run(test)
