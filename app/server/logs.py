@@ -50,6 +50,7 @@ CLIENT_CAUSED = (
     "penstock.fetch",
     "penstock.connection",
     "penstock.node",
+    "penstock.processes",
     "penstock.executor",
     "penstock.sequences",
     "uvicorn.error",
