@@ -187,6 +187,17 @@ def test_large_tensors_stay_where_they_are(front: StubFront) -> None:
     front.until_free()
 
 
+def test_an_extent_is_not_freed_while_its_tensor_is_read(front: StubFront) -> None:
+    number = infer(front, np.full((1, 100_000), 13, np.float32))
+    assert INSIDE.wait(SECONDS)
+    front.send(messages.CANCEL, number)  # the backend reads it still
+    front.request("/predict/probe", b"12345")
+    assert front.answer()[1] == 200  # what was freed by now has been told
+    assert front.arena.in_use > 400_000
+    GATE.set()
+    front.until_free()
+
+
 def test_tensors_that_are_not_aligned_are_copied(front: StubFront) -> None:
     infer(front, np.zeros((1, 100_000), np.float32), align=False)
     assert front.answer()[1] == 200
