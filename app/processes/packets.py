@@ -213,8 +213,8 @@ class Packets:
                 return
             except OSError as error:
                 if error.errno in NO_ROOM:
-                    self._flushing = True
-                    self._loop.call_later(RETRY_SECONDS, self._flush)
+                    self._waiting = True
+                    self._loop.call_later(RETRY_SECONDS, self._writable)
                 else:  # the reader says that the other side has gone, after its last messages
                     self._drop()
                     self._gone = True
@@ -230,9 +230,10 @@ class Packets:
         self._end.sendmsg([packet], [rights])
 
     def _writable(self) -> None:
-        self._loop.remove_writer(self._number)
-        self._waiting = False
-        self._flush()
+        if self._waiting:  # it has not been closed
+            self._loop.remove_writer(self._number)
+            self._waiting = False
+            self._flush()
 
     def _drop(self) -> None:
         """Forget what is unsent."""
