@@ -202,6 +202,7 @@ class FrontNodes:
         self._by_name: dict[str, FrontPipeline] = {}
         self._by_token: dict[str, FrontPipeline] = {}
         self._failed: set[str] = set()  # the tokens of pipelines that could not be loaded
+        self._pressed: set[str] = set()  # the tokens of pipelines under pressure
         self._applying: asyncio.Lock = asyncio.Lock()
         self._newest = 0  # the number of the newest table
         self._draining: dict[asyncio.Task[None], tuple[str, Pipeline]] = {}
@@ -229,7 +230,11 @@ class FrontNodes:
         return front
 
     def set_pressure(self, token: str, on: bool) -> None:
-        """Note that pressure of a pipeline begins or ends."""
+        """Note that pressure of a pipeline begins or ends. It may still be loading."""
+        if on:
+            self._pressed.add(token)
+        else:
+            self._pressed.discard(token)
         front = self._by_token.get(token)
         if front is not None:
             front.under_pressure = on
@@ -244,6 +249,7 @@ class FrontNodes:
         mine = self._newest
         entries = read_entries(table)
         current = {entry.token for entry in entries}
+        self._pressed = {entry.token for entry in entries if entry.pressure}
         # At once: what is replaced takes no new requests.
         self._name(entries)
         async with self._applying:
@@ -268,8 +274,8 @@ class FrontNodes:
             if entry.token in self._by_token
             for name in entry.names
         }
-        for entry in entries:
-            self.set_pressure(entry.token, entry.pressure)
+        for token, front in self._by_token.items():
+            front.under_pressure = token in self._pressed
 
     async def _load(self, entry: FrontEntry) -> None:
         name = entry.names[-1]

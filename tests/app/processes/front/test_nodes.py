@@ -449,6 +449,19 @@ async def test_fronts_learn_of_pressure(operators: Path) -> None:
             assert front.under_pressure is on
 
 
+async def test_pressure_that_begins_while_front_nodes_load_is_kept(operators: Path) -> None:
+    async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
+        token = both.repository.get("whole").token
+        late = FrontNodes(2, 2, Settings())
+        loading = asyncio.create_task(late.apply(front_table(both.repository)))
+        await asyncio.sleep(0)
+        late.set_pressure(token, True)
+        await loading
+        front = late.find(PredictHead("whole", False, []))
+        assert front is not None and front.under_pressure
+        await late.close(1)
+
+
 async def test_requests_of_one_batch_share_it(operators: Path) -> None:
     async with processes(written(operators, HOLD)) as both:
         module, pipeline = gate(), both.repository.get("whole")
