@@ -48,7 +48,7 @@ def run_child(name: str, read: Callable[[], Repository], settings: Settings) -> 
         process=str(role),
     )
     log.take_standard_error()
-    hide_secrets()
+    hide_secrets(warns=False)  # the parent does
     try:
         if role.number:
             from .front.process import serve_front

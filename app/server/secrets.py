@@ -18,11 +18,11 @@ logger = logging.getLogger("penstock.serve")
 _OPTIONS = {f"--{name.replace('_', '-')}".encode() for name in SECRETS}
 
 
-def hide_secrets() -> None:
+def hide_secrets(*, warns: bool = True) -> None:
     """Remove the secrets of the settings from this process's environment and command line.
 
     Call it once they have been read. Processes that are started later do not inherit them. Warns of
-    secrets on the command line, which everyone could read until now.
+    secrets on the command line, which everyone could read until now, unless another process does.
     """
     for name in [name for name in os.environ if name.upper() in SECRET_VARIABLES]:
         del os.environ[name]
@@ -37,6 +37,8 @@ def hide_secrets() -> None:
             for option, start, end in _secret_arguments(given):
                 memory.seek(arguments + start)
                 memory.write(b"*" * (end - start))
+                if not warns:
+                    continue
                 logger.warning(
                     "%s on the command line shows the secret to all users of this machine: use "
                     "%s-file, or the environment variable PENSTOCK_%s",
