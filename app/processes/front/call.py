@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from time import monotonic
 from typing import Any
@@ -17,7 +18,7 @@ from ...server.calls import Caller
 from ...server.head import RequestHead
 from ..messages import ASK, ASK_BYTES, BODY, CANCEL, FAIL, REQUEST, Log
 from .answers import not_ready
-from .link import FrontLink, Links
+from .link import COPIED_BYTES, FrontLink, LargeBody, Links
 
 
 class CrossingCall:
@@ -43,6 +44,8 @@ class CrossingCall:
         "_pieces",
         "_text",
         "_waits",
+        "_writing",
+        "forwarded",
         "keep_alive",
         "wire",
     )
@@ -51,8 +54,6 @@ class CrossingCall:
     """What the connection holds for the request: nothing, the body is counted here."""
     failed = None
     http_1_0 = False
-    started = False
-    """An answer leaves in one piece."""
     streamed = False
 
     def __init__(
@@ -71,6 +72,8 @@ class CrossingCall:
         self._alignment = alignment
         self._head = head
         self._text = text
+        self.forwarded: tuple[str, int] | None = None
+        """The client for which a proxy has sent it."""
 
     def __repr__(self) -> str:
         return f"<CrossingCall {self._number} {self._head.path.decode()}>"
@@ -84,13 +87,19 @@ class CrossingCall:
         self.keep_alive = keep_alive
         self._default_head = default_head
         self._access = access
-        self._client = wire.client
+        self._client = self.forwarded or wire.client
         self._body = b""
         self._pieces: list[bytes] | None = None
         self._first_byte = 0.0
         self._link: FrontLink | None = None
         self._number = 0
         self._asked = self._waits = False  # whether it may come; for the answer to that
+        self._writing: asyncio.Task[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        """True while an answer leaves in pieces."""
+        return self._writing is not None
 
     @property
     def body_timeout(self) -> float:
@@ -206,10 +215,14 @@ class CrossingCall:
     def resend(self) -> None:
         self._tunnel(self._body if self._pieces is None else b"".join(self._pieces))
 
-    def answer(self, status: int, head: bytes, body: bytes, keep_alive: bool, log: Log) -> None:
+    def answer(
+        self, status: int, head: bytes, body: bytes | LargeBody, keep_alive: bool, log: Log
+    ) -> None:
         wire, self.wire = self.wire, None
         self._let_go()
         if wire is None:
+            if isinstance(body, LargeBody):
+                body.let_go()
             return
         if self._waits and self._head.length > ASK_BYTES:  # whatever of the body has come by now
             keep_alive = False
@@ -217,11 +230,31 @@ class CrossingCall:
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
         if self._access is not None:
             self._log(status, len(body), log)
+        if isinstance(body, LargeBody):
+            self.wire = wire  # until the answer is written: its client may leave
+            loop = asyncio.get_running_loop()
+            self._writing = loop.create_task(self._write(wire, head + end, body, keep_alive))
+            return
         if len(body) < JOIN_BELOW_BYTES:
             wire.write(head + end + body)
         else:
             wire.write_pieces(head + end, body)
         wire.answered(keep_alive)
+
+    async def _write(self, wire: Caller, head: bytes, body: LargeBody, keep_alive: bool) -> None:
+        """Write an answer whose body is large, as fast as its client reads."""
+        try:
+            wire.write(head)
+            for start in range(0, len(body), COPIED_BYTES):
+                await wire.writable()
+                if self.wire is None:  # its client has left
+                    return
+                wire.write(bytes(body.view[start : start + COPIED_BYTES]))
+            self.wire = None
+            wire.answered(keep_alive)
+        finally:
+            self._writing = None  # the task holds the call
+            body.let_go()
 
     def lost(self) -> None:
         self._answer_not_ready()
@@ -240,7 +273,7 @@ class CrossingCall:
             request_id, pipeline, queued, ran = log
             logged = Logged(pipeline, (queued, ran))
             access.follow(logged, tuple if queued is None else lambda: (logged,))
-        access.log(status, size, request_id)
+        access.log(status, size, request_id, self.forwarded)
 
 
 class Logged:

@@ -33,11 +33,18 @@ from .answers import NO_MODELS, STUCK
 
 logger = logging.getLogger("penstock.processes")
 
+COPIED_BYTES = 1 << 18
+"""The largest body of an answer that is copied at once. A larger one is copied as its client reads,
+so that a front holds a piece of it at a time.
+"""
+
 
 class Crossing(Protocol):
     """A request on its way, as the link sees it. It has ended after `answer` and `lost`."""
 
-    def answer(self, status: int, head: bytes, body: bytes, keep_alive: bool, log: Log) -> None: ...
+    def answer(
+        self, status: int, head: bytes, body: bytes | LargeBody, keep_alive: bool, log: Log
+    ) -> None: ...
 
     def go(self) -> None:
         """Send the body that was asked for."""
@@ -47,6 +54,26 @@ class Crossing(Protocol):
 
     def lost(self) -> None:
         """End: the model process has gone."""
+
+
+class LargeBody:
+    """The body of an answer, in the model process's arena. It counts in that one's memory until
+    `let_go`.
+    """
+
+    __slots__ = ("_link", "_offset", "view")
+
+    def __init__(self, link: FrontLink, offset: int, view: memoryview) -> None:
+        self.view = view
+        self._link = link
+        self._offset = offset
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def let_go(self) -> None:
+        self.view.release()
+        self._link.let_go(self._offset)
 
 
 class Carrier(Protocol):
@@ -165,10 +192,13 @@ class FrontLink:
         if kind == ANSWER:
             _, number, status, head, body, keep_alive, log = message
             call = self._calls.pop(number, None)
+            if call is None:  # its client has left
+                if type(body) is tuple:
+                    self.let_go(body[0])
+                return
             if type(body) is tuple:
-                body = self._copied(body)
-            if call is not None:  # its client has not left
-                call.answer(status, head, body, keep_alive, log)
+                body = self._large(body) if body[1] > COPIED_BYTES else self._copied(body)
+            call.answer(status, head, body, keep_alive, log)
         elif kind == FREE:
             for offset in message[1]:
                 self._arena.free(offset)
@@ -200,10 +230,18 @@ class FrontLink:
             return body
         assert self._mapping is not None
         content = bytes(self._mapping.view(*body))
+        self.let_go(body[0])
+        return content
+
+    def _large(self, body: tuple[int, int]) -> LargeBody:
+        assert self._mapping is not None
+        return LargeBody(self, body[0], self._mapping.view(*body))
+
+    def let_go(self, offset: int) -> None:
+        """Let an extent of the model process go, soon."""
         if not self._freed:
             self._loop.call_soon(self._send_freed)
-        self._freed.append(body[0])
-        return content
+        self._freed.append(offset)
 
     def _send_freed(self) -> None:
         self._packets.send((FREE, self._freed))

@@ -105,6 +105,38 @@ async def test_a_client_that_leaves_cancels_its_request() -> None:
         await until(lambda: not model.arena.in_use)
 
 
+async def test_a_large_answer_is_copied_as_its_client_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even one that is larger than what this front may hold."""
+    content = bytes(range(256)) * (1 << 16)
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image") + request(PREDICT, b"image"))
+        for number in (1, 2):
+            await until(lambda: model.kinds() == [REQUEST] * number)
+            model.answer(number, content)
+            monkeypatch.setattr(budget, "limit", budget.used + (1 << 20))
+            assert (await client.answer()).endswith(content)
+            await until(lambda: not model.arena.in_use)
+            monkeypatch.undo()
+        assert budget.used == 0
+
+
+async def test_a_client_that_leaves_in_a_large_answer_frees_it() -> None:
+    async with front() as parent:
+        model = await parent.link(answers=None)
+        client = await parent.connect()
+        client.send(request(PREDICT, b"image"))
+        await until(lambda: REQUEST in model.kinds())
+        model.answer(1, bytes(1 << 24))
+        await until(lambda: parent.states() == ["ANSWERING"])
+        assert model.arena.in_use
+        client.writer.transport.abort()
+        await until(lambda: not model.arena.in_use)
+
+
 async def test_pipelined_answers_stay_in_order() -> None:
     async with front() as parent:
         await parent.link()
