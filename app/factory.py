@@ -209,6 +209,16 @@ class _App(FastAPI):
             self._find_hot()
         return self._behind_key
 
+    def hot_routes_behind_checks(self) -> HotRoutes | None:
+        """Return the hot routes, whatever stands before them: a front process has made the checks
+        of the app's middleware, and nobody has added any.
+        """
+        self.hot_routes()  # builds the stack
+        stack: Any = self.middleware_stack
+        while stack is not None and type(stack) is not HotRoutes:
+            stack = getattr(stack, "app", None)
+        return stack
+
     def _find_hot(self) -> None:
         stack: Any = self.middleware_stack
         self._stack = stack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -38,7 +38,7 @@ class AllowedHosts:
         self._protocol_error = protocol_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or "*" in self._names or self._allows(scope):
+        if scope["type"] == "lifespan" or self.allows(scope["headers"]):
             await self.app(scope, receive, send)
         else:
             error = InvalidRequest(
@@ -46,8 +46,11 @@ class AllowedHosts:
             )
             await refuse(scope, send, error, self._protocol_error)
 
-    def _allows(self, scope: Scope) -> bool:
-        values = [value for name, value in scope["headers"] if name == b"host"]
+    def allows(self, fields: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether a request with these header fields is for an allowed host."""
+        if "*" in self._names:
+            return True
+        values = [value for name, value in fields if name == b"host"]
         if len(values) != 1:
             return False
         host = host_of(values[0].decode("latin-1"))

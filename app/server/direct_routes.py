@@ -89,9 +89,7 @@ def without_root(path: str, root: str) -> str:
     return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
-def routes_of(
-    app: Any, root_path: str = "", kind: type[DirectRoutes] = DirectRoutes
-) -> DirectRoutes | None:
+def routes_of(app: Any, root_path: str = "") -> DirectRoutes | None:
     """Return the routes of an app that a connection may answer itself: those that nothing of it
     stands before. None for an app that is not ours.
     """
@@ -99,4 +97,4 @@ def routes_of(
     hot = cast("HotRoutes | None", find()) if find is not None else None
     if hot is None or not isinstance(hot.protocol, ProtocolApp):  # it shadows another server
         return None
-    return kind(hot, root_path)
+    return DirectRoutes(hot, root_path)

@@ -14,8 +14,9 @@ from ...http.predict_call import PredictHead
 from ...http.restriction import restriction_of
 from ...server.direct_routes import DIRECT_METHODS, MOST_BODY_BYTES, without_root
 from ...server.head import RequestHead
-from ...settings import Settings, split
+from ...settings import Settings
 from .call import CrossingCall
+from .checks import Checks
 from .link import Links
 from .nodes import FrontNodes, FrontPipeline
 from .passing import PassingCall
@@ -38,8 +39,8 @@ WHOLE = "whole"
 
 
 class FrontRoutes:
-    """The routes of the requests that cross. They are those that `DirectRoutes` takes; where it
-    takes none, because something else of the app has to see them first, none cross.
+    """The routes of the requests that cross: those that `DirectRoutes` takes, and that pass the
+    checks of the app's middleware.
     """
 
     def __init__(self, settings: Settings, links: Links, nodes: FrontNodes | None = None) -> None:
@@ -52,11 +53,7 @@ class FrontRoutes:
         self._restriction = restriction_of(settings.restricted_api) or None
         self._root_path = settings.root_path
         self._fetches = settings.allow_url
-        self._crosses = not (
-            split(settings.allowed_hosts)
-            or split(settings.cors_origins)
-            or split(settings.trusted_proxies)
-        )
+        self._checks = Checks(settings)
 
     def call_of(self, head: RequestHead, text: bytes, client: str | None) -> CrossingCall | None:
         """Make the call of a request. None if it has to take a tunnel."""
@@ -65,6 +62,9 @@ class FrontRoutes:
             route = head.direct = self._route_of(head)
         if not route:
             return None
+        forwarded = self._checks.forwarded_for(head, client)
+        if forwarded is not None:
+            client = forwarded[0]
         front = None
         if type(route) is PredictHead:
             front = None if self._nodes is None else self._nodes.find(route)
@@ -80,9 +80,13 @@ class FrontRoutes:
             except PenstockError:  # a tunnel passes it on in pieces
                 return None
         alignment = _alignment_of(head) if route is WHOLE else 0
-        if front is None:
-            return CrossingCall(self._links, head, text, memory, alignment)
-        return PassingCall(self._links, head, text, memory, front=front, share=client)
+        call = (
+            CrossingCall(self._links, head, text, memory, alignment)
+            if front is None
+            else PassingCall(self._links, head, text, memory, front=front, share=client)
+        )
+        call.forwarded = forwarded
+        return call
 
     def _checked(
         self, front: FrontPipeline, head: RequestHead, client: str | None
@@ -104,9 +108,9 @@ class FrontRoutes:
         return front, client
 
     def _route_of(self, head: RequestHead) -> PredictHead | str:
-        if not (self._crosses and head.plain and head.method in DIRECT_METHODS):
+        if not (head.plain and head.method in DIRECT_METHODS):
             return ""
-        if not 0 < head.length <= MOST_CROSSING_BYTES:
+        if not 0 < head.length <= MOST_CROSSING_BYTES or not self._checks.passes(head):
             return ""
         path = head.path.decode("ascii")
         if self._root_path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import count
+from typing import cast
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -11,8 +12,8 @@ from uvicorn.server import ServerState
 from penstock.backends.memory import budget
 
 from ...http.access import logger as access_logger
+from ...http.predict import HotRoutes
 from ...server.connections import Connections
-from ...server.direct_routes import DirectRoutes, routes_of
 from .. import arena
 from .calls import CrossedRoutes
 from .tunnels import Tunnels
@@ -21,17 +22,16 @@ from .tunnels import Tunnels
 class Shared:
     """`config` and `state` are those of uvicorn's server.
 
-    `routes`: None if something of the app sees all requests: then all take tunnels. `logs`: fronts
-    write an access log. `queries`: the numbers of the next queries.
+    `routes`: those of crossed requests, which the fronts have checked. `logs`: fronts write an
+    access log. `queries`: the numbers of the next queries.
     """
 
     def __init__(
         self, config: uvicorn.Config, state: ServerState, connections: Connections
     ) -> None:
         self.connections = connections
-        self.routes: DirectRoutes | None = routes_of(
-            config.loaded_app, config.root_path, CrossedRoutes
-        )
+        hot = cast("HotRoutes", config.app.hot_routes_behind_checks())  # type: ignore[union-attr]
+        self.routes = CrossedRoutes(hot, config.root_path)
         self.logs = config.access_log and access_logger.isEnabledFor(logging.INFO)
         self.arena_bytes = min(budget.limit, arena.MOST_BYTES)
         self.tunnels = Tunnels(config, state, connections)

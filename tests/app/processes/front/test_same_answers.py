@@ -82,6 +82,8 @@ def test_same_answers_to_spoilt_requests(doors: Doors, seed: int) -> None:
     [
         {"api_key": SecretStr("key"), "body_timeout": 0.1, "discard_timeout": 0.1},
         {"restricted_api": SecretStr("inference:secret=word"), "root_path": "/root"},
+        {"allowed_hosts": "elsewhere"},
+        {"cors_origins": "https://page", "trusted_proxies": "*"},
     ],
 )
 def test_same_answer_with_settings(running: Any, settings: dict[str, Any]) -> None:
@@ -96,6 +98,7 @@ def test_same_answer_with_settings(running: Any, settings: dict[str, Any]) -> No
             ["Authorization: Bearer key"],
             ["Authorization: Bearer wrong"],
             ["Secret: word"],
+            ["Origin: https://page", "X-Forwarded-For: 192.0.2.7"],
         ):
             for data in (
                 request("/predict/one", b"data", *lines),

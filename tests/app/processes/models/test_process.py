@@ -136,13 +136,12 @@ def test_a_pipeline_that_can_not_be_loaded_is_told() -> None:
 
 
 def test_a_report_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with models(GATED) as process, caplog.at_level(logging.INFO), process.front() as front:
+    with models(GATED) as process, caplog.at_level(logging.INFO):
         process.control.send(Control.REPORT)
         process.control.send(Control.PROCESSES, [("parent", 1, 0)])
         process.control.send(99, "of a later release")
-        GATE.set()
-        front.request("/predict/gated", b"x")
-        front.answer()
+        process.control.send(Control.DRAIN)
+        assert process.control.receive() == (Control.DRAINED,)  # all before has been done
     assert any("gated" in message for message in caplog.messages)
 
 
