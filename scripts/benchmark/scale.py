@@ -10,9 +10,13 @@ import asyncio
 import math
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -33,59 +37,106 @@ from wrk import Run, Side, compared, in_turns, load, ratios, require_wrk
 
 from penstock.app.bench.client import HttpClient
 from penstock.app.bench.load import open_loop
+from penstock.backends.image.decode import decode
 
 PART = "scale"
 ONE, ONE_WITH_TWO, TWO = "one", "one, 2 decoders", "two"
 FRONTS = ("--processes", "2")
 SMALL_MODEL = "decoding and a small model"
+LARGE = "1920×1280"
+"""The size whose decoding is long enough for two processors to be worth 1.8 times one."""
+MOST_PIXELS = 1 << 30
 ARRIVALS = 1000.0
 """Requests per second for the device, in an open loop: 10 arrive while a batch runs."""
 PROCESSORS = len(os.sched_getaffinity(0))
+Group = Callable[[Path, bool], list[Figure]]
 
 
 def measure(quick: bool) -> list[Figure]:
     require_wrk()
+    groups: dict[str, Group] = {"decoding alone": decoding}
+    groups |= {f"pictures of {size}": partial(pictures, size) for size in PICTURES}
+    groups |= {
+        "a model in Python": model_in_python,
+        "latency": latency,
+        "processes": processes,
+        "batches": batches,
+        "spread": spread,
+        "losses": scale_losses.measure,
+    }
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder)
-        for group in (pictures, latency, processes, batches, spread, losses):
-            say(f"   {group.__name__}")
-            figures += _attempted(group, folder, quick)
+        for what, group in groups.items():
+            say(f"   {what}")
+            figures += _attempted(what, group, folder, quick)
     return figures + scale_gpus.measure(quick)
 
 
-def _attempted(
-    group: Callable[[Path, bool], list[Figure]], folder: Path, quick: bool
-) -> list[Figure]:
+def _attempted(what: str, group: Group, folder: Path, quick: bool) -> list[Figure]:
     """Measure a group, or return one figure that says why it could not be measured."""
     try:
         return group(folder, quick)
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
         say(f"   not measured: {error}")
-        return [Figure(PART, group.__name__, math.nan, note=reason)]
+        return [Figure(PART, what, math.nan, note=str(error).splitlines()[0])]
 
 
-def pictures(folder: Path, quick: bool) -> list[Figure]:
-    """Compare the rates of a decoding pipeline, and of one in Python that fronts may run."""
-    with ExitStack() as running:
-        one = running.enter_context(penstock(folder / "picture_1.toml"))
-        more = running.enter_context(penstock(folder / "picture_2.toml"))
-        two = running.enter_context(penstock(folder / "picture_1.toml", *FRONTS))
-        figures: list[Figure] = []
+def decoding(folder: Path, quick: bool) -> list[Figure]:
+    """Compare decoding in two processes with one, without a server: what the machine gives."""
+    seconds, turns = (0.5, 3) if quick else (1.0, 7)
+    figures = []
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for size in PICTURES:
-            sides = [
-                Side(name, server, "/predict/picture", folder / f"{size}.lua")
-                for name, server in ((ONE, one), (ONE_WITH_TWO, more), (TWO, two))
-            ]
-            runs = in_turns(sides, 16, quick=quick, turns=7)
-            what = f"{SMALL_MODEL}, {size}: 2 processes ÷ one"
-            least = 1.8 if size == "1920×1280" else None
-            figures += [
-                _gain(what, runs[TWO], runs[ONE], least),
-                _gain(f"{what} with instance_num = 2", runs[TWO], runs[ONE_WITH_TWO]),
-            ]
+            jpegs = [path.read_bytes() for path in sorted((folder / size).iterdir())]
+            runs = []
+            for turn in range(-1, turns):  # the first is to warm up
+                alone = pool.submit(decode_for, jpegs, seconds).result()
+                both = [pool.submit(decode_for, jpegs, seconds) for _ in range(2)]
+                if (ratio := sum(each.result() for each in both) / alone) and turn >= 0:
+                    runs.append(ratio)
+            what = f"decoding alone, {size}: 2 processes ÷ one"
+            figures.append(of_runs(PART, what, runs, note="what the processors allow"))
+    return figures
+
+
+def decode_for(jpegs: Sequence[bytes], seconds: float) -> float:
+    """Return the images per second that this process decodes."""
+    count, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        decode(jpegs[count % len(jpegs)], max_pixels=MOST_PIXELS)
+        count += 1
+    return count / elapsed
+
+
+def pictures(size: str, folder: Path, quick: bool) -> list[Figure]:
+    """Compare the rates of a pipeline that decodes."""
+    what = f"{SMALL_MODEL}, {size}: 2 processes ÷ one"
+    with ExitStack() as running:
+        sides = [
+            Side(
+                name,
+                running.enter_context(penstock(folder / f"{file}.toml", *options)),
+                "/predict/picture",
+                folder / f"{size}.lua",
+            )
+            for name, file, options in (
+                (ONE, "picture_1", ()),
+                (ONE_WITH_TWO, "picture_2", ()),
+                (TWO, "picture_1", FRONTS),
+            )
+        ]
+        runs = in_turns(sides, 16, quick=quick, turns=7)
+    least = 1.8 if size == LARGE else None
+    return [
+        _gain(what, runs[TWO], runs[ONE], least),
+        _gain(f"{what} with instance_num = 2", runs[TWO], runs[ONE_WITH_TWO]),
+    ]
+
+
+def model_in_python(folder: Path, quick: bool) -> list[Figure]:
+    """Compare the rates of a model in Python that front processes may run."""
     with ExitStack() as running:
         sides = [
             Side(
@@ -97,8 +148,8 @@ def pictures(folder: Path, quick: bool) -> list[Figure]:
             for name, options in ((ONE, ()), (TWO, FRONTS))
         ]
         runs = in_turns(sides, 16, quick=quick, turns=7)
-        figures.append(_gain("a model in Python, front = true: 2 ÷ one", runs[TWO], runs[ONE]))
-    return figures
+    what = "a model in Python, front = true: 2 processes ÷ one"
+    return [_gain(what, runs[TWO], runs[ONE], 1.8)]
 
 
 def _gain(
@@ -288,8 +339,3 @@ async def _shares(side: Side, seconds: int) -> list[tuple[int, float]]:
     await running
     used = [processor_seconds(pid) - time for pid, time in zip(fronts, before, strict=True)]
     return list(zip(connections, used, strict=True))
-
-
-def losses(folder: Path, quick: bool) -> list[Figure]:
-    """Count the requests that are lost at kill -9 and at rolling reloads."""
-    return scale_losses.measure(folder, quick)
