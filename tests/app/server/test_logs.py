@@ -17,7 +17,6 @@ import orjson
 import pytest
 
 from penstock.app.server.logs import (
-    CLIENT_CAUSED,
     LINES_A_SECOND,
     MOST_KINDS,
     JsonFormatter,
@@ -30,6 +29,7 @@ from penstock.backends.sequences.sequence import StepMessage
 from penstock.backends.sequences.stateful import SequenceStates
 
 from ...ports import free_port
+from ..logging_state import logging_restored
 
 EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 
@@ -37,13 +37,6 @@ EVIL = "a\nINFO forged\r\x1b[31m\u2028b\u202ec\x00d\x85e\ud800"
 @pytest.fixture
 def log() -> Any:
     """A function that configures logging with a style and returns the stream."""
-    names = ("penstock", "uvicorn.error", "penstock.access", "asyncio", "grpc")
-    before = {
-        name: (list(logger.handlers), logger.propagate, logger.level)
-        for name in names
-        if (logger := logging.getLogger(name))
-    }
-
     handler: Any = None
 
     class Stream(io.StringIO):
@@ -57,13 +50,8 @@ def log() -> Any:
         handler = configure_logging(level, style, stream).handler
         return stream
 
-    yield configure
-    for name, (handlers, propagate, level) in before.items():
-        logger = logging.getLogger(name)
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
-    for name in CLIENT_CAUSED:
-        logging.getLogger(name).filters.clear()
+    with logging_restored():
+        yield configure
 
 
 @pytest.mark.parametrize("style", ["text", "json"])

@@ -16,8 +16,10 @@ from tritonclient.utils import InferenceServerException
 
 from penstock import create_app
 from penstock.app.log_settings import log_settings
-from penstock.app.server.logs import CLIENT_CAUSED, configure_logging
+from penstock.app.server.logs import configure_logging
 from penstock.app.settings import Settings
+
+from ..logging_state import logging_restored
 
 HEADERS = {"Authorization": "Bearer adm1n"}
 ON: dict[str, Any] = {"admin_token": "adm1n", "api_key": "k3y", "allow_log_settings": True}
@@ -54,17 +56,8 @@ class Log:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    names = ("penstock", "penstock.access", "uvicorn.error", "asyncio", "grpc")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(list(each.handlers), each.propagate, each.level) for each in loggers]
-    yield Log
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.propagate = propagate
-        logger.setLevel(level)
-    for name in CLIENT_CAUSED:
-        logging.getLogger(name).filters.clear()
-    log_settings.reset()
+    with logging_restored():
+        yield Log
 
 
 @pytest.fixture(scope="module")

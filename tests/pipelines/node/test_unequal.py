@@ -157,10 +157,12 @@ def test_together_they_are_as_fast_as_the_sum_and_nobody_starves(kinds: list[Kin
     load=st.one_of(st.floats(0.05, 1.2), st.integers(1, 200)),
 )
 def test_between_equal_devices_nothing_changes(kind: Kind, devices: int, load: float | int) -> None:
-    """Each item is answered at the same moment as by the scheduler that knows no speeds."""
+    """Each item is answered at the same moment as by the scheduler that knows no speeds, if the
+    batches of both take exactly as long.
+    """
 
     def answered(scheduler: type[Scheduler]) -> list[tuple[float, float]]:
-        simulation = Simulation(*[kind] * devices, scheduler=scheduler)
+        simulation = Simulation(*[kind] * devices, noise=0.0, scheduler=scheduler)
         if isinstance(load, int):
             simulation.loops(load)
         else:
@@ -168,7 +170,8 @@ def test_between_equal_devices_nothing_changes(kind: Kind, devices: int, load: f
         simulation.run(30 * kind.seconds(kind.max))
         return [(came, ended) for came, ended, _ in simulation.ended]
 
-    assert answered(DeviceScheduler) == answered(Scheduler)
+    nothing_changes = answered(DeviceScheduler) == answered(Scheduler)
+    assert nothing_changes  # the lists are too long to be compared in words
 
 
 def poisson(simulation: Simulation, rate: float) -> None:

@@ -34,6 +34,8 @@ from penstock.app.status.snapshot import Snapshots
 from penstock.pipelines.other_processes import MemoryUse, NodeGauges
 from penstock.pipelines.repository import Repository
 
+from ...logging_state import logging_restored
+
 NAME = {"pipeline": {"name": "it"}}
 PART = {**NAME, "first": {"backend": "Identity"}}
 WHOLE = {
@@ -130,8 +132,8 @@ class Server:
 @pytest.fixture
 def log() -> Iterator[Log]:
     log_settings.reset()
-    yield configure_logging(stream=io.StringIO())
-    log_settings.reset()
+    with logging_restored():
+        yield configure_logging(stream=io.StringIO())
 
 
 @pytest.fixture
