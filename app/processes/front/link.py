@@ -213,8 +213,7 @@ class FrontLink:
             if (call := self._calls.get(message[1])) is not None:
                 call.resend()
         elif kind == QUERY:
-            body = self.body(self.on_query(self._copied(message[2])))
-            self._packets.send((REPLY, message[1], b"" if body is None else body))
+            self._packets.send((REPLY, message[1], self._reply(message[2])))
         elif kind == TABLE:
             self.on_table(self._copied(message[1]), message[2])
         elif kind == PRESSURE:
@@ -223,6 +222,15 @@ class FrontLink:
             self._mapping = Mapping(descriptors[0])
             self.linked = True
             self._on_linked()
+
+    def _reply(self, query: Body) -> Body:
+        """Return the answer to a query; an empty one if there is none, which is no report."""
+        try:
+            body = self.body(self.on_query(self._copied(query)))
+        except Exception:
+            logger.exception("a question of the model process could not be answered")
+            return b""
+        return b"" if body is None else body
 
     def _copied(self, body: Body) -> bytes:
         """Return a body of the model process, and let its extent go."""

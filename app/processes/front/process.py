@@ -151,7 +151,10 @@ class Front:
                 self.connections.count_lack()
                 self._changed()
         elif kind == Control.LINK:
-            self._link(message[1], socket.socket(fileno=descriptors[0]))
+            if descriptors:
+                self._link(message[1], socket.socket(fileno=descriptors[0]))
+            else:
+                self.connections.count_lack()
         elif kind == Control.LISTEN:
             for descriptor in descriptors:
                 self._spawn(self._listen(socket.socket(fileno=descriptor)))

@@ -17,6 +17,8 @@ from penstock.app.processes.messages import (
     CANCEL,
     FAIL,
     GO,
+    QUERY,
+    REPLY,
     REQUEST,
     RESEND,
     TUNNEL,
@@ -303,3 +305,19 @@ async def test_the_access_log_has_a_line_for_each_request(
     assert [line["access"]["status"] for line in lines] == [503, 200, 503]
     assert lines[1]["pipeline"] == "digits"
     assert (lines[1]["access"]["queue_ms"], lines[1]["access"]["run_ms"]) == (2.0, 3.0)
+
+
+async def test_a_question_that_can_not_be_answered_gets_an_empty_report(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(question: bytes) -> bytes:
+        raise ValueError(question)
+
+    async with front() as parent:
+        parent.front.on_query = fail
+        model = await parent.link()
+        for number in range(9):
+            model.packets.send((QUERY, number, b"?"))
+        await until(lambda: model.kinds() == [REPLY] * 9)
+        assert {message[2] for message in model.taken} == {b""}
+    assert "a question of the model process could not be answered" in caplog.messages
