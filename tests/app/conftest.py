@@ -52,7 +52,9 @@ class Clock(asyncio.SelectorEventLoop):
 
 def plain_client(base_url: str, timeout: float = 30) -> httpx.Client:
     """Return an httpx client that knows no certificates: to load them takes 20 ms of each."""
-    return httpx.Client(base_url=base_url, timeout=timeout, verify=False)
+    # Above a limit, httpcore may close an idle connection that another thread has just taken.
+    limits = httpx.Limits(max_keepalive_connections=None)
+    return httpx.Client(base_url=base_url, timeout=timeout, verify=False, limits=limits)
 
 
 @contextlib.contextmanager

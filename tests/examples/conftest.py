@@ -45,7 +45,9 @@ def serving(pipeline: Path) -> Iterator[httpx.Client]:
             thread.join(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         address = f"http://127.0.0.1:{port}/predict/"
-        with httpx.Client(base_url=address, timeout=60, verify=False) as client:
+        # Above a limit, httpcore may close an idle connection that another thread has just taken.
+        limits = httpx.Limits(max_keepalive_connections=None)
+        with httpx.Client(base_url=address, timeout=60, verify=False, limits=limits) as client:
             yield client
     finally:
         server.should_exit = True

@@ -140,7 +140,8 @@ class Server:
         with contextlib.ExitStack() as open_ones:
             clients = [open_ones.enter_context(self.client()) for _ in range(CLIENTS)]
             for client in clients:
-                assert client.get("/health/live").status_code == 200
+                # Over the link: a connection that still has a tunnel ends with the model process.
+                assert client.post("/predict/echo", content=b"x").status_code == 200
             yield clients
 
     def pids(self) -> dict[str, int]:
