@@ -37,7 +37,7 @@ NAMES = ("log_file", *SWITCHES, "log_verbose_level", "log_format")
 
 
 async def _only_here() -> None:
-    """Do nothing: there is no other process."""
+    """Do nothing: this process serves alone."""
 
 
 class LogSettings(logging.Filter):

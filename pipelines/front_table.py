@@ -1,4 +1,4 @@
-"""What front processes need to run the front nodes of pipelines.
+"""The table of front nodes, from which front processes run them.
 
 The model process makes the table (`front_table`) and sends it to each front process, which makes
 a pipeline of the front nodes alone of each entry.

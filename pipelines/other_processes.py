@@ -1,4 +1,4 @@
-"""What other processes of the server do for its pipelines, as far as this one knows.
+"""The part of a pipeline's work that other processes of the server do, as far as this one knows.
 
 A pipeline may have nodes that also run in other processes. Their counters are added to those of its
 own nodes; what is only true of a moment, such as a queue's depth, is asked for here.
@@ -13,7 +13,7 @@ from .pipeline import Pipeline
 
 
 class NodeGauges(NamedTuple):
-    """What a node holds and does at a moment: rows that queue, bytes of results that later nodes
+    """The state of a node at a moment: rows that queue, bytes of results that later nodes
     have not finished, executors that are up and busy, for how long the busy ones have run together.
 
     `instances` describes each executor as `/status` does.

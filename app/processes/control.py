@@ -1,4 +1,4 @@
-"""What the parent process and its children tell each other on their control sockets.
+"""The messages of the control sockets, between the parent process and its children.
 
 Each message is a tuple that begins with one of `Control`; `Packets` carries it.
 """
@@ -29,7 +29,7 @@ class Control:
 
     # from the parent to the model process
     ADDRESS: Final = 3
-    """What `getsockname` of the first listener returned, for the log."""
+    """The address of the first listener, as `getsockname` returns it, for the log."""
     GRPC: Final = 4
     """Descriptors of listening sockets, to serve gRPC at until RETIRE, DRAIN or END."""
     PROCESSES: Final = 5
@@ -104,7 +104,9 @@ def role_of(option: str) -> Role:
     name, _, release = option.partition("@")
     kind, _, number = name.partition(":")
     if name != MODELS and not (kind == "front" and number.isdecimal() and int(number)):
-        raise ValueError(f"{option!r} is no process: expected {MODELS} or front:1, and a release")
+        raise ValueError(
+            f"{option!r} names no process: expected {MODELS} or front:1, a release"
+        )
     if release != penstock.__version__:
         raise ValueError(
             f"the server runs Penstock {release}, and this is {penstock.__version__}: expected the "

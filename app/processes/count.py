@@ -1,4 +1,4 @@
-"""How many processes a server has."""
+"""The number of a server's processes."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ PACKET_BYTES = 64 << 10
 """The largest packet."""
 
 SOCKET_BYTES = 1 << 20
-"""What the kernel may hold of one direction, if it lets us have so much."""
+"""The kernel may hold so much of one direction, if its own limit allows it."""
 
 MAX_DESCRIPTORS = 64
 """The most file descriptors that go with one message."""

@@ -1,4 +1,4 @@
-"""How the processes of one server divide its limits, so that all together hold what one would."""
+"""The shares of a server's limits: its processes together hold as much as one would."""
 
 from __future__ import annotations
 

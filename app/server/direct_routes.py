@@ -60,12 +60,8 @@ class DirectRoutes:
 
     def _route_of(self, head: RequestHead) -> PredictHead | InferHead | str:
         """Return what a head asks for; "" if the app has to answer it."""
-        if not (head.plain and head.length and head.method in DIRECT_METHODS):
-            return ""
-        path = head.path.decode("ascii")
-        if self._root_path:
-            path = without_root(path, self._root_path)
-        if "%" in path:
+        path = plain_path(head, self._root_path)
+        if path is None:
             return ""
         if (route := _route_of_path(path)) is not None:
             asked = PredictHead(*route, head.fields, head.query)
@@ -82,6 +78,16 @@ class DirectRoutes:
                 infer = InferHead(names, head.fields)
                 return infer if infer.encoding is None else ""
         return ""
+
+
+def plain_path(head: RequestHead, root: str) -> str | None:
+    """Return the path, below the root path, of a request that may need no app; None: it does."""
+    if not (head.plain and head.length and head.method in DIRECT_METHODS):
+        return None
+    path = head.path.decode("ascii")
+    if root:
+        path = without_root(path, root)
+    return None if "%" in path else path
 
 
 def without_root(path: str, root: str) -> str:

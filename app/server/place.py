@@ -1,4 +1,4 @@
-"""Where a server listens, in words."""
+"""The place at which a server listens, in words."""
 
 from __future__ import annotations
 

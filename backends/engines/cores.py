@@ -27,13 +27,13 @@ Cores = frozenset[int]
 
 _lock = threading.Lock()
 _claims: Counter[int] = Counter()
-"""How many threads of instances are counted on each processor."""
+"""The threads of instances on each processor, as counted."""
 _thread = threading.local()
 """`place`: that of this thread. `free`: true while it opens engines that are not to be placed."""
 
 
 class Place:
-    """Where an instance runs, until it is released.
+    """The processors of an instance, until it is released.
 
     `node`: the processors of its memory node; None if there is but one, or it stays on none.
     """

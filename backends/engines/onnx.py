@@ -77,7 +77,7 @@ class OnnxTensor(Backend):
     proof: RowProof
 
     _place: Place | None = None
-    """Where its thread stays; None on a GPU, and with OpenVINO, which places its threads itself."""
+    """The processors of its thread; None on a GPU, and with OpenVINO, which places them itself."""
 
     @property
     def inputs(self) -> tuple[OnnxTensorInfo, ...]:

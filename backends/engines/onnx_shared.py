@@ -88,7 +88,7 @@ def _mapped(key: Hashable, path: Path, params: OnnxParams, context: Context, thr
 
 
 class _Known(NamedTuple):
-    """What is known of a model's file: the files beside it with weights."""
+    """Facts about a model's file: the files beside it with weights."""
 
     files: tuple[Path, ...] = ()
     can_map: bool = False

@@ -1,4 +1,4 @@
-"""How much memory of a GPU is free, read without taking a part of it.
+"""The free memory of a GPU, read without taking a part of it.
 
 torch and the driver say it only to a process that has a context on the GPU, which itself takes some
 hundred MiB there. NVIDIA's management library (NVML), a part of the driver, needs none.

@@ -59,7 +59,7 @@ _listing = threading.Lock()  # nodes may be on several event loops
 
 
 class Placement:
-    """Where the instances of one node are, and which of its devices have failed.
+    """The devices of one node: which instances are where, and which devices have failed.
 
     An instance is its instance group and its number there. `failed` has the reason by the device,
     those that failed first before the others. `free`: the bytes that are free on a device, if that

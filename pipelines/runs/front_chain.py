@@ -1,4 +1,4 @@
-"""Which nodes of a pipeline may run in front processes: a chain from its entry."""
+"""The nodes of a pipeline that may run in front processes: a chain from its entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers that a front gives itself: those to requests while there is no model process."""
+"""The answers that a front gives by itself, while it is linked to no model process."""
 
 from __future__ import annotations
 

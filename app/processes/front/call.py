@@ -51,7 +51,7 @@ class CrossingCall:
     )
 
     body = b""
-    """What the connection holds for the request: nothing, the body is counted here."""
+    """The connection holds nothing for the request: the body is counted here."""
     failed = None
     http_1_0 = False
     streamed = False

@@ -224,7 +224,7 @@ class FrontLink:
             self._on_linked()
 
     def _reply(self, query: Body) -> Body:
-        """Return the answer to a query; an empty one if there is none, which is no report."""
+        """Return the answer to a query; an empty one if it can't be answered."""
         try:
             body = self.body(self.on_query(self._copied(query)))
         except Exception:

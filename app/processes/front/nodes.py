@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
+from typing import Any
 
 from penstock.backends.errors import Overloaded, PenstockError, QueueFull
 from penstock.backends.item import Item
@@ -239,11 +240,11 @@ class FrontNodes:
         if front is not None:
             front.under_pressure = on
 
-    async def apply(self, table: bytes) -> None:
+    def apply(self, table: bytes) -> Coroutine[Any, Any, None]:
         """Run the front nodes of this table from now on, and end those of earlier ones.
 
         Requests of a pipeline cross as they are until its front nodes are loaded, and if they can't
-        be: the log says why then.
+        be: the log says why then. The coroutine loads them; all else happens in the call.
         """
         self._newest += 1
         mine = self._newest
@@ -252,6 +253,9 @@ class FrontNodes:
         self._pressed = {entry.token for entry in entries if entry.pressure}
         # At once: what is replaced takes no new requests.
         self._name(entries)
+        return self._load_all(entries, current, mine)
+
+    async def _load_all(self, entries: list[FrontEntry], current: set[str], mine: int) -> None:
         async with self._applying:
             if mine != self._newest:  # a newer table waits
                 return

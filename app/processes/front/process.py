@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from email.utils import formatdate
 from functools import partial
 from typing import Any
@@ -153,8 +153,9 @@ class Front:
         elif kind == Control.LINK:
             if descriptors:
                 self._link(message[1], socket.socket(fileno=descriptors[0]))
-            else:
-                self.connections.count_lack()
+            else:  # it would answer 503 for ever: the parent starts another one
+                logger.error("the link to the model process was lost: no file descriptor is left")
+                self._end(0.0)
         elif kind == Control.LISTEN:
             for descriptor in descriptors:
                 self._spawn(self._listen(socket.socket(fileno=descriptor)))
@@ -262,14 +263,15 @@ class Front:
     def _take_table(self, link: FrontLink, serial: int, table: bytes, loaded: bool) -> None:
         """Run the front nodes of this table, unless it is that of an earlier model process."""
         if link is self._links.current:
-            task = self._loop.create_task(self._apply(table, serial if loaded else None))
+            applying = None if self._nodes is None else self._nodes.apply(table)
+            task = self._loop.create_task(self._apply(applying, serial if loaded else None))
             self._applying.add(task)
             task.add_done_callback(self._applying.discard)
 
-    async def _apply(self, table: bytes, serial: int | None) -> None:
+    async def _apply(self, applying: Coroutine[Any, Any, None] | None, serial: int | None) -> None:
         try:
-            if self._nodes is not None:
-                await self._nodes.apply(table)
+            if applying is not None:
+                await applying
         finally:
             if serial is not None:
                 self._control.send((Control.PREPARED, serial))

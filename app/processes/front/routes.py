@@ -12,7 +12,7 @@ from ...http.auth import check_key, client_of
 from ...http.predict import route_of
 from ...http.predict_call import PredictHead
 from ...http.restriction import restriction_of
-from ...server.direct_routes import DIRECT_METHODS, MOST_BODY_BYTES, without_root
+from ...server.direct_routes import MOST_BODY_BYTES, plain_path
 from ...server.head import RequestHead
 from ...settings import Settings
 from .call import CrossingCall
@@ -108,14 +108,8 @@ class FrontRoutes:
         return front, client
 
     def _route_of(self, head: RequestHead) -> PredictHead | str:
-        if not (head.plain and head.method in DIRECT_METHODS):
-            return ""
-        if not 0 < head.length <= MOST_CROSSING_BYTES or not self._checks.passes(head):
-            return ""
-        path = head.path.decode("ascii")
-        if self._root_path:
-            path = without_root(path, self._root_path)
-        if "%" in path:
+        path = plain_path(head, self._root_path)
+        if path is None or head.length > MOST_CROSSING_BYTES or not self._checks.passes(head):
             return ""
         if (route := route_of(path)) is not None:
             asked = PredictHead(*route, head.fields, head.query)

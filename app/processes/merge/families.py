@@ -19,7 +19,7 @@ GROWING = ("counter", "histogram", "summary", "unknown")
 """The types whose values only grow. Triton's counters have the type unknown (app/v2/models/)."""
 
 PROCESS_PREFIX = "process_"
-"""How the names of metrics begin that are of one process, and never added up."""
+"""Metrics whose names begin so are of one process, and are never added up."""
 
 
 def packed(families: Iterable[Metric]) -> list[Family]:

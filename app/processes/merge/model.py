@@ -36,7 +36,7 @@ logger = logging.getLogger("penstock.processes")
 PARENT = "parent"
 
 ANSWER_SECONDS = 1.0
-"""How long a front has for its report. One that needs longer is named, and left out."""
+"""The longest that a front may take for its report. One that takes longer is named and left out."""
 
 Processes = Sequence[tuple[str, int, int]]
 """The name, id and restarts of each process, as the parent tells it. Id 0: it does not run now."""

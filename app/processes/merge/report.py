@@ -1,4 +1,4 @@
-"""What a front process tells the model process about itself, as `marshal` writes it."""
+"""The report of a front process about itself, as `marshal` writes it for the model process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG = "log"
 
 
 class Counts(NamedTuple):
-    """What a node has counted, as `NodeStatistics` has it; histograms are counts and a sum."""
+    """The counters of a node, from `NodeStatistics`; a histogram is its counts and a sum."""
 
     outcomes: dict[str, int]
     queue: list[int]

@@ -1,4 +1,4 @@
-"""What a process uses of the machine, as Linux tells it."""
+"""The memory and processor time of a process, as Linux tells them."""
 
 from __future__ import annotations
 

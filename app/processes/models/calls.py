@@ -61,7 +61,7 @@ class Link(Protocol):
 
 
 class Crossed(Direct):
-    """What both have in common. `number`: that of the request on its link."""
+    """A request that has crossed, of either kind. `number`: that of the request on its link."""
 
     if not TYPE_CHECKING:  # as in `Direct`
         __slots__ = ()

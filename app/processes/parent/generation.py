@@ -43,7 +43,7 @@ class Generation:
         self.started: asyncio.Future[str] = loop.create_future()
         self.restarts: dict[Role, int] = {Role(number): 0 for number in range(count + 1)}
         self.problems: list[str] = []
-        """What is wrong in files, if that is why it failed."""
+        """The problems in files, if it failed for them."""
         self.fronts: list[Child] = []
         """Front 1, front 2, …: also those that have died and not been restarted yet."""
         self.may_lack: set[str] | None = None

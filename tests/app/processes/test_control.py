@@ -22,7 +22,7 @@ def test_a_role_is_named_for_people_and_for_a_command_line(role: Role, name: str
 
 @pytest.mark.parametrize("option", ["", "front", "front:", "front:0", "front:-1", "back:1"])
 def test_other_roles_are_refused(option: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"{option!r} is no process")):
+    with pytest.raises(ValueError, match=re.escape(f"{option!r} names no process")):
         role_of(option)
 
 

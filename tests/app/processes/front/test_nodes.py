@@ -449,13 +449,22 @@ async def test_fronts_learn_of_pressure(operators: Path) -> None:
             assert front.under_pressure is on
 
 
+async def test_a_front_that_is_linked_under_pressure_knows_it(operators: Path) -> None:
+    async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
+        both.repository.get("whole")._admission.pressure.turn(True)
+        late = FrontNodes(2, 2, Settings())
+        await late.apply(front_table(both.repository))
+        front = late.find(PredictHead("whole", False, []))
+        assert front is not None and front.under_pressure
+        await late.close(1)
+
+
 async def test_pressure_that_begins_while_front_nodes_load_is_kept(operators: Path) -> None:
     async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
         token = both.repository.get("whole").token
         late = FrontNodes(2, 2, Settings())
-        loading = asyncio.create_task(late.apply(front_table(both.repository)))
-        await asyncio.sleep(0)
-        late.set_pressure(token, True)
+        loading = late.apply(front_table(both.repository))
+        late.set_pressure(token, True)  # came in the same packet
         await loading
         front = late.find(PredictHead("whole", False, []))
         assert front is not None and front.under_pressure

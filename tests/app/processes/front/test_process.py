@@ -80,6 +80,12 @@ async def test_connections_above_the_limit_are_refused() -> None:
         third.writer.transport.abort()
 
 
+async def test_a_front_that_loses_its_link_ends_so_that_another_one_starts() -> None:
+    async with front() as parent:
+        parent.control.send((Control.LINK, 1))  # the kernel found no descriptor for it
+        await asyncio.wait_for(asyncio.shield(parent.running), 60)
+
+
 def test_shares_of_the_limits() -> None:
     settings = Settings(max_connections=100, max_memory=1 << 30)
     assert front_connections(settings, 3) == 34
