@@ -104,9 +104,7 @@ def role_of(option: str) -> Role:
     name, _, release = option.partition("@")
     kind, _, number = name.partition(":")
     if name != MODELS and not (kind == "front" and number.isdecimal() and int(number)):
-        raise ValueError(
-            f"{option!r} names no process: expected {MODELS} or front:1, a release"
-        )
+        raise ValueError(f"{option!r} names no process: expected {MODELS} or front:1, a release")
     if release != penstock.__version__:
         raise ValueError(
             f"the server runs Penstock {release}, and this is {penstock.__version__}: expected the "

@@ -451,9 +451,12 @@ async def test_fronts_learn_of_pressure(operators: Path) -> None:
 
 async def test_a_front_that_is_linked_under_pressure_knows_it(operators: Path) -> None:
     async with processes(written(operators, chain_of(["add"], 1, "chain"))) as both:
-        both.repository.get("whole")._admission.pressure.turn(True)
+        admission = both.repository.get("whole")._admission
+        admission.pressure.turn(True)
+        admission.door.requests = 1  # without a request there is no pressure
         late = FrontNodes(2, 2, Settings())
         await late.apply(front_table(both.repository))
+        admission.door.requests = 0
         front = late.find(PredictHead("whole", False, []))
         assert front is not None and front.under_pressure
         await late.close(1)
